@@ -1,0 +1,1 @@
+"""The words of the product: frozen values and pure functions, standard library only."""

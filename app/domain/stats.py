@@ -1,0 +1,84 @@
+"""What can be counted about the pool and about sessions."""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class EvictionCause(StrEnum):
+    """Why an idle live agent was dropped. Nobody notices: the next turn restores it."""
+
+    TTL = "ttl"
+    LRU = "lru"
+    MEMORY = "memory"
+    ADMIN = "admin"
+    DRAIN = "drain"
+
+
+class DiscardCause(StrEnum):
+    """Why a live agent that may be wrong was dropped."""
+
+    ERROR = "error"
+    CANCEL = "cancel"
+    CONFLICT = "conflict"
+    DEADLINE = "deadline"
+
+
+class LiveStatus(StrEnum):
+    IDLE = "idle"
+    BUSY = "busy"
+    ACTIVATING = "activating"
+
+
+@dataclass(frozen=True, slots=True)
+class LiveSession:
+    """One live agent as an operator sees it."""
+
+    owner: str
+    session_id: str
+    user_id: str | None
+    agent_id: str | None
+    status: LiveStatus
+    idle_s: float
+    age_s: float
+    turns: int
+    estimated_bytes: int
+    provider: str | None
+    model: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class PoolStats:
+    """Counters only; reading them costs the same however many agents live."""
+
+    active: int
+    idle: int
+    activating: int
+    zombies: int
+    waiting: int
+    max_instances: int
+    idle_ttl_s: float
+    hits: int
+    misses: int
+    restores: int
+    estimated_bytes: int
+    draining: bool
+    evictions: dict[str, int] = field(default_factory=dict)
+    discards: dict[str, int] = field(default_factory=dict)
+    rejections: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def total(self) -> int:
+        """Agents that hold a place; never more than ``max_instances``."""
+        return self.active + self.idle + self.activating + self.zombies
+
+
+@dataclass(frozen=True, slots=True)
+class SweepResult:
+    """What one sweep or cleanup did."""
+
+    examined: int
+    removed: int
+    skipped_busy: int
+    remaining: int
+    sessions_expired: int = 0
+    sessions_purged: int = 0

@@ -1,0 +1,197 @@
+"""What the inside needs from the outside, in the words of the domain."""
+
+from collections.abc import Callable
+from typing import Protocol
+
+from app.domain.catalog import AgentProfile, ModelOffer
+from app.domain.events import TurnEvent
+from app.domain.ids import SessionKey
+from app.domain.session import Path, Session, SessionChange, SessionPage, SessionQuery, Stamp
+from app.domain.stats import DiscardCause, EvictionCause
+from app.domain.turn import Answer, Turn, TurnPage
+
+NewId = Callable[[], str]
+"""Makes a fresh UUIDv7 in text: unique, and later ones sort behind earlier ones."""
+
+Emit = Callable[[TurnEvent], None]
+"""Takes an event of the running turn; never waits, never raises."""
+
+
+class Clock(Protocol):
+    def now_ms(self) -> int:
+        """Return the wall clock, milliseconds since the epoch: for what is shown and stored."""
+
+    def monotonic(self) -> float:
+        """Return seconds that never go backwards: for every interval."""
+
+
+class LiveAgent(Protocol):
+    """The in-memory agent of one session. One turn at a time; the pool's lease sees to that.
+
+    ``stamp`` says what it was built from. After a turn that did not commit the
+    agent is dropped, never repaired.
+    """
+
+    stamp: Stamp
+
+    @property
+    def estimated_bytes(self) -> int: ...
+
+    async def run(self, message: str, emit: Emit) -> Answer:
+        """Carry out one turn and return what it added to the context.
+
+        Emits text, reasoning and tool events while it runs. Text deltas joined
+        equal the model's answer. When cancelled, or after ``cancel()``, no tool call
+        begins and the connection to the model is closed.
+
+        Raises:
+            ModelUnavailable, ModelRateLimited, ModelError: the model failed.
+        """
+
+    def cancel(self) -> None:
+        """Ask the running turn to stop; harmless without one."""
+
+
+class AgentFactory(Protocol):
+    """Makes live agents. Plain calls: building takes some 30 µs and waits for nothing."""
+
+    def profiles(self) -> tuple[AgentProfile, ...]:
+        """Return what a session's ``agent_id`` may name."""
+
+    def offers(self) -> tuple[ModelOffer, ...]:
+        """Return what a session's ``provider`` and ``model`` may name."""
+
+    def check(self, session: Session) -> None:
+        """Refuse a session that could not run.
+
+        Raises:
+            AgentNotFound, UnknownModel: its profile, provider or model is not offered.
+        """
+
+    def model_of(self, session: Session) -> tuple[str, str]:
+        """Return the (provider, model) that the session's next turn would use."""
+
+    def stamp_of(self, session: Session) -> Stamp:
+        """Return the stamp that an agent for ``session`` must carry to be used as it is."""
+
+    def build(self, session: Session, path: Path) -> LiveAgent:
+        """Make the live agent for ``session`` with the context ``path``."""
+
+    def refit(self, agent: LiveAgent, session: Session) -> None:
+        """Keep the agent's context and rebuild the shell around it: prompt, model, tools."""
+
+
+class SessionStore(Protocol):
+    """Where sessions live. No opinions: it never trims, merges or summarises.
+
+    A store is made with the ``LifeSpan`` that its sessions have.
+    Every method may raise ``StoreUnavailable``; with ``outcome_unknown`` the
+    write may or may not have happened, and repeating it is safe.
+    A returned write is durable as far as the store can be.
+    """
+
+    async def open(self, boot_id: str) -> None:
+        """Open, migrate, and turn start records of dead boots into failed turns (``INTERRUPTED``).
+
+        Raises:
+            StoreLocked: another process has it.
+        """
+
+    async def close(self) -> None:
+        """Finish every accepted write, then close. May be called twice."""
+
+    async def ping(self) -> None:
+        """Return when the store answers."""
+
+    def session_count_nowait(self) -> int | None:
+        """Return how many sessions are stored and not purged, ``None`` when unknown."""
+
+    async def create_session(self, session: Session) -> None:
+        """Store a new session.
+
+        Raises:
+            SessionExists: its key is taken.
+        """
+
+    async def find_session(self, key: SessionKey) -> Session | None: ...
+
+    async def list_sessions(self, query: SessionQuery) -> SessionPage:
+        """Return one page.
+
+        Raises:
+            InvalidInput: the cursor is not one of this store's.
+        """
+
+    async def update_session(
+        self, key: SessionKey, change: SessionChange, now: int, *, expected_etag: str | None = None
+    ) -> Session:
+        """Apply ``change`` to the record in one step and return the result.
+
+        Raises:
+            SessionNotFound, PreconditionFailed
+        """
+
+    async def delete_session(self, key: SessionKey) -> bool:
+        """Remove the session and everything that belongs to it; say whether it was there."""
+
+    async def load_path(self, session: Session) -> Path:
+        """Return the model context at ``session.head``.
+
+        Raises:
+            SnapshotUnreadable: a stored turn on the path is broken.
+        """
+
+    async def start_turn(self, session: Session, turn: Turn) -> None:
+        """Note that ``turn`` runs, and count it as activity of the session.
+
+        A store may queue this and return: a lost start record loses nothing but the
+        trace of a turn that a crash interrupted.
+        """
+
+    async def commit_turn(self, session: Session, turn: Turn) -> Session:
+        """Store ``turn`` and move the head from ``turn.parent`` to it, in one step.
+
+        Repeating a commit that has happened returns the same result. Returns the
+        session as it is then.
+
+        Raises:
+            HeadMoved: the head is not ``turn.parent``, or the turn was recorded as failed.
+            SessionNotFound: this incarnation (``session.uid``) was deleted.
+        """
+
+    async def record_turn(self, session: Session, turn: Turn) -> None:
+        """Store a failed or dropped turn beside the tree; the head stays. Repeating is harmless.
+
+        Does nothing if the session is gone or the turn has been committed.
+        """
+
+    async def get_turn(self, session: Session, turn_id: str) -> Turn:
+        """Return one turn, ``on_branch`` set.
+
+        Raises:
+            TurnNotFound, SnapshotUnreadable
+        """
+
+    async def list_turns(self, session: Session, limit: int, cursor: str | None = None) -> TurnPage:
+        """Return a page of all turns, newest first, ``on_branch`` set."""
+
+    async def list_branch(self, session: Session, limit: int, before: str | None = None) -> tuple[Turn, ...]:
+        """Return the newest ``limit`` turns of the current branch, or of those before ``before``, ascending.
+
+        Raises:
+            TurnNotFound: ``before`` is not on the current branch.
+        """
+
+    async def expire_and_purge(self, now: int, since: int, limit: int) -> tuple[int, int]:
+        """Remove up to ``limit`` sessions whose retention is over, with all that belongs to them.
+
+        Returns (sessions that expired in ``since`` < t <= ``now``, sessions removed).
+        """
+
+
+class PoolObserver(Protocol):
+    """Hears what the pool did; never waits, never raises."""
+
+    def evicted(self, key: SessionKey, cause: EvictionCause) -> None: ...
+    def discarded(self, key: SessionKey, cause: DiscardCause) -> None: ...
+    def zombie_appeared(self, key: SessionKey) -> None: ...
