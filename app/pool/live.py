@@ -1,0 +1,46 @@
+"""How a live agent comes to be, and how it keeps up with its session.
+
+A live agent is a cache of the stored path. Its stamp says what it was built
+from; equal stamps mean equal content, since every turn has a fresh id.
+"""
+
+from dataclasses import dataclass
+
+from app.domain.errors import SessionNotFound
+from app.domain.ids import SessionKey
+from app.domain.session import Session
+from app.ports import AgentFactory, LiveAgent, SessionStore
+
+
+@dataclass(frozen=True, slots=True)
+class Activator:
+    """Builds live agents from the store."""
+
+    store: SessionStore
+    factory: AgentFactory
+
+    async def activate(self, key: SessionKey) -> tuple[LiveAgent, Session]:
+        """Read the session and its path, and build its agent; changes nothing when cancelled.
+
+        Raises:
+            SessionNotFound, SnapshotUnreadable, StoreUnavailable, AgentNotFound, UnknownModel
+        """
+        session = await self.store.find_session(key)
+        if session is None:
+            raise SessionNotFound(session_id=key.session_id)
+        return await self.rebuild(session), session
+
+    async def rebuild(self, session: Session) -> LiveAgent:
+        """Read the path to ``session.head`` and build the agent for it."""
+        path = await self.store.load_path(session)
+        return self.factory.build(session, path)
+
+    async def fit(self, agent: LiveAgent, session: Session) -> LiveAgent:
+        """Return an agent that matches ``session``: the same one where that is possible."""
+        wanted = self.factory.stamp_of(session)
+        if agent.stamp == wanted:
+            return agent
+        if (agent.stamp.head, agent.stamp.note) == (wanted.head, wanted.note):
+            self.factory.refit(agent, session)
+            return agent
+        return await self.rebuild(session)
