@@ -24,7 +24,7 @@ What a completion answers is a *step*, a JSON object. In order of precedence: a 
                    ``burst`` (false: all in one write)
     reasoning      ``reasoning`` in ``reasoning_content``, then as text
     think          ``<think>`` ``reasoning`` ``</think>`` in the content, then as text
-    tools          asks for ``calls`` [{"name", "arguments", "id"}], having said ``say`` and ``reasoning``; for
+    tools          asks for ``calls`` [{"name", "arguments", "id"}], having said ``say``, ``reasoning``; for
                    ``rounds`` (1), then echoes; only when tools are offered, unless ``force``
     never_headers  reads and stays silent; ``drop``: closes without answering
     stall_first    headers, then silence; ``comments`` (false): a comment every 50 ms

@@ -1,0 +1,1 @@
+"""Live agents: AutoGen's ``AssistantAgent`` behind the words of the domain."""
