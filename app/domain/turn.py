@@ -103,11 +103,15 @@ ContextMessage = UserText | AssistantText | ToolCalls | ToolResults
 
 @dataclass(frozen=True, slots=True)
 class TurnError:
-    """Why a turn failed, as it is stored and shown."""
+    """Why a turn failed, as it is stored and shown.
+
+    ``outcome_unknown``: a commit was under way and may have happened; only ever shown live.
+    """
 
     code: str
     detail: str
     retry_after_s: float | None = None
+    outcome_unknown: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

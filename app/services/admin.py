@@ -1,28 +1,53 @@
-"""What an operator does."""
+"""What an operator does: look at the pool, clean it up, ask how it is."""
 
-from dataclasses import dataclass
+import asyncio
+import base64
+import binascii
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
+from app.domain.errors import AgentNotFound, AgentPoolError, InvalidInput, SessionBusy
 from app.domain.ids import SessionKey
-from app.domain.stats import LiveSession, PoolStats, SweepResult
+from app.domain.stats import LiveSession, LiveStatus, PoolStats, SweepResult
+from app.domain.turn import CancelReason
+from app.pool.manager import AgentManager
+from app.ports import Clock, SessionStore
+from app.services.turns import Turns
+
+PURGE_BATCH = 500
+PING_TIMEOUT_S = 1.0
+LAG_DEGRADED_S = 0.25
+LAG_UNHEALTHY_S = 2.0
+
+_log = logging.getLogger(__name__)
 
 
 class CleanupMode(StrEnum):
-    EXPIRED = "expired"
-    IDLE = "idle"
-    OLDEST = "oldest"
+    EXPIRED = "expired"  # idle for longer than the TTL
+    IDLE = "idle"  # idle for longer than asked for
+    OLDEST = "oldest"  # least recently used
 
 
 class LiveOrder(StrEnum):
-    IDLE = "idle"
-    BUSY = "busy"
-    RECENT = "recent"
+    IDLE = "idle"  # longest idle first
+    BUSY = "busy"  # busy ones first
+    RECENT = "recent"  # most recently used first
 
 
 class HealthStatus(StrEnum):
     HEALTHY = "healthy"
     DEGRADED = "degraded"
     UNHEALTHY = "unhealthy"
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessMemory:
+    """``limit_bytes`` is the smaller of the machine's memory and the process's own limit."""
+
+    rss_bytes: int
+    limit_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +60,8 @@ class AdminStats:
 
 @dataclass(frozen=True, slots=True)
 class Health:
+    """``status`` is the worst of ``checks``."""
+
     status: HealthStatus
     checks: dict[str, HealthStatus]
 
@@ -47,19 +74,182 @@ class Cleanup:
 
 
 class AdminService:
-    def stats(self) -> AdminStats: ...
+    """The pool's and the store's upkeep. ``sweep`` is what the runtime's timer calls."""
+
+    def __init__(
+        self,
+        store: SessionStore,
+        pool: AgentManager,
+        turns: Turns,
+        clock: Clock,
+        memory: Callable[[], ProcessMemory],
+        is_model_healthy: Callable[[], bool] = lambda: True,
+    ) -> None:
+        self._store = store
+        self._pool = pool
+        self._turns = turns
+        self._clock = clock
+        self._memory = memory
+        self._is_model_healthy = is_model_healthy
+        self._started = clock.monotonic()
+        self._swept_until_ms = clock.now_ms()
+        self.loop_lag_s = 0.0  # kept by the runtime's timer
+
+    def stats(self) -> AdminStats:
+        """Return the counters, in O(1)."""
+        memory = self._memory()
+        uptime = self._clock.monotonic() - self._started
+        return AdminStats(self._pool.stats(), memory.rss_bytes, memory.limit_bytes, uptime)
+
+    def session_count(self) -> int | None:
+        return self._store.session_count_nowait()
+
+    def live_count(self) -> int:
+        return self._pool.live_count()
+
     def live_sessions(
         self, *, limit: int = 50, cursor: str | None = None, by: LiveOrder = LiveOrder.RECENT
     ) -> tuple[tuple[LiveSession, ...], int, str | None]:
-        """(page, total, next_cursor)"""
-        ...
+        """Return a page of the live agents, how many there are, and the next page's cursor.
+
+        Raises:
+            InvalidInput: the cursor is malformed.
+        """
+        start = _parse_cursor(cursor)
+        ordered = sorted(self._pool.live_sessions(), key=_ORDERS[by])
+        page = tuple(ordered[start : start + limit])
+        rest = len(ordered) > start + limit
+        return page, len(ordered), _to_cursor(start + limit) if rest else None
+
     async def evict(self, key: SessionKey, *, force: bool = False) -> None:
-        """AgentNotFound when not live; SessionBusy when busy and not force."""
+        """Drop a session's live agent; the session stays. ``force`` cancels its running turn.
+
+        Raises:
+            AgentNotFound: it has none.
+            SessionBusy: it is in use, and not ``force``.
+        """
+        if self._pool.evict(key):
+            return
+        if not self._pool.is_live(key):
+            raise AgentNotFound("This session has no live agent.", session_id=key.session_id)
+        running = next((f for f in self._turns.of_session(key) if f.turn is not None), None)
+        if not force:
+            turn_id = running.turn_id if running else None
+            raise SessionBusy(session_id=key.session_id, turn_id=turn_id)
+        if running is not None:
+            running.cancel(CancelReason.ADMIN, keep_partial=False)
+            await running.log.wait_closed()
+
     async def cleanup(
-        self, mode: CleanupMode = CleanupMode.EXPIRED, *, idle_s: float | None = None, count: int | None = None, dry_run: bool = False
-    ) -> Cleanup: ...
-    async def health(self) -> Health: ...
+        self,
+        mode: CleanupMode = CleanupMode.EXPIRED,
+        *,
+        idle_s: float | None = None,
+        count: int | None = None,
+        dry_run: bool = False,
+    ) -> Cleanup:
+        """Evict live agents as ``mode`` says, and expire and purge sessions that are due.
+
+        A busy agent is never removed. ``dry_run`` changes nothing and counts only agents.
+
+        Raises:
+            InvalidInput: ``mode`` lacks its number.
+        """
+        started = self._clock.monotonic()
+        result = self._clean(mode, idle_s, count, dry_run)
+        if not dry_run:
+            expired, purged = await self._purge()
+            result = replace(result, sessions_expired=expired, sessions_purged=purged)
+        return Cleanup(mode, result, round((self._clock.monotonic() - started) * 1000))
+
+    async def sweep(self) -> None:
+        """Evict, expire and purge what is due; a store that does not answer is tried again next time."""
+        self._pool.sweep()
+        self._turns.sweep()
+        try:
+            await self._purge()
+        except AgentPoolError as error:
+            _log.warning("sweep: sessions could not be purged now: %s", error)
+
+    async def health(self) -> Health:
+        """Return how each part is; waits at most ``PING_TIMEOUT_S`` for the store."""
+        checks = {
+            "pool": self._pool_health(),
+            "store": await self._store_health(),
+            "model": HealthStatus.HEALTHY if self._is_model_healthy() else HealthStatus.DEGRADED,
+            "event_loop": _lag_health(self.loop_lag_s),
+        }
+        worst = max(checks.values(), key=list(HealthStatus).index)
+        return Health(worst, checks)
+
     async def ready(self) -> str | None:
-        """None when ready, else an error code: DRAINING or STORE_UNAVAILABLE."""
-    def session_count(self) -> int | None: ...
-    def live_count(self) -> int: ...
+        """Return ``None`` if new turns are welcome, else the error code that they would get."""
+        if self._pool.stats().draining:
+            return "DRAINING"
+        return None if await self._store_health() is HealthStatus.HEALTHY else "STORE_UNAVAILABLE"
+
+    def _clean(
+        self, mode: CleanupMode, idle_s: float | None, count: int | None, dry_run: bool
+    ) -> SweepResult:
+        if mode is CleanupMode.IDLE:
+            if idle_s is None:
+                raise InvalidInput("idle_s", "is required with mode idle")
+            return self._pool.cleanup_idle(idle_s, dry_run=dry_run)
+        if mode is CleanupMode.OLDEST:
+            if count is None:
+                raise InvalidInput("count", "is required with mode oldest")
+            return self._pool.cleanup_oldest(count, dry_run=dry_run)
+        return self._pool.cleanup_expired(dry_run=dry_run)
+
+    async def _purge(self) -> tuple[int, int]:
+        now, since = self._clock.now_ms(), self._swept_until_ms
+        self._swept_until_ms = now
+        expired, purged = await self._store.expire_and_purge(now, since, PURGE_BATCH)
+        total = purged
+        while purged == PURGE_BATCH:
+            _, purged = await self._store.expire_and_purge(now, now, PURGE_BATCH)
+            total += purged
+        return expired, total
+
+    def _pool_health(self) -> HealthStatus:
+        stats = self._pool.stats()
+        if stats.zombies > self._pool.limits.zombies_tolerated:
+            return HealthStatus.UNHEALTHY
+        return HealthStatus.DEGRADED if stats.draining or stats.zombies else HealthStatus.HEALTHY
+
+    async def _store_health(self) -> HealthStatus:
+        try:
+            async with asyncio.timeout(PING_TIMEOUT_S):
+                await self._store.ping()
+        except (AgentPoolError, TimeoutError):
+            return HealthStatus.UNHEALTHY
+        return HealthStatus.HEALTHY
+
+
+_ORDERS: dict[LiveOrder, Callable[[LiveSession], tuple[float, str]]] = {
+    LiveOrder.IDLE: lambda live: (-live.idle_s, live.session_id),
+    LiveOrder.BUSY: lambda live: (live.status is not LiveStatus.BUSY, live.session_id),
+    LiveOrder.RECENT: lambda live: (live.idle_s, live.session_id),
+}
+
+
+def _lag_health(lag_s: float) -> HealthStatus:
+    if lag_s >= LAG_UNHEALTHY_S:
+        return HealthStatus.UNHEALTHY
+    return HealthStatus.DEGRADED if lag_s >= LAG_DEGRADED_S else HealthStatus.HEALTHY
+
+
+def _to_cursor(start: int) -> str:
+    return base64.urlsafe_b64encode(str(start).encode()).decode().rstrip("=")
+
+
+def _parse_cursor(cursor: str | None) -> int:
+    if cursor is None:
+        return 0
+    try:
+        text = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)).decode("ascii")
+    except (binascii.Error, ValueError):
+        text = ""
+    if not text.isdigit() or len(text) > 9:
+        raise InvalidInput("cursor", "is not a cursor of this list")
+    return int(text)

@@ -1,22 +1,44 @@
-"""Chat: the whole turn."""
+"""Chat: accept a turn, watch it, cancel it. What happens in between is the conductor's."""
 
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
 
 from app.domain.catalog import AgentProfile, ModelOffer
-from app.domain.events import TerminalEvent, TurnEvent
-from app.domain.ids import SessionKey
-from app.domain.turn import Activation, JsonObject, Turn, Usage
-from app.services.turns import TurnLog
+from app.domain.errors import (
+    AgentPoolError,
+    NoActiveTurn,
+    SessionExists,
+    SessionNotFound,
+    TurnCancelled,
+)
+from app.domain.events import TurnEvent, TurnFailed, TurnFinished
+from app.domain.ids import SessionKey, parse_session_id
+from app.domain.replay import Numbered, replay
+from app.domain.session import TITLE_FROM_MESSAGE_CHARS, Session, SessionChange
+from app.domain.turn import Activation, CancelReason, JsonObject, Turn, TurnError, Usage
+from app.ports import AgentFactory, NewId, SessionStore
+from app.services.admission import Admission, NewSession
+from app.services.conductor import Conductor, Departure
+from app.services.turns import Flight, FlightState, TurnLog, Turns
 
 
 class OnBusy(StrEnum):
+    """What a turn does when another one of its session runs."""
+
     QUEUE = "queue"
     REJECT = "reject"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChatRequest:
+    """One message and what goes with it.
+
+    ``agent_id``, ``provider``, ``model`` and ``params`` stick to the session when given;
+    ``window_id``, ``app_name`` and ``metadata`` count only if this message creates it.
+    """
+
     message: str
     session_id: str | None = None
     owner: str = ""
@@ -33,6 +55,8 @@ class ChatRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChatReply:
+    """A finished turn. Durations are milliseconds, ``created_at`` milliseconds since the epoch."""
+
     session_id: str
     turn_id: str
     head: str
@@ -50,28 +74,244 @@ class ChatReply:
     created_at: int
 
 
-class Flight:
-    turn_id: str
-    key: SessionKey
-    log: TurnLog
-
-    async def wait_started(self) -> None: ...
-    async def wait_ended(self) -> TerminalEvent: ...
-
-
 @dataclass(frozen=True, slots=True)
 class ActiveTurns:
+    """The running turn, ``None`` when turns only wait, and the ids of those that wait, in order."""
+
     turn: Turn | None
     waiting: tuple[str, ...]
 
 
+class TurnFailure(AgentPoolError):
+    """A turn that started and failed, as an error with the code it failed with."""
+
+    def __init__(self, error: TurnError, flight: Flight) -> None:
+        super().__init__(
+            error.detail,
+            session_id=flight.key.session_id,
+            turn_id=flight.turn_id,
+            retry_after_s=error.retry_after_s,
+        )
+        self.code = error.code  # type: ignore[misc]  # of this instance: that of its cause
+        self._outcome_unknown = error.outcome_unknown
+
+    @property
+    def extra(self) -> dict[str, Any]:
+        return {"outcome": "unknown"} if self._outcome_unknown else {}
+
+
 class ChatService:
-    async def begin(self, request: ChatRequest) -> Flight: ...
-    def leave(self, flight: Flight) -> None: ...
-    async def chat(self, session_id: str, message: str) -> ChatReply: ...
-    def reply_of(self, flight: Flight) -> ChatReply: ...
-    async def watch(self, key: SessionKey, turn_id: str, user_id: str | None = None) -> TurnLog | list[tuple[int, TurnEvent]]: ...
-    async def cancel(self, key: SessionKey, *, turn_id: str | None = None, keep_partial: bool = True, all_turns: bool = False, user_id: str | None = None) -> str: ...
-    async def active(self, key: SessionKey, user_id: str | None = None) -> ActiveTurns: ...
-    def agents(self) -> tuple[AgentProfile, ...]: ...
-    def models(self) -> tuple[ModelOffer, ...]: ...
+    """Holds conversations: ``chat`` and ``stream`` for a program, the rest for faces."""
+
+    def __init__(
+        self,
+        store: SessionStore,
+        factory: AgentFactory,
+        admission: Admission,
+        turns: Turns,
+        conductor: Conductor,
+        new_id: NewId,
+        *,
+        auto_create: bool = True,
+    ) -> None:
+        self._store = store
+        self._factory = factory
+        self._admission = admission
+        self._turns = turns
+        self._conductor = conductor
+        self._new_id = new_id
+        self._auto_create = auto_create
+
+    async def chat(self, session_id: str | None, message: str, **choices: Any) -> ChatReply:
+        """Carry out one turn and return its answer; ``choices`` are those of ``ChatRequest``.
+
+        Cancelling the call does not cancel the turn, unless it still waits for its session.
+
+        Raises:
+            AgentPoolError: refused or failed; ``code`` says how, and the session is as before.
+        """
+        flight = await self.begin(ChatRequest(session_id=session_id, message=message, **choices))
+        try:
+            await flight.wait_ended()
+        finally:
+            self.leave(flight)
+        return self.reply_of(flight)
+
+    async def stream(self, session_id: str | None, message: str, **choices: Any) -> AsyncIterator[TurnEvent]:
+        """Carry out one turn and yield its events, the terminal one last.
+
+        Closing the iterator does not cancel the turn, unless it still waits for its session.
+
+        Raises:
+            AgentPoolError: the turn was refused before it started.
+        """
+        flight = await self.begin(ChatRequest(session_id=session_id, message=message, **choices))
+        position = 0
+        try:
+            await flight.wait_started()
+            while position < len(flight.log.events) or not flight.log.is_closed:
+                await flight.log.wait_beyond(position)
+                for event in flight.log.events[position:]:
+                    position += 1
+                    yield event
+        finally:
+            self.leave(flight)
+
+    async def begin(self, request: ChatRequest) -> Flight:
+        """Accept a turn, creating its session if need be, and return it as it sets out.
+
+        Raises:
+            InvalidInput, SessionNotFound, SessionArchived, SessionExpired, AgentNotFound,
+            UnknownModel, Draining, StoreUnavailable: refused, and no turn was accepted.
+        """
+        session = await self._find_or_create(request)
+        self._admission.require_open(session)
+        self._admission.check(
+            session, agent_id=request.agent_id, provider=request.provider, model=request.model
+        )
+        flight = self._turns.accept(self._new_id(), session)
+        departure = Departure(
+            message=request.message,
+            choices=_sticky(request, session),
+            user=session.user_id,
+            may_wait=request.on_busy is OnBusy.QUEUE,
+        )
+        self._conductor.depart(flight, departure)
+        return flight
+
+    def leave(self, flight: Flight) -> None:
+        """Note that the client that began the turn has gone: one that only waits is dropped."""
+        if flight.state is FlightState.ACCEPTED:
+            flight.cancel(CancelReason.DISCONNECT, keep_partial=False)
+
+    def reply_of(self, flight: Flight) -> ChatReply:
+        """Return the answer of a turn that has ended.
+
+        Raises:
+            AgentPoolError: it did not finish; ``code`` says how.
+        """
+        turn, terminal = flight.turn, flight.log.terminal
+        if isinstance(terminal, TurnFailed):
+            raise TurnFailure(terminal.error, flight)
+        if turn is None or not isinstance(terminal, TurnFinished):
+            raise TurnCancelled(session_id=flight.key.session_id, turn_id=flight.turn_id)
+        return ChatReply(
+            session_id=flight.key.session_id,
+            turn_id=turn.turn_id,
+            head=terminal.head,
+            reply=terminal.reply,
+            finish_reason=terminal.finish_reason,
+            provider=turn.provider,
+            model=turn.model,
+            agent_id=turn.agent_id,
+            usage=terminal.usage,
+            message_count=terminal.message_count,
+            turn_count=terminal.turn_count,
+            activation=turn.activation,
+            queued_ms=terminal.queued_ms,
+            duration_ms=terminal.duration_ms,
+            created_at=turn.started_at,
+        )
+
+    async def watch(
+        self, key: SessionKey, turn_id: str, user_id: str | None = None
+    ) -> TurnLog | list[Numbered]:
+        """Return the turn's log, live or lately ended, else its events from the store.
+
+        Raises:
+            SessionNotFound, TurnNotFound; and what the turn was refused with while it waited.
+        """
+        session = await self._admission.get(key, user_id)
+        flight = self._turns.find(session, turn_id)
+        if flight is not None:
+            await flight.wait_started()
+            return flight.log
+        log = self._turns.find_log(session, turn_id)
+        if log is not None:
+            return log
+        turn = await self._store.get_turn(session, turn_id)
+        return replay(turn, key.session_id)
+
+    async def active(self, key: SessionKey, user_id: str | None = None) -> ActiveTurns:
+        """Return the turns in flight.
+
+        Raises:
+            SessionNotFound, NoActiveTurn
+        """
+        session = await self._admission.get(key, user_id)
+        flights = self._turns.of_session(session.key)
+        if not flights:
+            raise NoActiveTurn(session_id=key.session_id)
+        running = flights[0].turn if flights[0].state is not FlightState.ACCEPTED else None
+        waiting = tuple(flight.turn_id for flight in flights if flight.state is FlightState.ACCEPTED)
+        return ActiveTurns(running, waiting)
+
+    async def cancel(
+        self,
+        key: SessionKey,
+        *,
+        turn_id: str | None = None,
+        keep_partial: bool = True,
+        all_turns: bool = False,
+        user_id: str | None = None,
+    ) -> str:
+        """Cancel the running turn, a named one, or all; return the id of the (first) one concerned.
+
+        Raises:
+            SessionNotFound, NoActiveTurn
+            TurnNotFound: ``turn_id`` names no turn of this session.
+        """
+        session = await self._admission.get(key, user_id)
+        flights = self._turns.of_session(session.key)
+        if turn_id is not None and not all_turns:
+            flights = [flight for flight in flights if flight.turn_id == turn_id]
+            if not flights:
+                await self._store.get_turn(session, turn_id)  # TurnNotFound if it never was
+        if not flights:
+            raise NoActiveTurn(session_id=key.session_id)
+        for flight in flights if all_turns else flights[:1]:
+            flight.cancel(CancelReason.USER, keep_partial=keep_partial)
+        return flights[0].turn_id
+
+    def agents(self) -> tuple[AgentProfile, ...]:
+        """Return the profiles that ``agent_id`` may name."""
+        return self._factory.profiles()
+
+    def models(self) -> tuple[ModelOffer, ...]:
+        """Return what ``provider`` and ``model`` may name."""
+        return self._factory.offers()
+
+    async def _find_or_create(self, request: ChatRequest) -> Session:
+        if request.session_id is not None:
+            key = SessionKey(request.owner, parse_session_id(request.session_id))
+            session = await self._admission.find(key, request.user_id)
+            if session is not None:
+                return session
+            if not self._auto_create:
+                raise SessionNotFound(session_id=request.session_id)
+        new = NewSession(
+            owner=request.owner,
+            session_id=request.session_id,
+            user_id=request.user_id,
+            window_id=request.window_id,
+            agent_id=request.agent_id,
+            app_name=request.app_name,
+            title=request.message[:TITLE_FROM_MESSAGE_CHARS],
+            metadata=request.metadata,
+            provider=request.provider,
+            model=request.model,
+            params=request.params or {},
+        )
+        try:
+            return await self._admission.create(new)
+        except SessionExists:  # somebody else's first message came in between
+            assert request.session_id is not None
+            return await self._admission.get(SessionKey(request.owner, request.session_id), request.user_id)
+
+
+def _sticky(request: ChatRequest, session: Session) -> SessionChange | None:
+    """Return the choices in ``request`` that the session has not yet, ``None`` if there are none."""
+    names = ("agent_id", "provider", "model", "params")
+    given = {name: getattr(request, name) for name in names}
+    changed = {name: v for name, v in given.items() if v is not None and v != getattr(session, name)}
+    return SessionChange(**changed) if changed else None

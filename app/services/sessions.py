@@ -1,31 +1,25 @@
-"""Sessions."""
+"""Sessions: make, find, list, change and delete them, and read what was said."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
+from app.domain.errors import AgentNotFound, UnknownModel
 from app.domain.ids import SessionKey
-from app.domain.session import Session, SessionChange, SessionStatus
-from app.domain.turn import JsonObject, Turn, TurnPage
+from app.domain.session import Session, SessionChange, SessionQuery, SessionStatus, Unset
+from app.domain.turn import MESSAGES_PER_TURN, CancelReason, Turn, TurnPage
+from app.pool.manager import AgentManager
+from app.ports import AgentFactory, SessionStore
+from app.services.admission import Admission, NewSession
+from app.services.turns import Turns
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NewSession:
-    owner: str = ""
-    session_id: str | None = None
-    user_id: str | None = None
-    window_id: str | None = None
-    agent_id: str | None = None
-    app_name: str | None = None
-    title: str | None = None
-    metadata: JsonObject = field(default_factory=dict)
-    provider: str | None = None
-    model: str | None = None
-    params: JsonObject = field(default_factory=dict)
-    ttl_s: int | None = None
+__all__ = ["History", "NewSession", "SessionManager", "SessionView", "SessionViews"]
 
 
 @dataclass(frozen=True, slots=True)
 class SessionView:
-    """A session as it is now: its record, and what follows from clock, catalogue and pool."""
+    """A session as it is now: its record, and what follows from clock, catalogue and pool.
+
+    ``provider`` and ``model`` are those that its next turn would use.
+    """
 
     session: Session
     status: SessionStatus
@@ -36,6 +30,8 @@ class SessionView:
 
 @dataclass(frozen=True, slots=True)
 class SessionViews:
+    """A page; ``total`` is ``None`` when counting would cost too much."""
+
     views: tuple[SessionView, ...]
     total: int | None
     next_cursor: str | None
@@ -50,8 +46,38 @@ class History:
 
 
 class SessionManager:
-    async def create(self, new: NewSession) -> SessionView: ...
-    async def get(self, key: SessionKey, user_id: str | None = None) -> SessionView: ...
+    """The sessions' records. A ``user_id`` that is not the session's is as good as no session."""
+
+    def __init__(
+        self,
+        store: SessionStore,
+        factory: AgentFactory,
+        pool: AgentManager,
+        turns: Turns,
+        admission: Admission,
+    ) -> None:
+        self._store = store
+        self._factory = factory
+        self._pool = pool
+        self._turns = turns
+        self._admission = admission
+
+    async def create(self, new: NewSession) -> SessionView:
+        """Make a session.
+
+        Raises:
+            SessionExists, AgentNotFound, UnknownModel
+        """
+        return self._view(await self._admission.create(new))
+
+    async def get(self, key: SessionKey, user_id: str | None = None) -> SessionView:
+        """Return a session, an expired one too.
+
+        Raises:
+            SessionNotFound
+        """
+        return self._view(await self._admission.get(key, user_id))
+
     async def list(
         self,
         owner: str | None = "",
@@ -63,15 +89,108 @@ class SessionManager:
         window_id: str | None = None,
         status: SessionStatus | None = None,
         text: str | None = None,
-    ) -> SessionViews: ...
+    ) -> SessionViews:
+        """Return a page of sessions, newest activity first; ``owner`` ``None`` means all owners.
+
+        Raises:
+            InvalidInput: ``cursor`` did not come from a page of this list.
+        """
+        query = SessionQuery(
+            owner=owner,
+            now=self._admission.clock.now_ms(),
+            limit=limit,
+            cursor=cursor,
+            user_id=user_id,
+            agent_id=agent_id,
+            window_id=window_id,
+            status=status,
+            text=text,
+        )
+        page = await self._store.list_sessions(query)
+        return SessionViews(tuple(map(self._view, page.sessions)), page.total, page.next_cursor)
+
     async def update(
-        self, key: SessionKey, change: SessionChange, *, if_match: str | None = None, user_id: str | None = None
-    ) -> SessionView: ...
-    async def delete(self, key: SessionKey, user_id: str | None = None) -> None: ...
+        self,
+        key: SessionKey,
+        change: SessionChange,
+        *,
+        if_match: str | None = None,
+        user_id: str | None = None,
+    ) -> SessionView:
+        """Change the record; a running turn goes on as it began, the next one counts it.
+
+        ``if_match`` is the whole ETag that the record must have.
+
+        Raises:
+            SessionNotFound, PreconditionFailed, AgentNotFound, UnknownModel
+        """
+        session = await self._admission.get(key, user_id)
+        if not all(isinstance(v, Unset) for v in (change.agent_id, change.provider, change.model)):
+            now = self._admission.clock.now_ms()
+            self._factory.check(change.apply(session, now, self._admission.life))
+        now = self._admission.clock.now_ms()
+        return self._view(await self._store.update_session(key, change, now, expected_etag=if_match))
+
+    async def delete(self, key: SessionKey, user_id: str | None = None) -> None:
+        """Delete a session and all that belongs to it; its running turn is cancelled.
+
+        Turns that wait are refused with ``SessionNotFound``; none of them makes it anew.
+
+        Raises:
+            SessionNotFound
+        """
+        await self._admission.get(key, user_id)
+        for flight in self._turns.of_session(key):
+            if flight.turn is not None:
+                flight.cancel(CancelReason.DELETED, keep_partial=False)
+        async with self._pool.hold(key, front=True):
+            await self._store.delete_session(key)
+
     async def history(
         self, key: SessionKey, *, limit: int = 50, before: str | None = None, user_id: str | None = None
-    ) -> History: ...
+    ) -> History:
+        """Return the newest page of the current branch, of at most ``limit`` messages but whole turns.
+
+        Raises:
+            SessionNotFound
+            TurnNotFound: ``before`` is not on the current branch.
+        """
+        session = await self._admission.get(key, user_id)
+        turns = await self._store.list_branch(session, max(1, limit // MESSAGES_PER_TURN), before)
+        has_more = bool(turns) and turns[0].parent is not None
+        return History(turns, turns[0].turn_id if has_more else None)
+
     async def turns(
         self, key: SessionKey, *, limit: int = 50, cursor: str | None = None, user_id: str | None = None
-    ) -> TurnPage: ...
-    async def turn(self, key: SessionKey, turn_id: str, user_id: str | None = None) -> Turn: ...
+    ) -> TurnPage:
+        """Return a page of all turns, newest first; failed, cancelled and running ones too.
+
+        Raises:
+            SessionNotFound
+            InvalidInput: ``cursor`` did not come from a page of this list.
+        """
+        session = await self._admission.get(key, user_id)
+        return await self._store.list_turns(session, limit, cursor)
+
+    async def turn(self, key: SessionKey, turn_id: str, user_id: str | None = None) -> Turn:
+        """Return one turn.
+
+        Raises:
+            SessionNotFound, TurnNotFound
+        """
+        session = await self._admission.get(key, user_id)
+        return await self._store.get_turn(session, turn_id)
+
+    def _view(self, session: Session) -> SessionView:
+        try:
+            provider, model = self._factory.model_of(session)
+        except (AgentNotFound, UnknownModel):  # no longer offered: shown as it was chosen
+            provider, model = session.provider or "", session.model or ""
+        now = self._admission.clock.now_ms()
+        return SessionView(
+            session=session,
+            status=session.status_at(now, self._admission.life),
+            provider=provider,
+            model=model,
+            live=self._pool.is_live(session.key),
+        )
