@@ -1,0 +1,192 @@
+"""One session's live agent: AutoGen's ``AssistantAgent`` around a context of ours.
+
+The shell (prompt, model, tools) costs some 20 µs and holds nothing; the context is what
+lives. After a failed or cancelled turn the context is in an unknown state: AutoGen
+never cleans up. The pool drops such an agent.
+"""
+
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from typing import Any, Final, Literal
+
+from autogen_agentchat.agents import AssistantAgent
+from autogen_core import CancellationToken
+from autogen_core.models import ChatCompletionClient, CreateResult, LLMMessage, ModelInfo, RequestUsage
+from autogen_core.tools import Tool, ToolSchema
+from pydantic import BaseModel
+
+from app.agents.context import SessionContext
+from app.agents.tools import CachedWorkbench, PruningToken
+from app.agents.translate import AGENT_NAME, TurnReader, size_of, to_llm
+from app.domain.errors import ModelError
+from app.domain.session import Path, Stamp
+from app.domain.turn import Answer, Usage
+from app.ports import Emit
+
+MAX_TOOL_ITERATIONS: Final = 8
+
+_SHELL_BYTES: Final = 8 * 1024
+_LIVE_PER_STORED: Final = 2  # a message as a Python object, against its stored form
+
+
+class AutogenAgent:
+    """Implements ``app.ports.LiveAgent``."""
+
+    __slots__ = ("_client", "_context", "_shell", "_stored_bytes", "_token", "stamp")
+
+    def __init__(
+        self,
+        stamp: Stamp,
+        path: Path,
+        client: ChatCompletionClient,
+        workbench: CachedWorkbench,
+        system_prompt: str,
+    ) -> None:
+        self._context = SessionContext(to_llm(path.messages))
+        self._stored_bytes = path.stored_bytes
+        self._token: PruningToken | None = None
+        self.refit(stamp, client, workbench, system_prompt)
+
+    def refit(
+        self, stamp: Stamp, client: ChatCompletionClient, workbench: CachedWorkbench, system_prompt: str
+    ) -> None:
+        """Keep the context and build a new shell around it."""
+        self.stamp = stamp
+        self._client = _Listening(client)
+        self._shell = AssistantAgent(
+            AGENT_NAME,
+            self._client,
+            workbench=workbench,
+            model_context=self._context,
+            system_message=system_prompt or None,
+            model_client_stream=True,
+            # A model that never stops asking for tools is asked for words in the end.
+            reflect_on_tool_use=True,
+            max_tool_iterations=MAX_TOOL_ITERATIONS,
+        )
+
+    @property
+    def estimated_bytes(self) -> int:
+        return _SHELL_BYTES + _LIVE_PER_STORED * self._stored_bytes
+
+    async def run(self, message: str, emit: Emit) -> Answer:
+        """Carry out one turn; see ``LiveAgent.run``.
+
+        Cancelling the task, or the token through ``cancel()``, raises ``CancelledError``.
+        """
+        assert self._token is None, "one turn at a time"
+        token = self._token = PruningToken()
+        mark = self._context.mark()
+        reader = TurnReader(message, emit)
+        self._client.begin_turn()
+        stream = self._shell.run_stream(task=message, cancellation_token=token, output_task_messages=False)
+        try:
+            async for event in stream:
+                reader.take(event)
+            messages = reader.messages()
+        except BaseException as error:
+            # AutoGen's inner generators and tools outlive an exception. The token ends
+            # them now: it closes the connection to the model and stops running tools.
+            token.cancel()
+            if isinstance(error, RuntimeError) and "Reflect on tool use" in str(error):
+                raise ModelError("The model went on asking for tools instead of answering.") from error
+            raise
+        finally:
+            self._token = None
+            await stream.aclose()
+        self._context.replace_from(mark, to_llm(messages))
+        self._stored_bytes += size_of(messages)
+        return Answer(messages, self._client.usage, self._client.finish_reason)
+
+    def cancel(self) -> None:
+        """Ask the running turn to stop; harmless without one."""
+        if self._token is not None:
+            self._token.cancel()
+
+
+class _Listening(ChatCompletionClient):
+    """Passes everything on and keeps what ``AssistantAgent`` drops: finish reason and usage of the turn."""
+
+    def __init__(self, client: ChatCompletionClient) -> None:
+        self._client = client
+        self.begin_turn()
+
+    def begin_turn(self) -> None:
+        self.usage = Usage()
+        self.finish_reason = "stop"
+
+    async def create_stream(
+        self,
+        messages: Sequence[LLMMessage],
+        *,
+        tools: Sequence[Tool | ToolSchema] = (),
+        tool_choice: Tool | Literal["auto", "required", "none"] = "auto",
+        json_output: bool | type[BaseModel] | None = None,
+        extra_create_args: Mapping[str, Any] | None = None,
+        cancellation_token: CancellationToken | None = None,
+    ) -> AsyncGenerator[str | CreateResult, None]:
+        stream = self._client.create_stream(
+            messages,
+            tools=tools,
+            tool_choice=tool_choice,
+            json_output=json_output,
+            extra_create_args=extra_create_args or {},
+            cancellation_token=cancellation_token,
+        )
+        async for piece in stream:
+            if not isinstance(piece, str):
+                self._note(piece)
+            yield piece
+
+    async def create(
+        self,
+        messages: Sequence[LLMMessage],
+        *,
+        tools: Sequence[Tool | ToolSchema] = (),
+        tool_choice: Tool | Literal["auto", "required", "none"] = "auto",
+        json_output: bool | type[BaseModel] | None = None,
+        extra_create_args: Mapping[str, Any] | None = None,
+        cancellation_token: CancellationToken | None = None,
+    ) -> CreateResult:
+        result = await self._client.create(
+            messages,
+            tools=tools,
+            tool_choice=tool_choice,
+            json_output=json_output,
+            extra_create_args=extra_create_args or {},
+            cancellation_token=cancellation_token,
+        )
+        self._note(result)
+        return result
+
+    def _note(self, result: CreateResult) -> None:
+        used = result.usage
+        self.usage = Usage(
+            self.usage.prompt_tokens + used.prompt_tokens,
+            self.usage.completion_tokens + used.completion_tokens,
+        )
+        self.finish_reason = result.finish_reason
+
+    async def close(self) -> None:
+        """Do nothing: the client is shared, and its source closes it."""
+
+    def actual_usage(self) -> RequestUsage:
+        return self._client.actual_usage()
+
+    def total_usage(self) -> RequestUsage:
+        return self._client.total_usage()
+
+    def count_tokens(self, messages: Sequence[LLMMessage], *, tools: Sequence[Tool | ToolSchema] = ()) -> int:
+        return self._client.count_tokens(messages, tools=tools)
+
+    def remaining_tokens(
+        self, messages: Sequence[LLMMessage], *, tools: Sequence[Tool | ToolSchema] = ()
+    ) -> int:
+        return self._client.remaining_tokens(messages, tools=tools)
+
+    @property
+    def capabilities(self) -> ModelInfo:
+        return self._client.model_info
+
+    @property
+    def model_info(self) -> ModelInfo:
+        return self._client.model_info

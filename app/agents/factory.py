@@ -1,0 +1,122 @@
+"""Makes live agents: from a session's record to a model, a prompt and tools."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Final
+
+from autogen_core.models import ChatCompletionClient
+
+from app.agents.autogen import AutogenAgent
+from app.agents.profiles import builtin_profiles, pick_tools, render_prompt
+from app.agents.source import ModelSource
+from app.agents.tools import CachedWorkbench, ToolSource, to_tool
+from app.domain.catalog import AgentProfile, ModelOffer
+from app.domain.errors import AgentNotFound
+from app.domain.session import Path, Session, Stamp
+from app.ports import LiveAgent
+
+# ``autogen_core.events`` writes whole prompts at INFO, and so do the others at DEBUG.
+# OpenTelemetry's API reports an error with a traceback whenever a generator ends in
+# another task than it began in, which every cancelled turn does.
+_QUIET: Final[Mapping[str, int]] = {
+    "autogen_core": logging.WARNING,
+    "autogen_core.events": logging.WARNING,
+    "autogen_core.trace": logging.WARNING,
+    "openai": logging.WARNING,
+    "httpx2": logging.WARNING,
+    "opentelemetry.context": logging.CRITICAL,
+}
+
+
+class AutogenFactory:
+    """Implements ``app.ports.AgentFactory``.
+
+    ``profiles`` left out are the built-in ones. ``tools`` are what profiles may name in their ``tools``. Everything that can be shared
+    is: one workbench per set of tools, one model client per (provider, model, params).
+    Making a factory sets the levels of the libraries' loggers.
+    """
+
+    def __init__(
+        self,
+        models: ModelSource,
+        profiles: Sequence[AgentProfile] | None = None,
+        *,
+        tools: Sequence[ToolSource] = (),
+        tool_timeout_s: float = 120.0,
+        max_tool_output_chars: int = 65_536,
+    ) -> None:
+        self._models = models
+        profiles = builtin_profiles() if profiles is None else profiles
+        self._profiles = {profile.agent_id: profile for profile in profiles}
+        self._tools = {tool.name: tool for tool in map(to_tool, tools)}
+        self._tool_timeout_s = tool_timeout_s
+        self._max_tool_output_chars = max_tool_output_chars
+        self._workbenches: dict[tuple[str, ...], CachedWorkbench] = {}
+        for profile in profiles:
+            if missing := [name for name in profile.tools if name not in self._tools]:
+                raise ValueError(f"agent {profile.agent_id}: there is no tool {missing[0]}")
+        quieten_libraries()
+
+    def profiles(self) -> tuple[AgentProfile, ...]:
+        return tuple(self._profiles.values())
+
+    def offers(self) -> tuple[ModelOffer, ...]:
+        return self._models.offers()
+
+    def check(self, session: Session) -> None:
+        self.model_of(session)
+
+    def model_of(self, session: Session) -> tuple[str, str]:
+        """Return the (provider, model) of the session, else of its profile, else the default.
+
+        A session that names another provider than its profile does not get the profile's
+        model, which that provider would not know.
+        """
+        profile = self._profile(session)
+        provider = session.provider or profile.provider
+        model = session.model
+        if model is None and provider == profile.provider:
+            model = profile.model
+        return self._models.resolve(provider, model)
+
+    def stamp_of(self, session: Session) -> Stamp:
+        return Stamp(session.head, session.note, session.rev, self._profile(session).revision)
+
+    def build(self, session: Session, path: Path) -> LiveAgent:
+        stamp = Stamp(path.head, path.note, session.rev, self._profile(session).revision)
+        client, workbench, prompt = self._parts(session)
+        return AutogenAgent(stamp, path, client, workbench, prompt)
+
+    def refit(self, agent: LiveAgent, session: Session) -> None:
+        assert isinstance(agent, AutogenAgent)
+        stamp = replace(agent.stamp, rev=session.rev, profile=self._profile(session).revision)
+        client, workbench, prompt = self._parts(session)
+        agent.refit(stamp, client, workbench, prompt)
+
+    def _parts(self, session: Session) -> tuple[ChatCompletionClient, CachedWorkbench, str]:
+        profile = self._profile(session)
+        client = self._models.client_for(*self.model_of(session), session.params)
+        workbench = self._workbench(pick_tools(profile, session.template))
+        return client, workbench, render_prompt(profile, session.template)
+
+    def _profile(self, session: Session) -> AgentProfile:
+        profile = self._profiles.get(session.agent_id)
+        if profile is None:
+            raise AgentNotFound
+        return profile
+
+    def _workbench(self, names: tuple[str, ...]) -> CachedWorkbench:
+        if names not in self._workbenches:
+            self._workbenches[names] = CachedWorkbench(
+                [self._tools[name] for name in names],
+                timeout_s=self._tool_timeout_s,
+                max_output_chars=self._max_tool_output_chars,
+            )
+        return self._workbenches[names]
+
+
+def quieten_libraries() -> None:
+    """Keep prompts, and noise about things that are as they should be, out of the log."""
+    for name, level in _QUIET.items():
+        logging.getLogger(name).setLevel(level)

@@ -1,0 +1,180 @@
+"""Between AutoGen's messages and events and ours: the only place that knows both."""
+
+import json
+from collections.abc import Iterable
+from typing import Any, Final
+
+from autogen_agentchat.messages import (
+    BaseAgentEvent,
+    BaseChatMessage,
+    ModelClientStreamingChunkEvent,
+    TextMessage,
+    ToolCallExecutionEvent,
+    ToolCallRequestEvent,
+    ToolCallSummaryMessage,
+)
+from autogen_core import FunctionCall
+from autogen_core.models import (
+    AssistantMessage,
+    FunctionExecutionResult,
+    FunctionExecutionResultMessage,
+    LLMMessage,
+    UserMessage,
+)
+
+from app.agents.think import ThinkSplitter
+from app.domain.errors import ModelError
+from app.domain.events import ReasoningDelta, TextDelta, ToolCalled, ToolReturned
+from app.domain.turn import (
+    AssistantText,
+    ContextMessage,
+    ToolCall,
+    ToolCalls,
+    ToolResult,
+    ToolResults,
+    UserText,
+)
+from app.ports import Emit
+
+# Names that AutoGen wants and providers see. Constants: a source that is not plain ASCII
+# makes the library fail after it has put the message into the context.
+USER_SOURCE: Final = "user"
+AGENT_NAME: Final = "assistant"
+
+
+def to_llm(messages: Iterable[ContextMessage]) -> list[LLMMessage]:
+    """Return ``messages`` as the model is sent them.
+
+    Reasoning is not sent back. An answer that was cut off is an answer like any other;
+    one without text is left out, since providers refuse it.
+    """
+    return [_to_llm(m) for m in messages if not (isinstance(m, AssistantText) and not m.text)]
+
+
+def _to_llm(message: ContextMessage) -> LLMMessage:
+    if isinstance(message, UserText):
+        return UserMessage(content=message.text, source=USER_SOURCE)
+    if isinstance(message, AssistantText):
+        return AssistantMessage(content=message.text, source=AGENT_NAME)
+    if isinstance(message, ToolCalls):
+        calls = [FunctionCall(id=c.call_id, arguments=c.arguments, name=c.name) for c in message.calls]
+        return AssistantMessage(content=calls, thought=message.text or None, source=AGENT_NAME)
+    return FunctionExecutionResultMessage(
+        content=[
+            FunctionExecutionResult(content=r.content, name=r.name, call_id=r.call_id, is_error=r.is_error)
+            for r in message.results
+        ]
+    )
+
+
+def parse_arguments(text: str) -> dict[str, Any]:
+    """Return a tool call's arguments as an object; what is not a JSON object becomes ``{"_raw": text}``."""
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return {"_raw": text}
+    return value if isinstance(value, dict) else {"_raw": text}
+
+
+class TurnReader:
+    """Reads one turn's AutoGen events: emits ours, and collects the messages it consists of.
+
+    The messages are made of what was streamed, so the texts of all of them joined are
+    the text deltas joined.
+    """
+
+    def __init__(self, message: str, emit: Emit) -> None:
+        self._emit = emit
+        self._messages: list[ContextMessage] = [UserText(message)]
+        self._answered = False
+        self._begin_call()
+
+    def take(self, event: object) -> None:
+        """Take the next item of ``run_stream``; what says nothing new is passed over.
+
+        Raises:
+            ModelError: the model's answer does not fit together.
+        """
+        if isinstance(event, ModelClientStreamingChunkEvent):
+            self._hear(*self._splitter.feed(event.content))
+        elif isinstance(event, ToolCallRequestEvent):
+            self._called(event.content)
+        elif isinstance(event, ToolCallExecutionEvent):
+            self._returned(event.content)
+        elif isinstance(event, TextMessage):
+            self._answer(event.content)
+        elif isinstance(event, ToolCallSummaryMessage):
+            raise ModelError("The model went on asking for tools instead of answering.")
+        elif isinstance(event, BaseAgentEvent | BaseChatMessage):
+            return  # a thought, which has been streamed already, or a tool's own progress
+
+    def messages(self) -> tuple[ContextMessage, ...]:
+        """Return everything that the turn added to the context.
+
+        Raises:
+            ModelError: there is no answer, or it has no text.
+        """
+        last = self._messages[-1]
+        if not self._answered or not isinstance(last, AssistantText) or not last.text.strip():
+            raise ModelError("The model's answer was empty.")
+        return tuple(self._messages)
+
+    def _begin_call(self) -> None:
+        self._splitter = ThinkSplitter()
+        self._text: list[str] = []
+        self._reasoning: list[str] = []
+
+    def _hear(self, text: str, reasoning: str) -> None:
+        # A piece that ends the reasoning has both: what was thought came first.
+        if reasoning:
+            self._reasoning.append(reasoning)
+            self._emit(ReasoningDelta(reasoning))
+        if text:
+            self._text.append(text)
+            self._emit(TextDelta(text))
+
+    def _end_call(self) -> tuple[str, str]:
+        self._hear(*self._splitter.end())
+        said = "".join(self._text), "".join(self._reasoning)
+        self._begin_call()
+        return said
+
+    def _called(self, calls: list[FunctionCall]) -> None:
+        text, reasoning = self._end_call()
+        ours = tuple(ToolCall(call_id=c.id, name=c.name, arguments=c.arguments) for c in calls)
+        self._messages.append(ToolCalls(calls=ours, text=text, reasoning=reasoning))
+        for call in ours:
+            self._emit(ToolCalled(call.call_id, call.name, parse_arguments(call.arguments)))
+
+    def _returned(self, results: list[FunctionExecutionResult]) -> None:
+        ours = tuple(ToolResult(r.call_id, r.name, r.content, bool(r.is_error)) for r in results)
+        self._messages.append(ToolResults(ours))
+        for result in ours:
+            self._emit(ToolReturned(result.call_id, result.name, result.content, result.is_error))
+
+    def _answer(self, content: str) -> None:
+        text, reasoning = self._end_call()
+        # What AutoGen says the answer is must be what people saw. With tags in it the
+        # two differ by the reasoning, and there is nothing simple to compare.
+        if "<think>" not in content and content.lstrip() != text.lstrip():
+            raise ModelError("The model's answer differs from what was streamed.")
+        self._messages.append(AssistantText(text=text, reasoning=reasoning))
+        self._answered = True
+
+
+def size_of(messages: Iterable[ContextMessage]) -> int:
+    """Return about how many bytes ``messages`` take when they are stored."""
+    return sum(_PER_MESSAGE + len(text.encode("utf-8", "replace")) for m in messages for text in _texts(m))
+
+
+_PER_MESSAGE: Final = 16
+
+
+def _texts(message: ContextMessage) -> list[str]:
+    if isinstance(message, UserText):
+        return [message.text]
+    if isinstance(message, AssistantText):
+        return [message.text, message.reasoning]
+    if isinstance(message, ToolCalls):
+        return [message.text, message.reasoning, *(c.name + c.arguments for c in message.calls)]
+    return [r.name + r.content for r in message.results]
