@@ -82,3 +82,11 @@ class SweepResult:
     remaining: int
     sessions_expired: int = 0
     sessions_purged: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessMemory:
+    """``limit_bytes`` is the smaller of the machine's memory and the process's own limit."""
+
+    rss_bytes: int
+    limit_bytes: int

@@ -10,7 +10,7 @@ from enum import StrEnum
 
 from app.domain.errors import AgentNotFound, AgentPoolError, InvalidInput, SessionBusy
 from app.domain.ids import SessionKey
-from app.domain.stats import LiveSession, LiveStatus, PoolStats, SweepResult
+from app.domain.stats import LiveSession, LiveStatus, PoolStats, ProcessMemory, SweepResult
 from app.domain.turn import CancelReason
 from app.pool.manager import AgentManager
 from app.ports import Clock, SessionStore
@@ -40,14 +40,6 @@ class HealthStatus(StrEnum):
     HEALTHY = "healthy"
     DEGRADED = "degraded"
     UNHEALTHY = "unhealthy"
-
-
-@dataclass(frozen=True, slots=True)
-class ProcessMemory:
-    """``limit_bytes`` is the smaller of the machine's memory and the process's own limit."""
-
-    rss_bytes: int
-    limit_bytes: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,114 @@
+"""The command line: ``agentpool serve``."""
+
+import asyncio
+import ipaddress
+import sys
+from typing import Annotated, Any, NoReturn
+
+import typer
+from pydantic import ValidationError
+
+from app.config import Settings
+
+cli = typer.Typer(
+    add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None
+)
+
+
+@cli.callback()
+def root() -> None:
+    """An agent session server: every conversation gets its own live agent."""
+
+
+@cli.command()
+def serve(
+    host: Annotated[str | None, typer.Option(help="Address to listen on [HOST].")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on; 0 takes a free one [PORT].")] = None,
+    store_url: Annotated[str | None, typer.Option(help="Where sessions are stored [STORE_URL].")] = None,
+    model_provider: Annotated[str | None, typer.Option(help="Who answers [MODEL_PROVIDER].")] = None,
+    model_name: Annotated[str | None, typer.Option(help="Which model answers [MODEL_NAME].")] = None,
+    log_level: Annotated[str | None, typer.Option(help="debug, info, warning, error [LOG_LEVEL].")] = None,
+    log_format: Annotated[str | None, typer.Option(help="console or json [LOG_FORMAT].")] = None,
+    insecure: Annotated[
+        bool, typer.Option(help="Listen beyond this machine without authentication.")
+    ] = False,
+    wait_for_store: Annotated[bool, typer.Option(help="Wait while another process has the store.")] = False,
+) -> None:
+    """Serve until a signal comes. Options win over the environment, that over .env."""
+    given = {
+        "host": host,
+        "port": port,
+        "store_url": store_url,
+        "model_provider": model_provider,
+        "model_name": model_name,
+        "log_level": log_level,
+        "log_format": log_format,
+    }
+    settings = read_settings({name: value for name, value in given.items() if value is not None})
+    if not insecure and not is_loopback(settings.host):
+        fail(f"HOST {settings.host} is reachable from elsewhere and AUTH_MODE is none; --insecure allows it")
+    run(settings, wait_for_store)
+
+
+def run(settings: Settings, wait_for_store: bool) -> None:
+    """Bind, then serve on the fastest event loop there is."""
+    from app.domain.errors import StoreLocked, StoreUnavailable
+    from app.server import bind, serve
+    from app.telemetry.logs import configure_logs
+
+    configure_logs(settings.log_format, settings.log_level)
+    try:
+        listener = bind(settings.host, settings.port)
+    except OSError as error:
+        fail(f"cannot listen on {settings.host}:{settings.port}: {error.strerror or error}")
+    try:
+        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            runner.run(serve(settings, listener, wait_for_store=wait_for_store))
+    except (StoreLocked, StoreUnavailable, ValueError) as error:
+        fail(str(error))
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def read_settings(given: dict[str, Any]) -> Settings:
+    """Read the settings, or end with one line for each that is wrong."""
+    try:
+        return Settings(**given)
+    except ValidationError as error:
+        for problem in error.errors(include_input=False, include_url=False):
+            name = "_".join(str(part) for part in problem["loc"][:1]).upper()
+            print(
+                f"agentpool: {name}: {problem['msg']}" if name else f"agentpool: {problem['msg']}",
+                file=sys.stderr,
+            )
+        sys.exit(2)
+
+
+def is_loopback(host: str) -> bool:
+    """Say whether only this machine can reach ``host``."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def fail(reason: str) -> NoReturn:
+    print(f"agentpool: {reason}", file=sys.stderr)
+    sys.exit(1)
+
+
+def _loop_factory() -> Any:
+    try:
+        import uvloop
+    except ImportError:  # not made for this platform
+        return None
+    return uvloop.new_event_loop
+
+
+def main() -> None:
+    """Run the command line."""
+    cli(prog_name="agentpool")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,207 @@
+"""The settings: environment and ``.env`` in, plain values for each part out.
+
+Only ``runtime``, ``main`` and ``cli`` read them. Each field is an environment
+variable of the same name in capitals, in the order of ``.env.example``.
+"""
+
+import os
+from typing import Annotated, Any, Literal
+
+from dotenv import dotenv_values
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from app.domain.session import LifeSpan
+from app.models.providers import DEMO, Provider, demo_provider, make_provider
+from app.pool.limits import PoolLimits
+
+Names = Annotated[tuple[str, ...], NoDecode]
+Seconds = Annotated[float, Field(gt=0, le=86_400)]
+_ENV_FILE = ".env"
+_KNOWN_VENDORS = ("openai", "deepseek", "ollama")
+
+
+class ProviderSetting(BaseModel):
+    """One entry of ``MODEL_PROVIDERS``; ``models`` maps each name to what AutoGen is told of it."""
+
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+
+    base_url: str
+    api_key_env: str | None = None
+    models: dict[str, dict[str, Any]] = Field(min_length=1)
+
+
+class Settings(BaseSettings):
+    """Everything that can be set. Arguments win over the environment, that over ``.env``.
+
+    Raises:
+        pydantic.ValidationError: a value is wrong; it names the setting and what is allowed.
+    """
+
+    model_config = SettingsConfigDict(
+        env_file=_ENV_FILE,
+        env_ignore_empty=True,
+        extra="ignore",
+        frozen=True,
+        protected_namespaces=(),
+        hide_input_in_errors=True,
+    )
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=8000, ge=0, le=65_535)
+    alias_prefixes: Names = ("/api", "/agent_backend")
+
+    store_url: str = "sqlite:///./agentpool.db"
+
+    model_provider: str | None = None
+    model_name: str | None = None
+    model_providers: dict[str, ProviderSetting] = Field(default_factory=dict)
+    openai_api_key: SecretStr | None = None
+    openai_base_url: str | None = None
+    openai_model: str | None = None
+    openai_models: Names = ()
+    deepseek_api_key: SecretStr | None = None
+    deepseek_base_url: str | None = None
+    deepseek_model: str | None = None
+    deepseek_models: Names = ()
+    ollama_api_key: SecretStr | None = None
+    ollama_base_url: str | None = None
+    ollama_model: str | None = None
+    ollama_models: Names = ()
+    model_client: Literal["lean", "stock"] = "lean"
+    model_first_event_timeout_s: Seconds = 180.0
+    model_idle_timeout_s: Seconds = 60.0
+    model_max_bytes: int = Field(default=4 << 20, ge=1024, le=1 << 30)
+
+    agent_max_instances: int = Field(default=100, ge=1, le=1_000_000)
+    agent_ttl_seconds: float = Field(default=3600.0, ge=0)
+    agent_cleanup_interval: Seconds = 300.0
+    agent_capacity_wait_s: float = Field(default=5.0, ge=0, le=3600)
+    agent_capacity_queue: int = Field(default=1000, ge=0, le=1_000_000)
+
+    session_queue_depth: int = Field(default=4, ge=0, le=10_000)
+    session_queue_wait_s: Seconds = 30.0
+    turn_timeout_s: Seconds = 300.0
+    tool_timeout_s: Seconds = 120.0
+
+    stream_replay_s: Seconds = 300.0
+    stream_replay_bytes: int = Field(default=64 << 20, ge=0)
+    stream_heartbeat_s: Seconds = 15.0
+
+    session_idle_after_s: int = Field(default=1800, ge=0)
+    session_ttl_s: int = Field(default=2_592_000, ge=0)
+    session_retention_s: int = Field(default=604_800, ge=0)
+    session_auto_create: bool = True
+
+    app_name: str = Field(default="default", min_length=1, max_length=128)
+
+    max_body_bytes: int = Field(default=1 << 20, ge=1024, le=1 << 30)
+    max_message_chars: int = Field(default=100_000, ge=1)
+    redact_keys: bool = True
+
+    auth_mode: Literal["none"] = "none"
+    drain_timeout_s: float = Field(default=25.0, ge=0, le=3600)
+    cors_origins: Names = ()
+    log_format: Literal["console", "json"] = "console"
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    @field_validator(
+        "alias_prefixes", "openai_models", "deepseek_models", "ollama_models", "cors_origins", mode="before"
+    )
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return (
+            tuple(part.strip() for part in value.split(",") if part.strip())
+            if isinstance(value, str)
+            else value
+        )
+
+    @field_validator("log_level", "auth_mode", "model_client", "log_format", mode="before")
+    @classmethod
+    def _lower(cls, value: object) -> object:
+        return value.lower() if isinstance(value, str) else value
+
+    @field_validator("alias_prefixes")
+    @classmethod
+    def _check_prefixes(cls, prefixes: tuple[str, ...]) -> tuple[str, ...]:
+        if any(not prefix.startswith("/") or prefix.endswith("/") for prefix in prefixes):
+            raise ValueError("each prefix begins with a slash and does not end with one")
+        return prefixes
+
+    @model_validator(mode="after")
+    def _check_parts(self) -> "Settings":
+        providers = {provider.name for provider in self.providers()}
+        if self.default_provider not in providers:
+            raise ValueError(
+                f"MODEL_PROVIDER must be demo, openai, deepseek, ollama or a name from MODEL_PROVIDERS"
+                f" (configured: {', '.join(sorted(providers))})"
+            )
+        self.pool_limits()
+        return self
+
+    @property
+    def default_provider(self) -> str:
+        """The provider of sessions that choose none."""
+        return self.model_provider or ("openai" if _is_set(self.openai_api_key) else DEMO)
+
+    def providers(self) -> list[Provider]:
+        """Return what the operator offers: the default, every vendor with a key or an address, and more.
+
+        Raises:
+            ValueError: a provider is incomplete; names it.
+        """
+        found = [self._vendor(name) for name in _KNOWN_VENDORS if self._offers_vendor(name)]
+        found += [self._other(name, setting) for name, setting in self.model_providers.items()]
+        if self.default_provider == DEMO:
+            found.insert(0, demo_provider())
+        return found
+
+    def life_span(self) -> LifeSpan:
+        return LifeSpan(self.session_idle_after_s, self.session_ttl_s, self.session_retention_s)
+
+    def pool_limits(self) -> PoolLimits:
+        return PoolLimits(
+            max_instances=self.agent_max_instances,
+            idle_ttl_s=self.agent_ttl_seconds,
+            capacity_wait_s=self.agent_capacity_wait_s,
+            capacity_queue=self.agent_capacity_queue,
+            queue_depth=self.session_queue_depth,
+            queue_wait_s=self.session_queue_wait_s,
+        )
+
+    def _offers_vendor(self, name: str) -> bool:
+        given = (getattr(self, f"{name}_base_url"), getattr(self, f"{name}_model"))
+        return self.default_provider == name or _is_set(getattr(self, f"{name}_api_key")) or any(given)
+
+    def _vendor(self, name: str) -> Provider:
+        chosen = self.model_name if name == self.default_provider else None
+        return make_provider(
+            name,
+            api_key=_reveal(getattr(self, f"{name}_api_key")),
+            base_url=getattr(self, f"{name}_base_url") or None,
+            model=chosen or getattr(self, f"{name}_model") or None,
+            models=getattr(self, f"{name}_models"),
+        )
+
+    def _other(self, name: str, setting: ProviderSetting) -> Provider:
+        chosen = self.model_name if name == self.default_provider else None
+        return make_provider(
+            name,
+            api_key=_read_variable(setting.api_key_env) if setting.api_key_env else "",
+            base_url=setting.base_url,
+            model=chosen,
+            models=tuple(setting.models),
+            model_info=setting.models,
+        )
+
+
+def _read_variable(name: str) -> str:
+    return os.environ.get(name) or dotenv_values(_ENV_FILE).get(name) or ""
+
+
+def _is_set(secret: SecretStr | None) -> bool:
+    return bool(_reveal(secret))
+
+
+def _reveal(secret: SecretStr | None) -> str:
+    return secret.get_secret_value().strip() if secret is not None else ""

@@ -1,0 +1,175 @@
+"""The object graph and the timers, without HTTP: what an embedder holds.
+
+``async with Runtime(settings) as runtime`` opens the store, starts the timers and
+gives ``runtime.chat``, ``runtime.sessions``, ``runtime.agents`` and ``runtime.admin``.
+"""
+
+import asyncio
+import logging
+import time
+from typing import Self
+
+from uuid_utils import uuid7
+
+from app.agents.factory import AutogenFactory
+from app.background import TaskOwner
+from app.config import Settings
+from app.domain.turn import CancelReason
+from app.models.registry import ModelRegistry
+from app.pool.manager import AgentManager
+from app.ports import SessionStore
+from app.services import Services
+from app.services.admin import AdminService
+from app.services.admission import Admission
+from app.services.chat import ChatService
+from app.services.conductor import Conductor
+from app.services.sessions import SessionManager
+from app.services.turns import CANCEL_GRACE_S, Turns
+from app.stores.opening import open_store
+from app.telemetry.logs import PoolLog
+from app.telemetry.memory import read_memory
+
+LAG_PROBE_S = 0.5
+
+_log = logging.getLogger(__name__)
+
+
+class SystemClock:
+    """The machine's clocks."""
+
+    def now_ms(self) -> int:
+        return time.time_ns() // 1_000_000
+
+    def monotonic(self) -> float:
+        return time.monotonic()  # noqa: TID251
+
+
+def new_uuid7() -> str:
+    """Make a fresh UUIDv7 (RFC 9562) in text."""
+    return str(uuid7())
+
+
+class Runtime:
+    """One pool with everything that it needs. Belongs to the event loop that enters it.
+
+    ``settings`` default to the environment. ``store`` replaces the one that
+    ``STORE_URL`` names; it must not be open yet. ``wait_for_store``: wait while another
+    process has it.
+
+    Raises, on entering:
+        StoreLocked: another process has the store.
+        StoreUnavailable: it cannot be opened.
+        ValueError: ``STORE_URL`` names no store.
+    """
+
+    def __init__(
+        self,
+        settings: Settings | None = None,
+        *,
+        store: SessionStore | None = None,
+        wait_for_store: bool = False,
+    ) -> None:
+        self.settings = settings if settings is not None else Settings()
+        life = self.settings.life_span()
+        self._clock = SystemClock()
+        self._boot_id = new_uuid7()
+        if store is None:
+            store = open_store(self.settings.store_url, life, wait_for_lock=wait_for_store)
+        self._store = store
+        self._models = _open_models(self.settings)
+        factory = AutogenFactory(self._models, tool_timeout_s=self.settings.tool_timeout_s)
+        self.agents = AgentManager(self._store, factory, self.settings.pool_limits(), self._clock, PoolLog())
+        self._turns = Turns(
+            self._clock,
+            replay_s=self.settings.stream_replay_s,
+            replay_bytes=self.settings.stream_replay_bytes,
+        )
+        admission = Admission(self._store, factory, self._clock, new_uuid7, life, self.settings.app_name)
+        self._conductor = Conductor(
+            self._store,
+            factory,
+            self.agents,
+            self._turns,
+            admission,
+            self._clock,
+            boot_id=self._boot_id,
+            turn_timeout_s=self.settings.turn_timeout_s,
+        )
+        self.chat = ChatService(
+            self._store,
+            factory,
+            admission,
+            self._turns,
+            self._conductor,
+            new_uuid7,
+            auto_create=self.settings.session_auto_create,
+        )
+        self.sessions = SessionManager(self._store, factory, self.agents, self._turns, admission)
+        self.admin = AdminService(self._store, self.agents, self._turns, self._clock, read_memory)
+        self._timers = TaskOwner("timers")
+
+    @property
+    def services(self) -> Services:
+        """The bundle that faces work with."""
+        return Services(self.chat, self.sessions, self.admin)
+
+    @property
+    def turns_in_flight(self) -> int:
+        return len(self._turns)
+
+    async def __aenter__(self) -> Self:
+        await self._store.open(self._boot_id)
+        self._timers.spawn(self._sweep_for_ever(), "sweep")
+        self._timers.spawn(self._probe_lag_for_ever(), "lag")
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    def begin_drain(self) -> None:
+        """Refuse new turns; those that run go on."""
+        self.agents.begin_drain()
+
+    async def cancel_turns(self) -> None:
+        """Cancel what still runs and keep what it has said so far; return when all have ended."""
+        flights = self._turns.all()
+        for flight in flights:
+            flight.cancel(CancelReason.DRAIN, keep_partial=True)
+        tasks = {flight.task for flight in flights if flight.task is not None}
+        if tasks:
+            await asyncio.wait(tasks, timeout=CANCEL_GRACE_S * 2)
+
+    async def close(self) -> None:
+        """End the turns, drop the agents, close models and store. May be called twice."""
+        self.begin_drain()
+        await self._timers.close()
+        await self.cancel_turns()
+        await self._conductor.close()
+        await self.agents.close()
+        await self._models.close()
+        await self._store.close()
+
+    async def _sweep_for_ever(self) -> None:
+        while True:
+            await asyncio.sleep(self.settings.agent_cleanup_interval)
+            try:
+                await self.admin.sweep()
+            except Exception:
+                _log.exception("the sweep failed; the next one is in its turn")
+
+    async def _probe_lag_for_ever(self) -> None:
+        while True:
+            due = self._clock.monotonic() + LAG_PROBE_S
+            await asyncio.sleep(LAG_PROBE_S)
+            self.admin.loop_lag_s = max(0.0, self._clock.monotonic() - due)
+
+
+def _open_models(settings: Settings) -> ModelRegistry:
+    return ModelRegistry(
+        settings.providers(),
+        settings.default_provider,
+        client_kind=settings.model_client,
+        first_event_timeout_s=settings.model_first_event_timeout_s,
+        idle_timeout_s=settings.model_idle_timeout_s,
+        max_bytes=settings.model_max_bytes,
+    )
