@@ -1,0 +1,1 @@
+"""Where sessions live: implementations of ``app.ports.SessionStore``."""

@@ -1,0 +1,270 @@
+"""How turns and sessions become bytes, and how broken bytes are noticed.
+
+A turn's bytes are one format byte, a CRC-32 of four bytes, and JSON:
+``[messages, rest]``. ``messages`` has one short list per message, tagged by its
+first item; ``rest`` only what can neither be derived from the messages nor is
+equal to its default. The checksum also covers what the store keeps beside the
+bytes (the ``cover``), so that a flipped column or a swapped row is noticed.
+Nothing that was stored is ever imported or executed.
+"""
+
+import json
+from typing import Any, NamedTuple
+from zlib import crc32
+
+import orjson
+
+from app.domain.errors import SnapshotUnreadable
+from app.domain.session import Session
+from app.domain.turn import (
+    Activation,
+    AssistantText,
+    CancelReason,
+    ContextMessage,
+    JsonObject,
+    ToolCall,
+    ToolCalls,
+    ToolResult,
+    ToolResults,
+    Turn,
+    TurnError,
+    TurnStatus,
+    Usage,
+    UserText,
+    text_of,
+)
+
+COMPACT = 1
+"""Written and read by orjson."""
+PLAIN = 2
+"""Escaped JSON of the standard library, for what orjson refuses: lone surrogates, huge integers."""
+
+SESSION_FORMAT = 1
+_CRC_BYTES = 4
+_HEAD_BYTES = 1 + _CRC_BYTES
+
+
+class TurnColumns(NamedTuple):
+    """What a store keeps of a turn beside its bytes, to search by."""
+
+    turn_id: str
+    parent: str | None
+    depth: int
+    status: TurnStatus
+    kept: bool
+    agent_id: str
+    provider: str
+    model: str
+    boot_id: str
+    started_at: int
+    finished_at: int | None
+
+
+def to_turn_body(turn: Turn) -> bytes:
+    """Return the format byte and the JSON of what ``TurnColumns`` does not hold."""
+    rest = _rest_of(turn)
+    messages = [_from_message(message) for message in turn.messages]
+    return _to_json([messages, rest] if rest else [messages])
+
+
+def seal(body: bytes, cover: bytes) -> bytes:
+    """Return ``body`` with its checksum, which vouches for ``cover`` too."""
+    return body[:1] + _checksum(body[0], body[1:], cover) + body[1:]
+
+
+def unseal(raw: bytes, cover: bytes) -> Any:
+    """Return the JSON value in ``raw``.
+
+    Raises:
+        SnapshotUnreadable: unknown format, wrong checksum, no JSON.
+    """
+    if not isinstance(raw, bytes) or len(raw) <= _HEAD_BYTES:
+        raise SnapshotUnreadable
+    payload = raw[_HEAD_BYTES:]
+    if raw[1:_HEAD_BYTES] != _checksum(raw[0], payload, cover):
+        raise SnapshotUnreadable
+    try:
+        if raw[0] == COMPACT:
+            return orjson.loads(payload)
+        if raw[0] == PLAIN:
+            return json.loads(payload)
+    except ValueError as error:
+        raise SnapshotUnreadable from error
+    raise SnapshotUnreadable
+
+
+def from_turn_value(columns: TurnColumns, value: Any, *, on_branch: bool = False) -> Turn:
+    """Return the turn that ``unseal`` gave as ``value``.
+
+    Raises:
+        SnapshotUnreadable: the value has not the shape of a turn.
+    """
+    messages = messages_of(value)
+    try:
+        rest = value[1] if len(value) > 1 else {}
+        return Turn(
+            **columns._asdict(), **_from_rest(columns, messages, rest), messages=messages, on_branch=on_branch
+        )
+    except (TypeError, ValueError, LookupError, AttributeError) as error:
+        raise SnapshotUnreadable(turn_id=columns.turn_id) from error
+
+
+def messages_of(value: Any) -> tuple[ContextMessage, ...]:
+    """Return the messages of the turn that ``unseal`` gave as ``value``.
+
+    Raises:
+        SnapshotUnreadable: the value has not the shape of a turn.
+    """
+    match value:
+        case [list(messages)] | [list(messages), dict()]:
+            return tuple([_to_message(message) for message in messages])
+    raise SnapshotUnreadable
+
+
+def to_json_text(value: JsonObject) -> str:
+    """Return ``value`` as JSON text that ``from_json_text`` gives back exactly."""
+    body = _to_json(value)
+    return body[1:].decode()
+
+
+def from_json_text(text: str) -> JsonObject:
+    """Return the object that ``to_json_text`` wrote.
+
+    Raises:
+        SnapshotUnreadable: it is not a JSON object.
+    """
+    try:
+        # Not orjson: it reads integers of more than 64 bits as floats.
+        value = json.loads(text)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise SnapshotUnreadable from error
+    if not isinstance(value, dict):
+        raise SnapshotUnreadable
+    return value
+
+
+def session_seal(session: Session, params: str | None, metadata: str | None, template: str | None) -> int:
+    """Return the number that vouches for a session's row: its format and a CRC-32 of every field."""
+    fields = [
+        *session.key, session.uid, session.app_name, session.agent_id, session.created_at, session.updated_at,
+        session.last_accessed, session.expires_at, session.user_id, session.window_id, session.title,
+        session.provider, session.model, params, metadata, template, session.ttl_s, session.archived,
+        session.marked_idle, session.head, session.note, session.depth, session.rev,
+    ]  # fmt: skip
+    return SESSION_FORMAT << 32 | crc32(orjson.dumps(fields))
+
+
+def _to_json(value: Any) -> bytes:
+    try:
+        return bytes([COMPACT]) + orjson.dumps(value)
+    except TypeError:
+        return bytes([PLAIN]) + json.dumps(value, separators=(",", ":")).encode()
+
+
+def _checksum(format_number: int, payload: bytes, cover: bytes) -> bytes:
+    return crc32(cover, crc32(payload, format_number)).to_bytes(_CRC_BYTES, "big")
+
+
+def _from_message(message: ContextMessage) -> list[Any]:
+    match message:
+        case UserText(text):
+            return ["u", text]
+        case AssistantText(text, reasoning, interrupted):
+            return _trimmed(["a", text, reasoning, int(interrupted)], 2)
+        case ToolCalls(calls, text, reasoning):
+            listed = [[call.call_id, call.name, call.arguments] for call in calls]
+            return _trimmed(["c", listed, text, reasoning], 2)
+        case ToolResults(results):
+            return ["r", [_trimmed([r.call_id, r.name, r.content, int(r.is_error)], 3) for r in results]]
+
+
+def _trimmed(values: list[Any], least: int) -> list[Any]:
+    while len(values) > least and not values[-1]:
+        values.pop()
+    return values
+
+
+def _to_message(raw: Any) -> ContextMessage:
+    match raw:
+        case ["u", str(text)]:
+            return UserText(text)
+        case ["a", str(text)]:
+            return AssistantText(text)
+        case ["a", str(text), str(reasoning)]:
+            return AssistantText(text, reasoning)
+        case ["a", str(text), str(reasoning), int(interrupted)]:
+            return AssistantText(text, reasoning, bool(interrupted))
+        case ["c", list(calls), *texts] if len(texts) <= 2 and all(isinstance(text, str) for text in texts):
+            return ToolCalls(tuple(_to_call(call) for call in calls), *texts)
+        case ["r", list(results)]:
+            return ToolResults(tuple(_to_result(result) for result in results))
+    raise SnapshotUnreadable
+
+
+def _to_call(raw: Any) -> ToolCall:
+    match raw:
+        case [str(call_id), str(name), str(arguments)]:
+            return ToolCall(call_id, name, arguments)
+    raise SnapshotUnreadable
+
+
+def _to_result(raw: Any) -> ToolResult:
+    match raw:
+        case [str(call_id), str(name), str(content)]:
+            return ToolResult(call_id, name, content)
+        case [str(call_id), str(name), str(content), int(is_error)]:
+            return ToolResult(call_id, name, content, bool(is_error))
+    raise SnapshotUnreadable
+
+
+def _rest_of(turn: Turn) -> dict[str, Any]:
+    error = turn.error
+    usage = turn.usage
+    written = {
+        "i": (turn.input, _default_input(turn.messages)),
+        "r": (turn.reply, _default_reply(turn.messages)),
+        "f": (turn.finish_reason, _default_finish_reason(turn.status)),
+        "a": (turn.activation.value, Activation.WARM.value),
+        "q": (turn.queued_ms, 0),
+        "d": (turn.duration_ms, 0),
+        "u": ([usage.prompt_tokens, usage.completion_tokens], [0, 0]),
+        "e": (error and [error.code, error.detail, error.retry_after_s], None),
+        "c": (turn.cancel_reason and turn.cancel_reason.value, None),
+        "t": (list(turn.tool_seqs), []),
+        "s": (turn.last_seq, 0),
+    }
+    return {key: value for key, (value, default) in written.items() if value != default}
+
+
+def _from_rest(
+    columns: TurnColumns, messages: tuple[ContextMessage, ...], rest: dict[str, Any]
+) -> dict[str, Any]:
+    said = rest["i"] if "i" in rest else _default_input(messages)
+    if not isinstance(said, str):
+        raise SnapshotUnreadable(turn_id=columns.turn_id)
+    cancel_reason = rest.get("c")
+    return {
+        "input": said,
+        "reply": rest["r"] if "r" in rest else _default_reply(messages),
+        "finish_reason": rest["f"] if "f" in rest else _default_finish_reason(columns.status),
+        "activation": Activation(rest.get("a", Activation.WARM)),
+        "queued_ms": int(rest.get("q", 0)),
+        "duration_ms": int(rest.get("d", 0)),
+        "usage": Usage(*map(int, rest.get("u", (0, 0)))),
+        "error": TurnError(*rest["e"]) if "e" in rest else None,
+        "cancel_reason": None if cancel_reason is None else CancelReason(cancel_reason),
+        "tool_seqs": tuple(map(int, rest.get("t", ()))),
+        "last_seq": int(rest.get("s", 0)),
+    }
+
+
+def _default_input(messages: tuple[ContextMessage, ...]) -> str | None:
+    return next((message.text for message in messages if isinstance(message, UserText)), None)
+
+
+def _default_reply(messages: tuple[ContextMessage, ...]) -> str | None:
+    return text_of(messages) if messages else None
+
+
+def _default_finish_reason(status: TurnStatus) -> str | None:
+    return "stop" if status is TurnStatus.FINISHED else None

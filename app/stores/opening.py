@@ -1,0 +1,36 @@
+"""From the URL in the settings to a store."""
+
+from urllib.parse import unquote
+
+from app.domain.session import LifeSpan
+from app.ports import SessionStore
+from app.stores.memory import MemoryStore
+from app.stores.sqlite import SqliteStore
+
+_ALLOWED = "memory://, sqlite:///relative/path.db or sqlite:////absolute/path.db"
+
+
+def open_store(url: str, life: LifeSpan, *, wait_for_lock: bool = False) -> SessionStore:
+    """Return the store that ``url`` names; it is not opened yet and nothing is touched.
+
+    Raises:
+        ValueError: it names none. The message never repeats the URL, which may hold a password.
+    """
+    scheme, separator, rest = url.partition("://")
+    if separator and scheme == "memory" and not rest:
+        return MemoryStore(life)
+    if separator and scheme == "sqlite" and _is_file(rest):
+        return SqliteStore(unquote(rest[1:]), life, wait_for_lock=wait_for_lock)
+    raise ValueError(f"The store URL must be {_ALLOWED}.")
+
+
+def _is_file(rest: str) -> bool:
+    """Say whether ``rest`` is a slash and the path of a file, without host, query or fragment."""
+    return (
+        rest.startswith("/")
+        and rest.strip("/") != ""
+        and not rest.endswith("/")
+        and rest != "/:memory:"
+        and "?" not in rest
+        and "#" not in rest
+    )

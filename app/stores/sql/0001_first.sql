@@ -1,0 +1,161 @@
+-- Turn rows are found by (session, turn_id), never by turn_id alone: a forked
+-- session keeps the ids of the path that it shares with its origin.
+-- Bodies live in rowid tables: in a WITHOUT ROWID table a row over 1,002 bytes
+-- would take an overflow page of its own.
+
+-- Strings that would otherwise be repeated in every turn: agents, providers, models, boots.
+CREATE TABLE names (
+    id INTEGER PRIMARY KEY,
+    text TEXT NOT NULL UNIQUE,
+    seal INTEGER NOT NULL
+);
+
+CREATE TABLE boots (
+    boot INTEGER PRIMARY KEY,  -- names.id
+    started_at INTEGER NOT NULL
+);
+
+CREATE TABLE counters (
+    name TEXT PRIMARY KEY,
+    value INTEGER NOT NULL
+) WITHOUT ROWID;
+
+CREATE TABLE sessions (
+    id INTEGER PRIMARY KEY,
+    owner TEXT NOT NULL,
+    session_id TEXT NOT NULL,
+    uid BLOB NOT NULL,
+    app_name TEXT NOT NULL,
+    user_id TEXT,
+    window_id TEXT,
+    agent_id TEXT NOT NULL,
+    title TEXT,
+    title_folded TEXT,  -- for searching, where folding changes the title
+    provider TEXT,
+    model TEXT,
+    params TEXT,
+    metadata TEXT,
+    template TEXT,
+    ttl_s INTEGER,
+    archived INTEGER NOT NULL,
+    marked_idle INTEGER NOT NULL,
+    created_at INTEGER NOT NULL,
+    updated_at INTEGER NOT NULL,
+    last_accessed INTEGER NOT NULL,
+    expires_at INTEGER,
+    head BLOB,
+    note BLOB,
+    depth INTEGER NOT NULL,
+    rev INTEGER NOT NULL,
+    state BLOB,
+    state_rev INTEGER NOT NULL DEFAULT 0,
+    seal INTEGER NOT NULL,
+    UNIQUE (owner, session_id)
+);
+-- Each turn moves a session in every index that has last_accessed or expires_at, so these are few.
+CREATE INDEX sessions_by_time ON sessions (last_accessed);
+CREATE INDEX sessions_by_owner ON sessions (owner, last_accessed);
+CREATE INDEX sessions_by_user ON sessions (user_id, last_accessed) WHERE user_id IS NOT NULL;
+CREATE INDEX sessions_by_expiry ON sessions (expires_at) WHERE expires_at IS NOT NULL;
+CREATE INDEX sessions_by_agent ON sessions (agent_id, owner);
+
+CREATE TABLE turns (
+    id INTEGER PRIMARY KEY,
+    session INTEGER NOT NULL,  -- sessions.id
+    turn_id BLOB NOT NULL,
+    parent BLOB,
+    depth INTEGER NOT NULL,
+    status INTEGER NOT NULL,  -- 0 running, 1 finished, 2 failed, 3 cancelled
+    kept INTEGER NOT NULL,
+    agent INTEGER NOT NULL,  -- names.id, as the next three
+    provider INTEGER NOT NULL,
+    model INTEGER NOT NULL,
+    boot INTEGER NOT NULL,
+    started_at INTEGER NOT NULL,
+    finished_at INTEGER,
+    body BLOB NOT NULL,
+    state BLOB,  -- the session's state after the turn, where it differs from the parent's
+    UNIQUE (session, turn_id)
+);
+CREATE INDEX turns_by_start ON turns (session, started_at, turn_id);
+CREATE INDEX turns_running ON turns (session, boot) WHERE status = 0;
+
+CREATE TABLE notes (
+    id INTEGER PRIMARY KEY,
+    session INTEGER NOT NULL,
+    note_id BLOB NOT NULL,
+    turn_id BLOB NOT NULL,  -- the last turn that the summary stands for
+    tokens_before INTEGER NOT NULL,
+    tokens_after INTEGER NOT NULL,
+    created_at INTEGER NOT NULL,
+    body BLOB NOT NULL,
+    UNIQUE (session, note_id)
+);
+CREATE INDEX notes_by_turn ON notes (session, turn_id);
+
+CREATE TABLE checkpoints (
+    id INTEGER PRIMARY KEY,
+    session INTEGER NOT NULL,
+    checkpoint_id BLOB NOT NULL,
+    turn_id BLOB,  -- NULL: before the first turn
+    label TEXT,
+    data BLOB,
+    state BLOB,
+    automatic INTEGER NOT NULL,
+    created_at INTEGER NOT NULL,
+    seal INTEGER NOT NULL,
+    UNIQUE (session, checkpoint_id)
+);
+
+-- What happens to a session outside its turns: changes of its state and of its head.
+CREATE TABLE session_events (
+    id INTEGER PRIMARY KEY,
+    session INTEGER NOT NULL,
+    created_at INTEGER NOT NULL,
+    body BLOB NOT NULL
+);
+CREATE INDEX session_events_by_session ON session_events (session, created_at);
+
+CREATE TABLE idempotency_keys (
+    id INTEGER PRIMARY KEY,
+    owner TEXT NOT NULL,
+    key TEXT NOT NULL,
+    fingerprint BLOB NOT NULL,
+    session INTEGER NOT NULL,
+    session_id TEXT,  -- where it was generated
+    turn_id BLOB NOT NULL,
+    released INTEGER NOT NULL DEFAULT 0,
+    created_at INTEGER NOT NULL
+);
+CREATE UNIQUE INDEX idempotency_keys_bound ON idempotency_keys (owner, key) WHERE released = 0;
+CREATE INDEX idempotency_keys_by_turn ON idempotency_keys (session, turn_id);
+
+CREATE TABLE user_state (
+    owner TEXT NOT NULL,
+    app_name TEXT NOT NULL,
+    user_id TEXT NOT NULL,
+    key TEXT NOT NULL,
+    value BLOB NOT NULL,
+    rev INTEGER NOT NULL,
+    updated_at INTEGER NOT NULL,
+    PRIMARY KEY (owner, app_name, user_id, key)
+);
+
+CREATE TABLE app_state (
+    app_name TEXT NOT NULL,
+    key TEXT NOT NULL,
+    value BLOB NOT NULL,
+    rev INTEGER NOT NULL,
+    updated_at INTEGER NOT NULL,
+    PRIMARY KEY (app_name, key)
+);
+
+CREATE TABLE usage_days (
+    owner TEXT NOT NULL,
+    user_id TEXT NOT NULL,
+    day INTEGER NOT NULL,  -- days since the epoch, UTC
+    turns INTEGER NOT NULL,
+    prompt_tokens INTEGER NOT NULL,
+    completion_tokens INTEGER NOT NULL,
+    PRIMARY KEY (owner, user_id, day)
+) WITHOUT ROWID;

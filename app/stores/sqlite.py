@@ -1,0 +1,232 @@
+"""The default store: one SQLite file, one writing thread, two reading ones.
+
+No call waits for the disk on the event loop's thread. Writes go to the
+``Writer``, which commits what waits together; reads go to an executor whose two
+threads share two connections. A ``SqliteStore`` is opened and closed on the event
+loop that uses it.
+"""
+
+import asyncio
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from queue import SimpleQueue
+from threading import Event
+from typing import Concatenate, ParamSpec, TypeVar
+
+import apsw
+
+from app.domain.errors import StoreUnavailable
+from app.domain.ids import SessionKey
+from app.domain.session import LifeSpan, Path, Session, SessionChange, SessionPage, SessionQuery
+from app.domain.turn import Turn, TurnPage
+from app.stores import rules, sqlite_file, sqlite_reads, sqlite_writes
+from app.stores.codec import to_turn_body
+from app.stores.sqlite_rows import Names
+from app.stores.sqlite_writer import Unit, Writer
+
+READERS = 2
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class _Files:
+    """The lock and the connections; opened and closed in the writer's thread."""
+
+    def __init__(self, path: str, boot_id: str, *, wait_for_lock: bool) -> None:
+        self.boot_id = boot_id
+        self.names = Names()
+        self._path = path
+        self._wait_for_lock = wait_for_lock
+        self._given_up = Event()
+        self._lock = -1
+        self._readers: SimpleQueue[apsw.Connection] = SimpleQueue()
+        self.executor = ThreadPoolExecutor(READERS, "sqlite-reader")
+
+    def open(self) -> Unit:
+        path = sqlite_file.resolve(self._path)
+        self._lock = sqlite_file.take_lock(path, wait=self._wait_for_lock, given_up=self._given_up)
+        unit = None
+        try:
+            unit = Unit(sqlite_file.connect(path))
+            sqlite_file.migrate(unit.connection)
+            sqlite_writes.begin_boot(unit, self.boot_id)
+            for _ in range(READERS):
+                self._readers.put(sqlite_file.connect_reader(path))
+        except BaseException as error:
+            self.close(unit)
+            if isinstance(error, apsw.Error | OSError):
+                raise sqlite_file.unavailable(error) from error
+            raise
+        return unit
+
+    def close(self, unit: Unit | None) -> None:
+        self.executor.shutdown()
+        while not self._readers.empty():
+            self._readers.get().close()
+        # Last, so that its closing moves the whole WAL into the database.
+        if unit is not None:
+            unit.connection.close()
+        os.close(self._lock)
+
+    def give_up(self) -> None:
+        self._given_up.set()
+
+    def read(self, work: Callable[[apsw.Connection], T]) -> T:
+        """Run ``work`` in a read transaction; called in the executor, which has a connection per thread."""
+        connection = self._readers.get()
+        try:
+            connection.execute("BEGIN")
+            try:
+                return work(connection)
+            finally:
+                connection.execute("ROLLBACK")
+        except apsw.Error as error:
+            raise sqlite_file.unavailable(error) from error
+        finally:
+            self._readers.put(connection)
+
+
+class SqliteStore:
+    """Sessions in the file ``path``; ``<path>.lock`` keeps every other process away.
+
+    With ``wait_for_lock`` ``open`` waits until the other process is gone. A store
+    that was closed may be opened again.
+    """
+
+    def __init__(self, path: str, life: LifeSpan, *, wait_for_lock: bool = False) -> None:
+        self._path = path
+        self._life = life
+        self._wait_for_lock = wait_for_lock
+        self._files: _Files | None = None
+        self._writer: Writer | None = None
+
+    async def open(self, boot_id: str) -> None:
+        """Open, migrate and recover. Cancelled while it waits for the lock, it gives up.
+
+        Raises:
+            StoreLocked: another process has it.
+            StoreUnavailable: the file cannot be used; the message says why.
+        """
+        # "while": several calls may have waited for the same end.
+        while self._writer is not None and self._writer.is_stopping:
+            ending = self._writer
+            await asyncio.shield(ending.closed)
+            if self._writer is ending:
+                self._writer = None
+        if self._writer is None:
+            self._files = _Files(self._path, boot_id, wait_for_lock=self._wait_for_lock)
+            self._writer = Writer(self._files)
+            self._writer.start()
+        writer = self._writer
+        try:
+            await asyncio.shield(writer.opened)
+        except BaseException:
+            writer.stop()
+            raise
+
+    async def close(self) -> None:
+        """Finish every accepted write, then close. Cancelling it does not stop the closing."""
+        if self._writer is not None:
+            self._writer.stop()
+            await asyncio.shield(self._writer.closed)
+
+    async def ping(self) -> None:
+        """Return when everything that was queued before has been written."""
+        await self._write("ping", sqlite_writes.ping)
+
+    def session_count_nowait(self) -> int | None:
+        unit = self._writer.unit if self._writer else None
+        return None if unit is None else unit.totals["sessions"]
+
+    @property
+    def transactions(self) -> int:
+        """How many transactions were committed since the store was opened."""
+        return self._writer.transactions if self._writer else 0
+
+    async def create_session(self, session: Session) -> None:
+        await self._write("create_session", sqlite_writes.create_session, session)
+
+    async def find_session(self, key: SessionKey) -> Session | None:
+        return await self._read(sqlite_reads.find_session, key)
+
+    async def list_sessions(self, query: SessionQuery) -> SessionPage:
+        return await self._read(sqlite_reads.list_sessions, query, self._life)
+
+    async def update_session(
+        self, key: SessionKey, change: SessionChange, now: int, *, expected_etag: str | None = None
+    ) -> Session:
+        return await self._write(
+            "update_session", sqlite_writes.update_session, key, change, now, self._life, expected_etag
+        )
+
+    async def delete_session(self, key: SessionKey) -> bool:
+        return await self._write("delete_session", sqlite_writes.delete_session, key)
+
+    async def load_path(self, session: Session) -> Path:
+        return await self._read(sqlite_reads.load_path, session)
+
+    async def start_turn(self, session: Session, turn: Turn) -> None:
+        """Queue the start record and return; a failure to write it is logged, not raised."""
+        work = partial(sqlite_writes.start_turn, session=session, turn=turn, life=self._life)
+        self._get_writer().post(partial(work, body=to_turn_body(turn)), "start_turn")
+
+    async def commit_turn(self, session: Session, turn: Turn) -> Session:
+        rules.check_committed(turn)
+        return await self._write(
+            "commit_turn", sqlite_writes.commit_turn, session, turn, to_turn_body(turn), self._life
+        )
+
+    async def record_turn(self, session: Session, turn: Turn) -> None:
+        rules.check_dropped(turn)
+        await self._write(
+            "record_turn", sqlite_writes.record_turn, session, turn, to_turn_body(turn), self._life
+        )
+
+    async def get_turn(self, session: Session, turn_id: str) -> Turn:
+        return await self._read(sqlite_reads.get_turn, self._get_files().names, session, turn_id)
+
+    async def list_turns(self, session: Session, limit: int, cursor: str | None = None) -> TurnPage:
+        return await self._read(sqlite_reads.list_turns, self._get_files().names, session, limit, cursor)
+
+    async def list_branch(self, session: Session, limit: int, before: str | None = None) -> tuple[Turn, ...]:
+        return await self._read(sqlite_reads.list_branch, self._get_files().names, session, limit, before)
+
+    async def expire_and_purge(self, now: int, since: int, limit: int) -> tuple[int, int]:
+        boot_id = self._get_files().boot_id
+        return await self._write(
+            "expire_and_purge", sqlite_writes.expire_and_purge, now, since, limit, self._life, boot_id
+        )
+
+    async def _write(
+        self, label: str, work: Callable[Concatenate[Unit, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """Have ``work`` done by the writer. A caller that is cancelled does not undo it."""
+        writer = self._get_writer()
+
+        def bound(unit: Unit) -> T:
+            return work(unit, *args, **kwargs)
+
+        return await writer.submit(bound, label)
+
+    async def _read(
+        self, work: Callable[Concatenate[apsw.Connection, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        files = self._get_files()
+
+        def bound(connection: apsw.Connection) -> T:
+            return work(connection, *args, **kwargs)
+
+        return await asyncio.get_running_loop().run_in_executor(files.executor, files.read, bound)
+
+    def _get_writer(self) -> Writer:
+        if self._writer is None or not self._writer.is_open:
+            raise StoreUnavailable("The store is not open.")
+        return self._writer
+
+    def _get_files(self) -> _Files:
+        self._get_writer()
+        assert self._files is not None
+        return self._files

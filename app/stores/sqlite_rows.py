@@ -1,0 +1,225 @@
+"""Rows of the SQLite schema <-> domain values, each checked against its seal."""
+
+import struct
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+from zlib import crc32
+
+import apsw
+
+from app.domain.errors import SnapshotUnreadable
+from app.domain.ids import SessionKey, from_id_bytes, to_id_bytes
+from app.domain.session import Session
+from app.domain.turn import ContextMessage, Turn, TurnStatus
+from app.stores.codec import (
+    TurnColumns,
+    from_json_text,
+    from_turn_value,
+    messages_of,
+    seal,
+    session_seal,
+    to_json_text,
+    unseal,
+)
+
+SESSION_COLUMNS = (
+    "owner, session_id, uid, app_name, user_id, window_id, agent_id, title, title_folded, provider, model,"
+    " params, metadata, template, ttl_s, archived, marked_idle, created_at, updated_at, last_accessed,"
+    " expires_at, head, note, depth, rev, seal"
+)
+TURN_COLUMNS = (
+    "turn_id, parent, depth, status, kept, agent, provider, model, boot, started_at, finished_at, body"
+)
+
+RUNNING = 0
+STATUSES = (TurnStatus.RUNNING, TurnStatus.FINISHED, TurnStatus.FAILED, TurnStatus.CANCELLED)
+CODES = {status: code for code, status in enumerate(STATUSES)}
+
+_COVER = struct.Struct(">16s16sqBBqqqqqq")
+_NO_ID = bytes(16)
+
+Row = Sequence[Any]
+
+
+class TurnNames(NamedTuple):
+    """The numbers of a turn's interned strings."""
+
+    agent: int
+    provider: int
+    model: int
+    boot: int
+
+
+class Names:
+    """The interned strings by number, remembered: a stored one never changes."""
+
+    def __init__(self) -> None:
+        self._texts: dict[int, str] = {}
+
+    def get_text(self, connection: apsw.Connection, number: int) -> str:
+        """Return the string.
+
+        Raises:
+            SnapshotUnreadable: it is missing or broken.
+        """
+        text = self._texts.get(number)
+        if text is None:
+            row = connection.execute("SELECT text, seal FROM names WHERE id = ?", (number,)).fetchone()
+            if row is None or not isinstance(row[0], str) or row[1] != crc32(row[0].encode()):
+                raise SnapshotUnreadable
+            text = self._texts[number] = row[0]
+        return text
+
+
+def to_session_row(session: Session) -> tuple[Any, ...]:
+    """Return the values of ``SESSION_COLUMNS``."""
+    folded = session.title and session.title.casefold()
+    params = to_json_text(session.params) if session.params else None
+    metadata = to_json_text(session.metadata) if session.metadata else None
+    template = None if session.template is None else to_json_text(session.template)
+    return (
+        *session.key, to_id_bytes(session.uid), session.app_name, session.user_id, session.window_id,
+        session.agent_id, session.title, None if folded == session.title else folded, session.provider,
+        session.model, params, metadata, template, session.ttl_s, session.archived, session.marked_idle,
+        session.created_at, session.updated_at, session.last_accessed, session.expires_at,
+        _to_id(session.head), _to_id(session.note), session.depth, session.rev,
+        session_seal(session, params, metadata, template),
+    )  # fmt: skip
+
+
+def activity_row(session: Session, row: Row) -> tuple[Any, ...]:
+    """Return (head, depth, updated_at, last_accessed, expires_at, marked_idle, seal) of ``session``.
+
+    ``row`` is what it was read from: its JSON columns have not changed.
+    """
+    return (
+        _to_id(session.head), session.depth, session.updated_at, session.last_accessed, session.expires_at,
+        session.marked_idle, session_seal(session, *row[11:14]),
+    )  # fmt: skip
+
+
+def from_session_row(row: Row) -> Session:
+    """Return the session in the values of ``SESSION_COLUMNS``.
+
+    Raises:
+        SnapshotUnreadable: the row is broken.
+    """
+    try:
+        session = _read_session(row)
+        sealed = session_seal(session, *row[11:14])
+    except (TypeError, ValueError, AttributeError, SnapshotUnreadable) as error:
+        raise SnapshotUnreadable(session_id=str(row[1])) from error
+    if sealed != row[25]:
+        raise SnapshotUnreadable(session_id=session.key.session_id)
+    return session
+
+
+def _read_session(row: Row) -> Session:
+    (
+        owner, session_id, uid, app_name, user_id, window_id, agent_id, title, _, provider, model,
+        params, metadata, template, ttl_s, archived, marked_idle, created_at, updated_at, last_accessed,
+        expires_at, head, note, depth, rev, _,
+    ) = row  # fmt: skip
+    return Session(
+        key=SessionKey(owner, session_id),
+        uid=from_id_bytes(uid),
+        app_name=app_name,
+        agent_id=agent_id,
+        created_at=created_at,
+        updated_at=updated_at,
+        last_accessed=last_accessed,
+        expires_at=expires_at,
+        user_id=user_id,
+        window_id=window_id,
+        title=title,
+        provider=provider,
+        model=model,
+        params=from_json_text(params) if params else {},
+        metadata=from_json_text(metadata) if metadata else {},
+        template=None if template is None else from_json_text(template),
+        ttl_s=ttl_s,
+        archived=bool(archived),
+        marked_idle=bool(marked_idle),
+        head=_from_id(head),
+        note=_from_id(note),
+        depth=depth,
+        rev=rev,
+    )
+
+
+def to_turn_row(turn: Turn, body: bytes, names: TurnNames) -> tuple[Any, ...]:
+    """Return the values of ``TURN_COLUMNS``; ``body`` is ``codec.to_turn_body(turn)``."""
+    columns = (
+        to_id_bytes(turn.turn_id), _to_id(turn.parent), turn.depth, CODES[turn.status], int(turn.kept),
+        *names, turn.started_at, turn.finished_at,
+    )  # fmt: skip
+    return (*columns, seal(body, _cover(columns)))
+
+
+def from_turn_row(
+    row: Row, connection: apsw.Connection, names: Names, session_id: str, *, on_branch: bool = False
+) -> Turn:
+    """Return the turn in the values of ``TURN_COLUMNS``.
+
+    Raises:
+        SnapshotUnreadable: the row is broken.
+    """
+    try:
+        value = unseal(row[11], _cover(row))
+        columns = TurnColumns(
+            turn_id=from_id_bytes(row[0]),
+            parent=_from_id(row[1]),
+            depth=row[2],
+            status=STATUSES[row[3]],
+            kept=bool(row[4]),
+            agent_id=names.get_text(connection, row[5]),
+            provider=names.get_text(connection, row[6]),
+            model=names.get_text(connection, row[7]),
+            boot_id=names.get_text(connection, row[8]),
+            started_at=row[9],
+            finished_at=row[10],
+        )
+        return from_turn_value(columns, value, on_branch=on_branch)
+    except (SnapshotUnreadable, struct.error, TypeError, ValueError, IndexError) as error:
+        raise SnapshotUnreadable(session_id=session_id, turn_id=_shown(row[0])) from error
+
+
+def messages_of_row(row: Row, session_id: str) -> tuple[ContextMessage, ...]:
+    """Return the messages in the values of ``TURN_COLUMNS``, without the turn around them.
+
+    Raises:
+        SnapshotUnreadable: the row is broken.
+    """
+    try:
+        return messages_of(unseal(row[11], _cover(row)))
+    except (SnapshotUnreadable, struct.error, TypeError) as error:
+        raise SnapshotUnreadable(session_id=session_id, turn_id=_shown(row[0])) from error
+
+
+def is_committed(status: int, kept: int) -> bool:
+    """Say of two columns what ``Turn.is_committed`` says."""
+    return STATUSES[status] is TurnStatus.FINISHED or (
+        STATUSES[status] is TurnStatus.CANCELLED and bool(kept)
+    )
+
+
+def _cover(row: Row) -> bytes:
+    """Return what the checksum of ``body`` vouches for beside it: every other column of the turn."""
+    turn_id, parent, depth, status, kept, agent, provider, model, boot, started_at, finished_at = row[:11]
+    finished = -1 if finished_at is None else finished_at
+    return _COVER.pack(
+        turn_id, _NO_ID if parent is None else parent, depth, status, kept,
+        agent, provider, model, boot, started_at, finished,
+    )  # fmt: skip
+
+
+def _to_id(text: str | None) -> bytes | None:
+    return None if text is None else to_id_bytes(text)
+
+
+def _from_id(raw: bytes | None) -> str | None:
+    return None if raw is None else from_id_bytes(raw)
+
+
+def _shown(raw: Any) -> str | None:
+    return from_id_bytes(raw) if isinstance(raw, bytes) and len(raw) == 16 else None

@@ -1,0 +1,295 @@
+"""One thread that writes: what waits together is committed together.
+
+The event loop puts works into a queue; the thread takes up to ``GROUP_LIMIT`` of
+them, runs each in a savepoint of its own inside one ``BEGIN IMMEDIATE``, and
+commits once, so that they share one sync of the disk. Always true:
+
+* works run in the order in which they were submitted;
+* a caller hears of its work only after the commit, and then all callers of a
+  group hear in one call to the event loop;
+* a caller that was cancelled does not undo its work, and its result is dropped;
+* a work may run twice, but only after everything it did was rolled back.
+"""
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from queue import Empty, SimpleQueue
+from threading import Thread
+from typing import Any, NamedTuple, Protocol, TypeVar
+from zlib import crc32
+
+import apsw
+
+from app.domain.errors import AgentPoolError, StoreUnavailable
+from app.stores.sqlite_file import unavailable
+
+GROUP_LIMIT = 64
+
+T = TypeVar("T")
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Unit:
+    """What a work gets: the connection, and what the writer remembers between works.
+
+    ``count`` notes changes of counters; they are written once per group and count
+    in ``totals`` only after the commit.
+    """
+
+    connection: apsw.Connection
+    totals: Counter[str] = field(default_factory=Counter)
+    _names: dict[str, int] = field(default_factory=dict)
+    _of_work: Counter[str] = field(default_factory=Counter)
+    _of_group: Counter[str] = field(default_factory=Counter)
+
+    def intern(self, text: str) -> int:
+        """Return the number that stands for ``text``; it is stored with this work if it is new."""
+        number = self._names.get(text)
+        if number is None:
+            found = self.connection.execute("SELECT id FROM names WHERE text = ?", (text,)).get
+            number = self._store_name(text) if found is None else found
+            self._names[text] = number
+        return number
+
+    def count(self, name: str, change: int) -> None:
+        self._of_work[name] += change
+
+    def end_work(self) -> None:
+        self._of_group.update(self._of_work)
+        self._of_work.clear()
+
+    def forget_work(self) -> None:
+        """Forget what the work did that has just been rolled back."""
+        self._of_work.clear()
+        self._names.clear()  # it may have stored one that is gone now
+
+    def write_counts(self) -> None:
+        for name, change in self._of_group.items():
+            if change:
+                self.connection.execute(
+                    "INSERT INTO counters (name, value) VALUES (?, ?)"
+                    " ON CONFLICT (name) DO UPDATE SET value = value + excluded.value",
+                    (name, change),
+                )
+
+    def end_group(self) -> None:
+        self.totals.update(self._of_group)
+        self._of_group.clear()
+
+    def forget_group(self) -> None:
+        self.forget_work()
+        self._of_group.clear()
+
+    def _store_name(self, text: str) -> int:
+        self.connection.execute("INSERT INTO names (text, seal) VALUES (?, ?)", (text, crc32(text.encode())))
+        return self.connection.last_insert_rowid()
+
+
+class Keeper(Protocol):
+    """Opens and closes the files, in the writer's thread."""
+
+    def open(self) -> Unit: ...
+    def close(self, unit: Unit) -> None: ...
+    def give_up(self) -> None:
+        """Make a waiting ``open`` fail soon; called in the event loop's thread."""
+
+
+Work = Callable[[Unit], T]
+
+
+class _Item(NamedTuple):
+    work: Work[Any]
+    future: "asyncio.Future[Any] | None"  # None: nobody waits
+    label: str
+
+
+class _Failed(NamedTuple):
+    error: BaseException
+
+
+class Writer:
+    """The thread and its queue. Every method is called on the event loop's thread."""
+
+    def __init__(self, keeper: Keeper) -> None:
+        self._keeper = keeper
+        self._loop = asyncio.get_running_loop()
+        self._queue: SimpleQueue[_Item | None] = SimpleQueue()
+        self._is_stopping = False
+        self._is_committing = False
+        self.unit: Unit | None = None
+        self.opened: asyncio.Future[None] = self._loop.create_future()
+        self.closed: asyncio.Future[None] = self._loop.create_future()
+        self.transactions = 0
+        # A daemon: a store that nobody closed must not keep the interpreter from ending.
+        self._thread = Thread(target=self._main, name="sqlite-writer", daemon=True)
+
+    @property
+    def is_stopping(self) -> bool:
+        return self._is_stopping
+
+    @property
+    def is_open(self) -> bool:
+        return self.opened.done() and not self._is_stopping
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def submit(self, work: Work[T], label: str) -> "asyncio.Future[T]":
+        """Queue ``work``; the future ends when its group is committed or rolled back."""
+        future: asyncio.Future[T] = self._loop.create_future()
+        self._put(_Item(work, future, label))
+        return future
+
+    def post(self, work: Work[Any], label: str) -> None:
+        """Queue ``work`` for which nobody waits; its failure is logged."""
+        self._put(_Item(work, None, label))
+
+    def stop(self) -> None:
+        """Let the thread close everything after the last work that was accepted."""
+        if not self._is_stopping:
+            self._is_stopping = True
+            self._keeper.give_up()
+            self._queue.put(None)
+
+    def _put(self, item: _Item) -> None:
+        # Submitting and stopping happen on one thread, so nothing can follow the end mark.
+        if self._is_stopping:
+            raise StoreUnavailable("The store is closed.")
+        self._queue.put(item)
+
+    # From here on: the writer's thread.
+
+    def _main(self) -> None:
+        try:
+            self.unit = unit = self._keeper.open()
+        except BaseException as error:
+            self._tell(partial(_fail, self.opened, error))
+            self._tell(partial(_resolve, self.closed, None))
+            return
+        self._tell(partial(_resolve, self.opened, None))
+        try:
+            while (group := self._next_group()) is not None:
+                self._run(unit, group)
+        finally:
+            self._close(unit)
+
+    def _close(self, unit: Unit) -> None:
+        try:
+            self._keeper.close(unit)
+        except Exception:
+            _log.exception("closing the database failed")
+        finally:
+            self._tell(partial(_resolve, self.closed, None))
+
+    def _next_group(self) -> list[_Item] | None:
+        """Wait for work and return what waits, ``None`` at the end."""
+        first = self._queue.get()
+        if first is None:
+            return None
+        group = [first]
+        try:
+            while len(group) < GROUP_LIMIT:
+                item = self._queue.get_nowait()
+                if item is None:
+                    self._queue.put(None)  # for the next call; nothing is behind the end mark
+                    break
+                group.append(item)
+        except Empty:
+            pass
+        return group
+
+    def _run(self, unit: Unit, group: list[_Item]) -> None:
+        try:
+            outcomes = self._transact(unit, group)
+        except Exception as error:
+            is_unknown = self._is_committing and isinstance(error, apsw.IOError)
+            self._roll_back(unit)
+            # SQLite rolled everything back because of one work, or of the disk: give each its own try.
+            if len(group) > 1 and not is_unknown:
+                for item in group:
+                    self._run(unit, [item])
+                return
+            outcomes = [_Failed(_translated(error, is_unknown)) for _ in group]
+        self._deliver(group, outcomes)
+
+    def _transact(self, unit: Unit, group: list[_Item]) -> list[Any]:
+        self._is_committing = False
+        unit.connection.execute("BEGIN IMMEDIATE")
+        outcomes = [self._run_item(unit, item) for item in group]
+        unit.write_counts()
+        self._is_committing = True
+        unit.connection.execute("COMMIT")
+        unit.end_group()
+        self.transactions += 1
+        return outcomes
+
+    def _run_item(self, unit: Unit, item: _Item) -> Any:
+        connection = unit.connection
+        connection.execute("SAVEPOINT work")
+        try:
+            result = item.work(unit)
+        except Exception as error:
+            # A full disk may have ended the whole transaction, with it the works before this one.
+            if not connection.in_transaction:
+                raise
+            connection.execute("ROLLBACK TO work")
+            connection.execute("RELEASE work")
+            unit.forget_work()
+            return _Failed(_translated(error, False))
+        connection.execute("RELEASE work")
+        unit.end_work()
+        return result
+
+    def _roll_back(self, unit: Unit) -> None:
+        unit.forget_group()
+        try:
+            if unit.connection.in_transaction:
+                unit.connection.execute("ROLLBACK")
+        except apsw.Error:
+            _log.exception("rolling back failed")
+
+    def _deliver(self, group: list[_Item], outcomes: list[Any]) -> None:
+        for item, outcome in zip(group, outcomes, strict=True):
+            if item.future is None and isinstance(outcome, _Failed):
+                _log.error("%s failed: %s", item.label, outcome.error, exc_info=outcome.error)
+        self._tell(partial(_end_all, group, outcomes))
+
+    def _tell(self, call: Callable[[], None]) -> None:
+        try:
+            self._loop.call_soon_threadsafe(call)
+        except RuntimeError:
+            pass  # the event loop is closed, so nobody is left to hear
+
+
+def _end_all(group: list[_Item], outcomes: list[Any]) -> None:
+    for item, outcome in zip(group, outcomes, strict=True):
+        if item.future is None:
+            continue
+        if isinstance(outcome, _Failed):
+            _fail(item.future, outcome.error)
+        else:
+            _resolve(item.future, outcome)
+
+
+def _resolve(future: "asyncio.Future[T]", result: T) -> None:
+    if not future.done():  # done: its caller was cancelled
+        future.set_result(result)
+
+
+def _fail(future: "asyncio.Future[Any]", error: BaseException) -> None:
+    if not future.done():
+        future.set_exception(error)
+
+
+def _translated(error: Exception, is_unknown: bool) -> BaseException:
+    if isinstance(error, AgentPoolError) or not isinstance(error, apsw.Error | OSError):
+        return error
+    failure = unavailable(error, outcome_unknown=is_unknown)
+    failure.__cause__ = error
+    return failure

@@ -1,0 +1,49 @@
+"""Every store behind one fixture: what is true of one must be true of all."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from app.domain.session import LifeSpan
+from app.ports import SessionStore
+from app.stores.memory import MemoryStore
+from app.stores.sqlite import SqliteStore
+
+from .builders import BOOT, LIFE
+
+
+class Place:
+    """Where one kind of store keeps its content, so that it can be opened again after an end."""
+
+    def __init__(self, kind: str, folder: Path, life: LifeSpan) -> None:
+        self._kind = kind
+        self._folder = folder
+        self._life = life
+        self.store: SessionStore = self._make()
+
+    async def restart(self, boot_id: str) -> SessionStore:
+        """Close the store and return one of the same content, as another process would see it."""
+        await self.store.close()
+        if self._kind != "memory":
+            self.store = self._make()
+        await self.store.open(boot_id)
+        return self.store
+
+    def _make(self) -> SessionStore:
+        if self._kind == "memory":
+            return MemoryStore(self._life)
+        return SqliteStore(str(self._folder / "agentpool.db"), self._life)
+
+
+@pytest.fixture(params=["memory", "sqlite"])
+async def place(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Place]:
+    place = Place(request.param, tmp_path, LIFE)
+    await place.store.open(BOOT)
+    yield place
+    await place.store.close()
+
+
+@pytest.fixture
+def store(place: Place) -> SessionStore:
+    return place.store

@@ -1,0 +1,330 @@
+"""What every store promises about session records."""
+
+from dataclasses import replace
+
+import pytest
+
+from app.domain.errors import (
+    InvalidInput,
+    PreconditionFailed,
+    SessionExists,
+    SessionNotFound,
+    StoreUnavailable,
+    TurnNotFound,
+)
+from app.domain.ids import SessionKey
+from app.domain.session import SessionChange, SessionPage, SessionQuery, SessionStatus
+from app.ports import SessionStore
+
+from .builders import BOOT, LIFE, T0, dropped, extend, make_session, make_turn, running
+from .conftest import Place
+
+FULL = {
+    "user_id": "алиса 🦊",
+    "window_id": "desktop",
+    "title": "Zitat \"'%_\\ \u2028 您好",
+    "provider": "openai",
+    "model": "gpt-5-mini",
+    "params": {"temperature": 0.2, "stop": ["a", "b"], "seed": 2**70},
+    "metadata": {"a": {"b": [1, None, True, 1.5]}, "🙂": "x"},
+    "template": {},
+    "ttl_s": 0,
+    "marked_idle": True,
+}
+
+
+async def test_a_stored_session_is_found_as_it_was(place: Place) -> None:
+    """Every field of a session comes back equal, before and after a restart."""
+    session = make_session("s1", owner="o", **FULL)
+    await place.store.create_session(session)
+    assert await place.store.find_session(session.key) == session
+    again = await place.restart("boot-2")
+    assert await again.find_session(session.key) == session
+
+
+async def test_find_of_a_missing_session_is_none(store: SessionStore) -> None:
+    """A session of another owner is as absent as one that never was."""
+    await store.create_session(make_session("s1", owner="o"))
+    assert await store.find_session(SessionKey("p", "s1")) is None
+    assert await store.find_session(SessionKey("o", "S1")) is None
+
+
+async def test_a_taken_key_is_refused(store: SessionStore) -> None:
+    """A second session under a taken key raises SessionExists and changes nothing."""
+    first = make_session("s1")
+    await store.create_session(first)
+    with pytest.raises(SessionExists):
+        await store.create_session(make_session("s1", title="other"))
+    assert await store.find_session(first.key) == first
+    await store.create_session(make_session("s1", owner="other"))
+
+
+async def test_update_merges_metadata_and_replaces_the_rest(store: SessionStore) -> None:
+    """A change is applied as the domain says, and counts the revision up by one."""
+    session = make_session("s1", metadata={"a": 1, "b": {"c": 1, "d": 2}})
+    await store.create_session(session)
+    change = SessionChange(title="ÄÖ", metadata={"a": None, "b": {"c": 3}}, model="m", params={"seed": 1})
+    changed = await store.update_session(session.key, change, T0 + 5)
+    assert changed == change.apply(session, T0 + 5, LIFE)
+    assert changed.metadata == {"b": {"c": 3, "d": 2}}
+    assert changed.rev == 2
+    assert await store.find_session(session.key) == changed
+
+
+async def test_update_honours_the_etag(store: SessionStore) -> None:
+    """A change with the current ETag happens; with an old one it raises and nothing changes."""
+    session = make_session("s1")
+    await store.create_session(session)
+    changed = await store.update_session(
+        session.key, SessionChange(title="a"), T0, expected_etag=session.etag
+    )
+    with pytest.raises(PreconditionFailed):
+        await store.update_session(session.key, SessionChange(title="b"), T0, expected_etag=session.etag)
+    assert await store.find_session(session.key) == changed
+
+
+async def test_a_turn_changes_the_etag(store: SessionStore) -> None:
+    """An ETag read before a turn fails after it."""
+    session = make_session("s1")
+    await store.create_session(session)
+    await store.commit_turn(session, make_turn(session))
+    with pytest.raises(PreconditionFailed):
+        await store.update_session(session.key, SessionChange(title="b"), T0, expected_etag=session.etag)
+
+
+async def test_update_of_a_missing_session_raises(store: SessionStore) -> None:
+    """A change never creates a session."""
+    with pytest.raises(SessionNotFound):
+        await store.update_session(SessionKey("", "s1"), SessionChange(title="a"), T0)
+    assert store.session_count_nowait() == 0
+
+
+async def test_delete_removes_the_session_and_its_turns(store: SessionStore) -> None:
+    """After a delete neither the session nor a turn of it is there; a second delete says so."""
+    session = make_session("s1")
+    await store.create_session(session)
+    session, turns = await extend(store, session, 3)
+    assert await store.delete_session(session.key) is True
+    assert await store.delete_session(session.key) is False
+    assert await store.find_session(session.key) is None
+    with pytest.raises(TurnNotFound):
+        await store.get_turn(session, turns[0].turn_id)
+    assert (await store.list_turns(session, 10)).turns == ()
+    assert await store.list_branch(session, 10) == ()
+    with pytest.raises(SessionNotFound):
+        await store.load_path(session)
+
+
+async def test_a_recreated_session_has_nothing_of_the_old_one(store: SessionStore) -> None:
+    """Under the same key a new incarnation starts empty, and the old one's turns cannot reach it."""
+    old = make_session("s1")
+    await store.create_session(old)
+    old, turns = await extend(store, old, 2)
+    await store.delete_session(old.key)
+    new = make_session("s1")
+    await store.create_session(new)
+    with pytest.raises(SessionNotFound):
+        await store.commit_turn(old, make_turn(old))
+    await store.start_turn(old, running(make_turn(old)))
+    await store.record_turn(old, dropped(make_turn(old)))
+    assert await store.find_session(new.key) == new
+    assert (await store.list_turns(new, 10)).turns == ()
+    with pytest.raises(TurnNotFound):
+        await store.get_turn(new, turns[0].turn_id)
+    with pytest.raises(TurnNotFound):
+        await store.get_turn(old, turns[0].turn_id)
+
+
+async def test_the_count_follows_every_change(place: Place) -> None:
+    """The number of sessions is right after creating, deleting, purging and a restart."""
+    store = place.store
+    for number in range(5):
+        await store.create_session(make_session(f"s{number}", ttl_s=1 if number == 4 else None))
+    assert store.session_count_nowait() == 5
+    await store.delete_session(SessionKey("", "s0"))
+    assert store.session_count_nowait() == 4
+    await store.expire_and_purge(T0 + 501_000, T0, 10)
+    assert store.session_count_nowait() == 3
+    assert (await place.restart("boot-2")).session_count_nowait() == 3
+
+
+async def _all_pages(store: SessionStore, query: SessionQuery) -> list[SessionPage]:
+    pages = [await store.list_sessions(query)]
+    while pages[-1].next_cursor:
+        pages.append(await store.list_sessions(replace(query, cursor=pages[-1].next_cursor)))
+    return pages
+
+
+async def test_paging_loses_and_repeats_nothing(store: SessionStore) -> None:
+    """Pages of 7 over 230 sessions, many with equal times, give each once, newest activity first."""
+    for number in range(230):
+        await store.create_session(make_session(f"s{number}", now=T0 + number // 9))
+    pages = await _all_pages(store, SessionQuery(owner="", now=T0, limit=7))
+    listed = [session for page in pages for session in page.sessions]
+    assert len(pages) == 33
+    assert {session.key.session_id for session in listed} == {f"s{number}" for number in range(230)}
+    assert len(listed) == 230
+    times = [session.last_accessed for session in listed]
+    assert times == sorted(times, reverse=True)
+    assert {page.total for page in pages} == {230}
+
+
+async def test_a_page_that_ends_the_list_has_no_cursor(store: SessionStore) -> None:
+    """A limit that is exactly the number of sessions gives one page and no cursor."""
+    for number in range(4):
+        await store.create_session(make_session(f"s{number}"))
+    page = await store.list_sessions(SessionQuery(owner="", now=T0, limit=4))
+    assert (len(page.sessions), page.next_cursor) == (4, None)
+
+
+@pytest.mark.parametrize(
+    "cursor", ["", "x", "%%%", "czE", "czEuMS4x🙂", "dDEuMQ", "MTI.", "cw", "c2ZvbyAtMQ"]
+)
+async def test_a_foreign_cursor_is_refused(store: SessionStore, cursor: str) -> None:
+    """A cursor that no listing of sessions gave raises InvalidInput that names the field."""
+    with pytest.raises(InvalidInput) as caught:
+        await store.list_sessions(SessionQuery(owner="", now=T0, cursor=cursor))
+    assert caught.value.field == "cursor"
+
+
+async def _listed(store: SessionStore, **query: object) -> set[str]:
+    page = await store.list_sessions(SessionQuery(**({"owner": None, "now": T0} | query)))  # type: ignore[arg-type]
+    assert page.total == len(page.sessions)
+    return {session.key.session_id for session in page.sessions}
+
+
+async def test_filters_narrow_the_list(store: SessionStore) -> None:
+    """Owner, user, agent and window select exactly their sessions, alone and together."""
+    await store.create_session(make_session("a", owner="o", user_id="u", agent_id="x", window_id="w"))
+    await store.create_session(make_session("b", owner="o", user_id="u", agent_id="y"))
+    await store.create_session(make_session("c", owner="p", user_id="u", agent_id="x"))
+    await store.create_session(make_session("d", owner="p"))
+    assert await _listed(store) == {"a", "b", "c", "d"}
+    assert await _listed(store, owner="o") == {"a", "b"}
+    assert await _listed(store, user_id="u") == {"a", "b", "c"}
+    assert await _listed(store, owner="p", user_id="u") == {"c"}
+    assert await _listed(store, agent_id="x") == {"a", "c"}
+    assert await _listed(store, owner="o", user_id="u", agent_id="x") == {"a"}
+    assert await _listed(store, window_id="w") == {"a"}
+    assert await _listed(store, owner="q") == set()
+
+
+async def test_text_search_is_literal_and_ignores_case(store: SessionStore) -> None:
+    """Text is found anywhere in the title in any case, and at the start of the id; it is no pattern."""
+    await store.create_session(make_session("alpha", title="Größe ÄRGER"))
+    await store.create_session(make_session("beta", title="100%_sure"))
+    await store.create_session(make_session("al_x"))
+    assert await _listed(store, text="ärger") == {"alpha"}
+    assert await _listed(store, text="GRÖSSE") == {"alpha"}
+    assert await _listed(store, text="0%_S") == {"beta"}
+    assert await _listed(store, text="%") == {"beta"}
+    assert await _listed(store, text="al") == {"alpha", "al_x"}
+    assert await _listed(store, text="al_") == {"al_x"}
+    assert await _listed(store, text="pha") == set()
+    assert await _listed(store, text="AL") == set()
+
+
+@pytest.mark.parametrize("offset", [-1, 0, 1])
+@pytest.mark.parametrize(
+    ("fields", "boundary_s"),
+    [
+        ({}, 100),
+        ({}, 1000),
+        ({"ttl_s": 50}, 50),
+        ({"ttl_s": 0}, 100),
+        ({"archived": True, "expires_at": None}, 0),
+        ({"marked_idle": True}, 0),
+    ],
+)
+async def test_the_status_filter_agrees_with_the_domain(
+    store: SessionStore, fields: dict[str, object], boundary_s: int, offset: int
+) -> None:
+    """On each boundary, one before and one after, only the filter of the session's status lists it."""
+    session = make_session("s1", **fields)
+    await store.create_session(session)
+    now = T0 + boundary_s * 1000 + offset
+    status = session.status_at(now, LIFE)
+    found = {one for one in SessionStatus if await _listed(store, status=one, now=now)}
+    assert found == {status}
+
+
+async def test_totals_beyond_a_thousand_are_exact_only_where_cheap(store: SessionStore) -> None:
+    """With 1,001 sessions a search has no total, with one less it is exact; plain lists always are."""
+    for number in range(1000):
+        await store.create_session(make_session(f"s{number}", user_id="u"))
+    search = SessionQuery(owner="", now=T0, limit=1, text="s", status=SessionStatus.ACTIVE)
+    assert (await store.list_sessions(search)).total == 1000
+    await store.create_session(make_session("s1000", user_id="u"))
+    assert (await store.list_sessions(search)).total is None
+    for query in (SessionQuery(owner="", now=T0), SessionQuery(owner=None, now=T0, user_id="u"),
+                  SessionQuery(owner="", now=T0, agent_id="assistant")):  # fmt: skip
+        assert (await store.list_sessions(query)).total == 1001
+
+
+async def test_expiry_is_counted_in_a_half_open_span(store: SessionStore) -> None:
+    """A session that expires at t is counted for since < t <= now, and archived ones never."""
+    await store.create_session(make_session("a", ttl_s=10))
+    await store.create_session(make_session("b", archived=True, expires_at=None))
+    end = T0 + 10_000
+    assert await store.expire_and_purge(end - 1, T0, 10) == (0, 0)
+    assert await store.expire_and_purge(end, end - 1, 10) == (1, 0)
+    assert await store.expire_and_purge(end + 1, end, 10) == (0, 0)
+
+
+async def test_purge_begins_exactly_when_retention_ends(store: SessionStore) -> None:
+    """One millisecond before the end of its retention a session stays, at the end it goes."""
+    session = make_session("a", ttl_s=10)
+    await store.create_session(session)
+    await store.commit_turn(session, make_turn(session, started_at=T0, finished_at=T0))
+    due = T0 + 10_000 + LIFE.retention_s * 1000
+    assert (await store.expire_and_purge(due - 1, due - 1, 10))[1] == 0
+    assert (await store.expire_and_purge(due, due, 10))[1] == 1
+    assert await store.find_session(session.key) is None
+
+
+async def test_purge_keeps_to_its_limit_oldest_first(store: SessionStore) -> None:
+    """A purge removes as many as it may, those first that expired first."""
+    for number in range(5):
+        await store.create_session(make_session(f"s{number}", ttl_s=number + 1))
+    now = T0 + 10_000_000
+    assert (await store.expire_and_purge(now, now, 3))[1] == 3
+    assert await _listed(store, now=now) == {"s3", "s4"}
+
+
+async def test_purge_never_takes_a_session_whose_turn_runs(place: Place) -> None:
+    """A turn of this boot that runs keeps its session; that of a dead boot does not."""
+    session = make_session("a", ttl_s=1)
+    await place.store.create_session(session)
+    turn = make_turn(session, started_at=T0)
+    await place.store.start_turn(session, running(turn))
+    now = T0 + 10_000_000
+    assert (await place.store.expire_and_purge(now, now, 10))[1] == 0
+    store = await place.restart("boot-2")
+    assert (await store.expire_and_purge(now, now, 10))[1] == 1
+
+
+async def test_a_closed_store_refuses_everything(place: Place) -> None:
+    """After close every call raises StoreUnavailable, and a second close is harmless."""
+    store, session = place.store, make_session()
+    await store.close()
+    await store.close()
+    for call in (
+        lambda: store.ping(),
+        lambda: store.create_session(session),
+        lambda: store.find_session(session.key),
+        lambda: store.start_turn(session, running(make_turn(session))),
+        lambda: store.commit_turn(session, make_turn(session)),
+        lambda: store.list_turns(session, 1),
+        lambda: store.expire_and_purge(T0, T0, 1),
+    ):
+        with pytest.raises(StoreUnavailable):
+            await call()
+
+
+async def test_opening_twice_is_opening_once(store: SessionStore) -> None:
+    """A second open of an open store changes nothing."""
+    session = make_session()
+    await store.create_session(session)
+    await store.open(BOOT)
+    assert await store.find_session(session.key) == session
+    await store.ping()
