@@ -74,7 +74,7 @@ class Settings(BaseSettings):
     model_max_bytes: int = Field(default=4 << 20, ge=1024, le=1 << 30)
 
     agent_max_instances: int = Field(default=100, ge=1, le=1_000_000)
-    agent_ttl_seconds: float = Field(default=3600.0, ge=0)
+    agent_ttl_seconds: float = Field(default=3600.0, ge=0, le=315_360_000)
     agent_cleanup_interval: Seconds = 300.0
     agent_capacity_wait_s: float = Field(default=5.0, ge=0, le=3600)
     agent_capacity_queue: int = Field(default=1000, ge=0, le=1_000_000)

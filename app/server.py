@@ -30,7 +30,10 @@ class PoolServer(uvicorn.Server):
         self._runtime.begin_drain()
         loop = asyncio.get_running_loop()
         give_up_at = loop.time() + self._runtime.settings.drain_timeout_s
-        while self._runtime.turns_in_flight and loop.time() < give_up_at and not self.force_exit:
+        # Polling, as uvicorn does: a second Ctrl-C only sets ``force_exit``.
+        while (  # noqa: ASYNC110
+            self._runtime.turns_in_flight and loop.time() < give_up_at and not self.force_exit
+        ):
             await asyncio.sleep(_POLL_S)
         await self._runtime.cancel_turns()
         await super().shutdown(sockets)
