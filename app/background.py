@@ -17,8 +17,8 @@ _log = logging.getLogger(__name__)
 class TaskOwner:
     """Owns every task that it spawned until the task ends.
 
-    ``close`` cancels what still runs and waits for it. A task that failed and
-    whose result nobody asked for is logged with its name.
+    ``close`` cancels what still runs and waits for it. A task that fails is logged
+    with its name, unless somebody awaits it.
     """
 
     def __init__(self, name: str) -> None:
@@ -29,8 +29,12 @@ class TaskOwner:
     def __len__(self) -> int:
         return len(self._tasks)
 
-    def spawn(self, coroutine: Coroutine[Any, Any, T], name: str) -> asyncio.Task[T]:
+    def spawn(
+        self, coroutine: Coroutine[Any, Any, T], name: str, *, is_awaited: bool = False
+    ) -> asyncio.Task[T]:
         """Start ``coroutine`` as a task called ``<owner>:<name>`` and keep it until it ends.
+
+        ``is_awaited``: somebody takes its result, and with it the duty to report a failure.
 
         Raises:
             RuntimeError: the owner is closed; the coroutine is closed unstarted.
@@ -40,7 +44,7 @@ class TaskOwner:
             raise RuntimeError(f"{self._name} is closed")
         task = asyncio.create_task(coroutine, name=f"{self._name}:{name}")  # noqa: TID251
         self._tasks.add(task)
-        task.add_done_callback(self._ended)
+        task.add_done_callback(self._tasks.discard if is_awaited else self._ended)
         return task
 
     async def close(self, grace_s: float = 5.0) -> None:

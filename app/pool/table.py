@@ -279,7 +279,8 @@ class PoolTable:
             slot.waiters.remove(ticket)
             self._done(ticket)
             ticket.error = error
-            self.reject(error)
+            if isinstance(error, Draining | PoolExhausted):
+                self.reject(error)
             effects.append(Refused(ticket))
         return effects
 

@@ -143,7 +143,7 @@ class Conductor:
         if flight.cancel_reason is not None:
             await self._cut_short(flight, lease, session, turn)
             return
-        body = self._tasks.spawn(agent.run(message, flight.emit), f"body {turn.turn_id}")
+        body = self._tasks.spawn(agent.run(message, flight.emit), f"body {turn.turn_id}", is_awaited=True)
         has_ended = await flight.settle(agent, body, self._turn_timeout_s)
         if not has_ended:
             self._leave_zombie(lease, body, flight)
