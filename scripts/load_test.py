@@ -219,7 +219,8 @@ class Load:
     async def _take_turn(self, session: Session) -> bool:
         """Carry out one turn; say whether the session can go on."""
         body = {"session_id": session.session_id, "message": session.next_message()}
-        ask = chat_stream if self._random.random() < self._options.stream_share else chat
+        is_streamed = self._options.stream or self._random.random() < self._options.stream_share
+        ask = chat_stream if is_streamed else chat
         began = time.perf_counter()
         try:
             answer = await ask(self._http, body)
@@ -357,9 +358,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--sessions", type=int, default=200, help="how many sessions (%(default)s)")
     parser.add_argument("--turns", type=int, default=10, help="turns of each session (%(default)s)")
     parser.add_argument("--concurrency", type=int, default=32, help="turns at a time (%(default)s)")
-    parser.add_argument(
-        "--stream", dest="stream_share", action="store_const", const=1.0, help="stream every turn"
-    )
+    parser.add_argument("--stream", action="store_true", help="stream every turn")
     parser.add_argument(
         "--stream-share", type=float, default=0.1, help="share of streamed turns (%(default)s)"
     )
