@@ -1,7 +1,9 @@
 """What holds for every test: no setting from outside, repeatable examples, no silent skips in CI."""
 
+import contextlib
 import os
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
+from pathlib import Path
 from typing import TypeVar
 
 import pytest
@@ -24,6 +26,9 @@ def scrub_environment() -> None:
 # At import: a test module may build settings while it is being collected.
 scrub_environment()
 
+# Processes that tests start find the code wherever they run.
+os.environ["PYTHONPATH"] = str(Path(__file__).resolve().parents[1])
+
 settings.register_profile(
     "repeatable",
     deadline=None,
@@ -37,6 +42,13 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
 
 IN_CI = os.environ.get("CI", "").lower() not in ("", "0", "false")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Work in an empty folder: no ``.env`` is read, no database is left behind."""
+    with contextlib.chdir(tmp_path_factory.mktemp("elsewhere")):
+        yield
 
 
 @pytest.hookimpl(wrapper=True)

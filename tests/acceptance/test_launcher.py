@@ -7,9 +7,12 @@ import base64
 import hashlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
+import time
+import urllib.request
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -326,3 +329,53 @@ def test_unknown_command(checkout: Checkout) -> None:
     code, _, messages = checkout.call("serve")
     assert code == 1
     assert messages.endswith("there is no command 'serve'\n")
+
+
+def start_server(folder: Path, *arguments: str) -> "subprocess.Popen[str]":
+    """Start the real server from ``folder``, in the environment that the tests run in."""
+    return subprocess.Popen(
+        [base_python(), str(ROOT / "scripts" / "dev.py"), "run", "--port", "0", *arguments],
+        cwd=folder,
+        env=os.environ | {"AGENTPOOL_NO_INSTALL": "1", "PYTHONUNBUFFERED": "1"},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def wait_for_url(process: "subprocess.Popen[str]") -> str:
+    assert process.stdout is not None
+    seen = []
+    for line in process.stdout:
+        seen.append(line)
+        if found := re.search(r"http://127\.0\.0\.1:\d+", line):
+            return found[0]
+    raise AssertionError("the server ended: " + "".join(seen))
+
+
+def test_server_answers_within_three_seconds(tmp_path: Path) -> None:
+    """With the environment in place, a start on a free port answers its first request in under 3 s."""
+    began = time.monotonic()
+    process = start_server(tmp_path)
+    try:
+        with urllib.request.urlopen(wait_for_url(process) + "/health", timeout=10) as response:
+            health = json.load(response)
+        took_s = time.monotonic() - began
+        assert health["status"] == "healthy"
+        assert took_s < 3
+    finally:
+        process.terminate()
+        process.communicate(timeout=30)
+
+
+def test_server_ends_with_one_signal(tmp_path: Path) -> None:
+    """One SIGTERM ends the server, and its database lies where it was started."""
+    process = start_server(tmp_path)
+    try:
+        wait_for_url(process)
+    finally:
+        process.terminate()
+        output, _ = process.communicate(timeout=30)
+    assert process.returncode in (0, -signal.SIGTERM), output
+    assert (tmp_path / "agentpool.db").exists()
