@@ -1,0 +1,41 @@
+"""The whole HTTP face in one call."""
+
+from itertools import chain
+
+from fastapi import APIRouter, FastAPI
+from starlette.types import Scope
+
+from app.api import health
+from app.api.docs import install_docs
+from app.api.errors import install_errors
+from app.api.guard import Guard
+from app.api.native import admin, chat, sessions, turns
+from app.api.options import ApiOptions
+
+ROUTERS: tuple[APIRouter, ...] = (chat.router, sessions.router, turns.router, admin.router, health.router)
+
+
+def install(app: FastAPI, options: ApiOptions) -> None:
+    """Give ``app`` the routes, the error answers, the documentation and the guard.
+
+    The services are read from ``app.state.services`` when a request comes. ``app`` may be
+    mounted into another one: nothing outside of it is touched.
+    """
+    app.state.api_options = options
+    app.state.allowed_methods = allowed_methods
+    app.router.redirect_slashes = False
+    install_errors(app)
+    for router in ROUTERS:
+        app.include_router(router)
+    install_docs(app)
+    app.add_middleware(Guard, options=options)
+
+
+def allowed_methods(scope: Scope) -> str:
+    """Return the value of ``Allow`` for the path of ``scope``."""
+    path = scope["path"].removeprefix(scope.get("root_path", ""))
+    methods: set[str] = set()
+    for route in chain(scope["app"].router.routes, *(router.routes for router in ROUTERS)):
+        if (pattern := getattr(route, "path_regex", None)) and pattern.match(path):
+            methods |= getattr(route, "methods", None) or {"GET", "HEAD"}
+    return ", ".join(sorted(methods))

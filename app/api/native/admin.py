@@ -1,0 +1,88 @@
+"""The operator's routes: the pool of live agents."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Body, Query, Response
+
+from app.api.deps import ServicesDep, SessionKeyDep
+from app.api.docs import WITH_BODY, problems
+from app.api.native.fields import NoQuery
+from app.api.native.pool import CleanupAnswer, HealthAnswer, LiveList, StatsAnswer
+from app.api.native.requests import CleanupBody, EvictQuery, LiveListQuery
+from app.api.native.responses import SessionMessage
+from app.api.route import StrictRoute
+from app.services.admin import CleanupMode, HealthStatus, LiveOrder
+
+router = APIRouter(route_class=StrictRoute, tags=["pool"])
+
+UNHEALTHY_RETRY_S = 5
+_CLEANUP_EXAMPLES = {
+    "expired": {"summary": "What is due anyway", "value": {"mode": "expired"}},
+    "idle": {"summary": "Idle for ten minutes", "value": {"mode": "idle", "idle_s": 600}},
+    "oldest": {"summary": "Would go first", "value": {"mode": "oldest", "count": 10, "dry_run": True}},
+}
+
+
+@router.get("/agent-stats", summary="Count the live agents", responses=problems())
+async def get_stats(services: ServicesDep, _query: Annotated[NoQuery, Query()]) -> StatsAnswer:
+    """The pool's counters; cheap however many agents live."""
+    return StatsAnswer.of(services.admin.stats())
+
+
+@router.get("/agent-sessions", summary="List the live agents", responses=problems())
+async def list_live(services: ServicesDep, query: Annotated[LiveListQuery, Query()]) -> LiveList:
+    """The sessions whose agents are in this process's pool."""
+    live, total, next_cursor = services.admin.live_sessions(
+        limit=query.limit, cursor=query.cursor, by=LiveOrder(query.by)
+    )
+    return LiveList.of(live, total, next_cursor)
+
+
+@router.delete(
+    "/agent-sessions/{session_id}",
+    summary="Drop a live agent",
+    responses=problems("AGENT_NOT_FOUND", "SESSION_BUSY"),
+)
+async def evict(
+    key: SessionKeyDep, services: ServicesDep, query: Annotated[EvictQuery, Query()]
+) -> SessionMessage:
+    """Drop a session's live agent. The session stays; its next turn restores the agent."""
+    await services.admin.evict(key, force=query.force)
+    return SessionMessage(message="Live agent removed", session_id=key.session_id)
+
+
+@router.post(
+    "/agent-cleanup",
+    summary="Drop idle agents",
+    responses=problems(*WITH_BODY, "STORE_UNAVAILABLE"),
+)
+async def clean_up(
+    services: ServicesDep,
+    _query: Annotated[NoQuery, Query()],
+    body: Annotated[CleanupBody | None, Body(openapi_examples=_CLEANUP_EXAMPLES)] = None,
+) -> CleanupAnswer:
+    """Drop idle live agents, and expire and purge sessions that are due. A busy agent is never removed."""
+    asked = body or CleanupBody()
+    cleanup = await services.admin.cleanup(
+        CleanupMode(asked.mode or "expired"),
+        idle_s=asked.idle_s,
+        count=asked.count,
+        dry_run=bool(asked.dry_run),
+    )
+    return CleanupAnswer.of(cleanup)
+
+
+@router.get(
+    "/agent-health",
+    summary="How the parts are",
+    responses={503: {"model": HealthAnswer, "description": "A part is unhealthy."}, **problems()},
+)
+async def get_health(
+    response: Response, services: ServicesDep, _query: Annotated[NoQuery, Query()]
+) -> HealthAnswer:
+    """Pool, store, model and event loop, and the worst of them; 503 when that is `unhealthy`."""
+    health = await services.admin.health()
+    if health.status is HealthStatus.UNHEALTHY:
+        response.status_code = 503
+        response.headers["Retry-After"] = str(UNHEALTHY_RETRY_S)
+    return HealthAnswer.of(health)

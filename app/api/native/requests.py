@@ -1,0 +1,291 @@
+"""What clients send: the bodies and queries of the native face."""
+
+from typing import Any, Literal
+
+from pydantic import Field, ValidationInfo, field_validator
+
+from app.api.native.fields import (
+    TTL_MAX_S,
+    Body,
+    Flag,
+    FreeObject,
+    JsonObject,
+    Limit,
+    ModelName,
+    Name,
+    NoQuery,
+    OptionalSessionId,
+    PageQuery,
+    Params,
+    Position,
+    SessionQuery,
+    Title,
+    TtlSeconds,
+    TurnIdField,
+)
+from app.api.native.redact import redact
+from app.domain.session import UNSET, SessionChange, SessionStatus
+from app.services.chat import ChatRequest, OnBusy
+from app.services.sessions import NewSession
+
+StatusName = Literal["active", "idle", "archived", "expired"]
+
+
+def _agree(value: Any, other: Any, name: str) -> Any:
+    if value is not None and other is not None and value != other:
+        raise ValueError(f"differs from {name}")
+    return value
+
+
+class _Choices(Body):
+    """What both a new session and a turn may choose."""
+
+    user_id: Name | None = Field(default=None, description="Whose session it is.", examples=["alice"])
+    window_id: Name | None = Field(
+        default=None, description="One of the user's windows or devices.", examples=["desktop"]
+    )
+    app_name: Name | None = Field(
+        default=None, description="The application that it belongs to.", examples=["default"]
+    )
+    agent_id: Name | None = Field(
+        default=None, description="The agent profile; see `GET /agents`.", examples=["assistant"]
+    )
+    session_id: OptionalSessionId = Field(
+        default=None, description="Its id; left out, one is generated.", examples=["user_001"]
+    )
+    conversation_id: OptionalSessionId = Field(
+        default=None, description="Another name for `session_id`.", examples=["user_001"]
+    )
+    provider: ModelName | None = Field(
+        default=None, description="The model's provider; see `GET /models`.", examples=["openai"]
+    )
+    model: ModelName | None = Field(
+        default=None, description="The model; see `GET /models`.", examples=["gpt-5-mini"]
+    )
+    model_name: ModelName | None = Field(
+        default=None, description="Another name for `model`.", examples=["gpt-5-mini"]
+    )
+    params: Params | None = Field(
+        default=None, description="How the model is to answer.", examples=[{"temperature": 0.2}]
+    )
+    metadata: FreeObject | None = Field(
+        default=None,
+        description="Free data: 64 KiB, 32 deep, 1,000 keys. Values under keys like `password` are redacted.",
+        examples=[{"language": "zh-CN"}],
+    )
+
+    @field_validator("conversation_id")
+    @classmethod
+    def _one_session(cls, value: str | None, info: ValidationInfo) -> str | None:
+        agreed: str | None = _agree(value, info.data.get("session_id"), "session_id")
+        return agreed
+
+    @field_validator("model_name")
+    @classmethod
+    def _one_model(cls, value: str | None, info: ValidationInfo) -> str | None:
+        agreed: str | None = _agree(value, info.data.get("model"), "model")
+        return agreed
+
+    def free_metadata(self, redact_keys: bool) -> JsonObject:
+        """Return the metadata as it may be stored."""
+        metadata: JsonObject = self.metadata or {}
+        return redact(metadata) if redact_keys else metadata
+
+
+class ChatBody(_Choices):
+    """One message to an agent. Only ``message`` is required."""
+
+    message: str = Field(
+        description="What to say: 1 to 100,000 characters (or as the server is set), one of them visible.",
+        examples=["你好，我叫张三"],
+        min_length=1,
+    )
+    on_busy: Literal["queue", "reject"] | None = Field(
+        default=None,
+        description="While another turn of the session runs: wait for it (`queue`) or be refused (`reject`).",
+        examples=["queue"],
+    )
+    on_disconnect: Literal["continue"] | None = Field(
+        default=None, description="The turn goes on when the client leaves.", examples=["continue"]
+    )
+    parent: None = Field(default=None, description="Not available yet.", examples=[None])
+
+    def to_request(self, owner: str, *, redact_keys: bool) -> ChatRequest:
+        return ChatRequest(
+            owner=owner,
+            message=self.message,
+            session_id=self.session_id or self.conversation_id,
+            user_id=self.user_id,
+            window_id=self.window_id,
+            app_name=self.app_name,
+            agent_id=self.agent_id,
+            provider=self.provider,
+            model=self.model or self.model_name,
+            params=None if self.params is None else self.params.to_json(),
+            metadata=self.free_metadata(redact_keys),
+            on_busy=OnBusy(self.on_busy or "queue"),
+        )
+
+
+class NewSessionBody(_Choices):
+    """A session to be created; everything may be left out."""
+
+    title: Title | None = Field(default=None, description="A name for people.", examples=["Weather"])
+    ttl_s: TtlSeconds | None = Field(
+        default=None,
+        description="Seconds without activity until it expires; 0: never. Left out, the server's setting.",
+        examples=[86400],
+    )
+
+    def to_new_session(self, owner: str, *, redact_keys: bool) -> NewSession:
+        return NewSession(
+            owner=owner,
+            session_id=self.session_id or self.conversation_id,
+            user_id=self.user_id,
+            window_id=self.window_id,
+            agent_id=self.agent_id,
+            app_name=self.app_name,
+            title=self.title,
+            metadata=self.free_metadata(redact_keys),
+            provider=self.provider,
+            model=self.model or self.model_name,
+            params={} if self.params is None else self.params.to_json(),
+            ttl_s=self.ttl_s,
+        )
+
+
+class SessionPatch(Body):
+    """A JSON merge patch (RFC 7396): what is left out stays, ``null`` takes a value away."""
+
+    title: Title | None = Field(default=None, description="A name for people.", examples=["Weather"])
+    metadata: FreeObject | None = Field(
+        default=None,
+        description="Merged into the metadata; `null` takes a key away.",
+        examples=[{"tier": "premium"}],
+    )
+    status: Literal["active", "idle", "archived"] | None = Field(
+        default=None,
+        description="`active` restarts the expiry clock, too; `archived` stops it, and stops chat.",
+        examples=["archived"],
+    )
+    provider: ModelName | None = Field(
+        default=None, description="The model's provider from the next turn on.", examples=["openai"]
+    )
+    model: ModelName | None = Field(
+        default=None, description="The model from the next turn on.", examples=["gpt-5-mini"]
+    )
+    model_name: ModelName | None = Field(default=None, description="Another name for `model`.")
+    params: Params | None = Field(
+        default=None, description="Replaces the parameters.", examples=[{"temperature": 0.2}]
+    )
+    ttl_s: TtlSeconds | None = Field(
+        default=None, description="Seconds without activity until it expires; 0: never.", examples=[86400]
+    )
+
+    @field_validator("status")
+    @classmethod
+    def _has_status(cls, value: str | None) -> str:
+        if value is None:
+            raise ValueError("cannot be taken away")
+        return value
+
+    @field_validator("model_name")
+    @classmethod
+    def _one_model(cls, value: str | None, info: ValidationInfo) -> str | None:
+        agreed: str | None = _agree(value, info.data.get("model"), "model")
+        return agreed
+
+    def to_change(self, *, redact_keys: bool) -> SessionChange:
+        given = self.model_fields_set
+        values: dict[str, Any] = {
+            name: getattr(self, name) for name in ("title", "provider", "model", "ttl_s") if name in given
+        }
+        if "model_name" in given and values.get("model") is None:
+            values["model"] = self.model_name
+        if "params" in given:
+            values["params"] = None if self.params is None else self.params.to_json()
+        if "metadata" in given:
+            values["metadata"] = redact(self.metadata) if redact_keys else self.metadata
+        return SessionChange(status=UNSET if self.status is None else SessionStatus(self.status), **values)
+
+
+class CancelBody(Body):
+    """Which turns to cancel, and what becomes of the text so far."""
+
+    keep_partial: bool | None = Field(
+        default=None, description="Keep what was produced so far (default).", examples=[True]
+    )
+    turn_id: TurnIdField | None = Field(
+        default=None, description="Another turn than the running one; a waiting one too.", examples=[None]
+    )
+    all: bool | None = Field(default=None, description="Every running and waiting turn.", examples=[False])
+
+
+class CleanupBody(Body):
+    """Which live agents to drop; sessions stay."""
+
+    mode: Literal["expired", "idle", "oldest"] | None = Field(
+        default=None,
+        description="`expired`: those whose time is over (default); `idle`: those idle for `idle_s`; "
+        "`oldest`: the `count` least recently used.",
+        examples=["oldest"],
+    )
+    idle_s: float | None = Field(
+        default=None, ge=0, le=TTL_MAX_S, description="For `idle`: seconds.", examples=[600]
+    )
+    count: int | None = Field(
+        default=None, ge=1, le=1_000_000, description="How many at most.", examples=[10]
+    )
+    dry_run: bool | None = Field(
+        default=None, description="Only say what would be dropped.", examples=[False]
+    )
+
+
+class SessionListQuery(PageQuery):
+    """Filters of the list of sessions."""
+
+    user_id: Name | None = Field(default=None, description="Only this user's.", examples=["alice"])
+    agent_id: Name | None = Field(default=None, description="Only with this agent.", examples=["assistant"])
+    window_id: Name | None = Field(default=None, description="Only of this window.", examples=["desktop"])
+    status: StatusName | None = Field(default=None, description="Only in this status.", examples=["active"])
+    q: str | None = Field(
+        default=None,
+        max_length=200,
+        description="Part of the title, in any case, or the beginning of the id.",
+        examples=["weather"],
+    )
+
+
+class TurnListQuery(PageQuery, SessionQuery):
+    """A page of turns."""
+
+
+class HistoryQuery(SessionQuery):
+    """A page of the conversation, counted in messages; turns are never split."""
+
+    limit: Limit = Field(default=50, description="Most messages of a page, in whole turns.", examples=[50])
+    before: TurnIdField | None = Field(default=None, description="`next_before` of the page after.")
+
+
+class WatchQuery(SessionQuery):
+    """From where to watch a turn."""
+
+    after: Position | None = Field(
+        default=None, description="Send what follows this `seq`; `Last-Event-ID` goes first.", examples=[0]
+    )
+
+
+class LiveListQuery(PageQuery):
+    """Which live agents come first."""
+
+    by: Literal["idle", "busy", "recent"] = Field(
+        default="recent",
+        description="Order: longest idle, busy, or most recently used first.",
+        examples=["idle"],
+    )
+
+
+class EvictQuery(NoQuery):
+    """Whether a busy agent may be dropped."""
+
+    force: Flag = Field(default=False, description="Cancel its running turn.", examples=[False])

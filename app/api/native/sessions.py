@@ -1,0 +1,219 @@
+"""Sessions: make, list, read, change and delete them; what clients may choose from."""
+
+from typing import Annotated
+from urllib.parse import quote, urlencode
+
+from fastapi import APIRouter, Body, Header, Query, Request, Response
+
+from app.api.deps import CallerDep, ExchangeDep, OptionsDep, ServicesDep, SessionKeyDep, UserIdDep
+from app.api.docs import WITH_BODY, problems
+from app.api.native.fields import NoQuery, PageQuery, SessionQuery
+from app.api.native.requests import NewSessionBody, SessionListQuery, SessionPatch
+from app.api.native.responses import AgentList, ModelList, SessionAnswer, SessionList, SessionMessage
+from app.api.route import StrictRoute
+from app.domain.errors import InvalidInput
+from app.domain.session import SessionStatus
+from app.services.sessions import SessionView
+
+router = APIRouter(route_class=StrictRoute, tags=["sessions"])
+
+_NEW_EXAMPLES = {
+    "smallest": {"summary": "For a user and a window", "value": {"user_id": "alice", "window_id": "desktop"}},
+    "choices": {
+        "summary": "With an id, a title and data",
+        "value": {
+            "session_id": "user_001",
+            "user_id": "alice",
+            "title": "Weather",
+            "metadata": {"language": "zh-CN"},
+            "params": {"temperature": 0.2},
+        },
+    },
+}
+_PATCH_EXAMPLES = {
+    "title": {"summary": "A title", "value": {"title": "Weather"}},
+    "metadata": {
+        "summary": "Set one key, take another away",
+        "value": {"metadata": {"tier": "premium", "trial": None}},
+    },
+    "archive": {"summary": "Archive it", "value": {"status": "archived"}},
+}
+_ETAG_DOC = {"ETag": {"description": "Names this state of the record.", "schema": {"type": "string"}}}
+_GET_DOC = {200: {"headers": _ETAG_DOC}, **problems("SESSION_NOT_FOUND", "STORE_UNAVAILABLE")}
+
+
+@router.post(
+    "/sessions",
+    summary="Create a session",
+    status_code=201,
+    responses={
+        201: {
+            "headers": {
+                **_ETAG_DOC,
+                "Location": {"description": "Its path.", "schema": {"type": "string"}},
+            }
+        },
+        **problems(
+            *WITH_BODY,
+            "SESSION_EXISTS",
+            "AGENT_NOT_FOUND",
+            "UNKNOWN_MODEL",
+            "SESSION_LIMIT",
+            "STORE_UNAVAILABLE",
+        ),
+    },
+)
+async def create_session(
+    request: Request,
+    response: Response,
+    services: ServicesDep,
+    options: OptionsDep,
+    caller: CallerDep,
+    exchange: ExchangeDep,
+    _query: Annotated[NoQuery, Query()],
+    body: Annotated[NewSessionBody | None, Body(openapi_examples=_NEW_EXAMPLES)] = None,
+) -> SessionAnswer:
+    """Create a session, with an id of the caller's choice or a generated one."""
+    new = (body or NewSessionBody()).to_new_session(caller.owner, redact_keys=options.redact_keys)
+    exchange.session_id = new.session_id
+    view = await services.sessions.create(new)
+    path = quote(f"/sessions/{view.session.key.session_id}", safe="/:@~")
+    response.headers["Location"] = request.scope.get("root_path", "") + path
+    return _answer(view, response)
+
+
+@router.get("/sessions", summary="List sessions", responses=problems("STORE_UNAVAILABLE"))
+async def list_sessions(
+    services: ServicesDep, caller: CallerDep, query: Annotated[SessionListQuery, Query()]
+) -> SessionList:
+    """Sessions, newest activity first."""
+    page = await services.sessions.list(
+        caller.owner,
+        limit=query.limit,
+        cursor=query.cursor,
+        user_id=query.user_id,
+        agent_id=query.agent_id,
+        window_id=query.window_id,
+        status=None if query.status is None else SessionStatus(query.status),
+        text=query.q or None,
+    )
+    return SessionList.of(page)
+
+
+@router.get(
+    "/users/{user_id}/sessions",
+    summary="List a user's sessions",
+    responses={
+        200: {
+            "headers": {
+                "Link": {"description": 'The next page, as rel="next".', "schema": {"type": "string"}}
+            }
+        },
+        **problems("STORE_UNAVAILABLE"),
+    },
+)
+async def list_user_sessions(
+    user_id: UserIdDep,
+    response: Response,
+    services: ServicesDep,
+    caller: CallerDep,
+    exchange: ExchangeDep,
+    query: Annotated[PageQuery, Query()],
+) -> list[SessionAnswer]:
+    """A user's sessions as a bare list, newest activity first; the next page is named in `Link`."""
+    page = await services.sessions.list(caller.owner, user_id=user_id, limit=query.limit, cursor=query.cursor)
+    if page.next_cursor is not None:
+        following = urlencode({"limit": query.limit, "cursor": page.next_cursor})
+        response.headers["Link"] = f'<{exchange.path}?{following}>; rel="next"'
+    return SessionList.of(page).sessions
+
+
+@router.head("/sessions/{session_id}", include_in_schema=False)
+@router.get("/sessions/{session_id}", summary="Get a session", responses=_GET_DOC)
+async def get_session(
+    key: SessionKeyDep,
+    response: Response,
+    services: ServicesDep,
+    query: Annotated[SessionQuery, Query()],
+) -> SessionAnswer:
+    """A session, an expired one too."""
+    return _answer(await services.sessions.get(key, query.user_id), response)
+
+
+@router.patch(
+    "/sessions/{session_id}",
+    summary="Change a session",
+    responses={
+        200: {"headers": _ETAG_DOC},
+        **problems(
+            *WITH_BODY,
+            "SESSION_NOT_FOUND",
+            "PRECONDITION_FAILED",
+            "AGENT_NOT_FOUND",
+            "UNKNOWN_MODEL",
+            "STORE_UNAVAILABLE",
+        ),
+    },
+)
+async def change_session(
+    key: SessionKeyDep,
+    response: Response,
+    services: ServicesDep,
+    options: OptionsDep,
+    query: Annotated[SessionQuery, Query()],
+    body: Annotated[SessionPatch, Body(openapi_examples=_PATCH_EXAMPLES)],
+    if_match: Annotated[
+        str | None, Header(description="Change it only if this is its ETag.", examples=['"0.1"'])
+    ] = None,
+) -> SessionAnswer:
+    """Change a session by a JSON merge patch; a running turn goes on as it began."""
+    change = body.to_change(redact_keys=options.redact_keys)
+    view = await services.sessions.update(
+        key, change, if_match=parse_if_match(if_match), user_id=query.user_id
+    )
+    return _answer(view, response)
+
+
+@router.delete(
+    "/sessions/{session_id}",
+    summary="Delete a session",
+    responses=problems("SESSION_NOT_FOUND", "STORE_UNAVAILABLE"),
+)
+async def delete_session(
+    key: SessionKeyDep, services: ServicesDep, query: Annotated[SessionQuery, Query()]
+) -> SessionMessage:
+    """Delete a session and all that belongs to it; its running turn is cancelled."""
+    await services.sessions.delete(key, query.user_id)
+    return SessionMessage(message="Session deleted", session_id=key.session_id)
+
+
+@router.get("/agents", summary="List the agents", responses=problems(), tags=["choices"])
+async def list_agents(services: ServicesDep, _query: Annotated[NoQuery, Query()]) -> AgentList:
+    """What `agent_id` may name."""
+    return AgentList.of(services.chat.agents())
+
+
+@router.get("/models", summary="List the models", responses=problems(), tags=["choices"])
+async def list_models(services: ServicesDep, _query: Annotated[NoQuery, Query()]) -> ModelList:
+    """What `provider` and `model` may name."""
+    return ModelList.of(services.chat.models())
+
+
+def parse_if_match(header: str | None) -> str | None:
+    """Return the one ETag that ``If-Match`` names, without its quotes; ``None`` for ``*``.
+
+    A weak tag is returned as it is, and so matches nothing, as RFC 9110 wants it.
+
+    Raises:
+        InvalidInput: it names several.
+    """
+    if header is None or header.strip() == "*":
+        return None
+    if "," in header:
+        raise InvalidInput("If-Match", "must be one ETag")
+    return header.strip().strip('"')
+
+
+def _answer(view: SessionView, response: Response) -> SessionAnswer:
+    response.headers["ETag"] = f'"{view.session.etag}"'
+    return SessionAnswer.of(view)

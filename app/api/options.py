@@ -1,0 +1,20 @@
+"""What the HTTP face is told by the settings; plain values."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class ApiOptions:
+    """Limits and surroundings of the HTTP face.
+
+    ``alias_prefixes`` are further mounts of the same routes, hidden from the schema.
+    ``max_message_chars`` counts characters, ``max_body_bytes`` bytes as received.
+    """
+
+    alias_prefixes: tuple[str, ...] = ("/api", "/agent_backend")
+    max_body_bytes: int = 1 << 20
+    max_message_chars: int = 100_000
+    redact_keys: bool = True
+    heartbeat_s: float = 15.0
+    cors_origins: tuple[str, ...] = ()
+    version: str = "0.0.0"

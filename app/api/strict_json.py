@@ -1,0 +1,115 @@
+"""JSON as the contract wants it: parsed once, and nothing in it that could hurt later.
+
+What is not JSON at all, or not unambiguous, is malformed. What is JSON but could not
+be stored, compared or sent back unchanged (an integer beyond 2^53, half a surrogate
+pair, NUL) is invalid, wherever in the document it stands.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from app.api.errors import MalformedJson
+from app.api.field_path import field_path
+from app.domain.errors import InvalidInput
+
+MAX_DEPTH = 64
+MAX_INTEGER = 2**53
+
+_TOO_LARGE = MAX_INTEGER * 2
+_HALF_PAIR = re.compile("[\ud800-\udfff]")
+# A document without one of these has nothing to look for, and is not walked at all.
+_SUSPECT = re.compile(rb"\\u(?:[dD][89a-fA-F]|0000)|[0-9]{16}")
+
+Path = tuple[str | int, ...]
+
+
+def parse_json(raw: bytes) -> Any:
+    """Return the value of the JSON document ``raw``.
+
+    Raises:
+        MalformedJson: not UTF-8, a byte order mark, not JSON, a number that is not
+            finite, a key given twice, or deeper than ``MAX_DEPTH``.
+        InvalidInput: an integer beyond ``MAX_INTEGER``, a lone surrogate or a NUL.
+    """
+    try:
+        value = _DECODER.decode(raw.decode("utf-8"))
+    except UnicodeDecodeError:
+        raise MalformedJson("The body is not UTF-8.") from None
+    except json.JSONDecodeError as error:
+        raise MalformedJson(f"The body is not valid JSON (at character {error.pos}).") from None
+    except RecursionError:
+        raise MalformedJson(_TOO_DEEP) from None
+    if raw.count(b"{") + raw.count(b"[") > MAX_DEPTH and _depth(value) > MAX_DEPTH:
+        raise MalformedJson(_TOO_DEEP)
+    if _SUSPECT.search(raw):
+        _check_scalars(value)
+    return value
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    members = dict(pairs)
+    if len(members) != len(pairs):
+        raise MalformedJson("A key is given twice in one object.")
+    return members
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if number in (float("inf"), float("-inf")):
+        raise MalformedJson("A number is not finite.")
+    return number
+
+
+def _integer(text: str) -> int:
+    # int() of thousands of digits is slow or refused; any stand-in beyond the limit will do.
+    return int(text) if len(text) <= 20 else _TOO_LARGE
+
+
+def _no_constant(_name: str) -> Any:
+    raise MalformedJson("NaN and Infinity are not JSON.")
+
+
+_TOO_DEEP = f"The body is nested deeper than {MAX_DEPTH}."
+_DECODER = json.JSONDecoder(
+    object_pairs_hook=_unique, parse_float=_finite, parse_int=_integer, parse_constant=_no_constant
+)
+
+
+def _depth(value: Any) -> int:
+    """Return how many containers enclose the innermost, itself counted; stops past the limit."""
+    deepest, level = 0, [value]
+    while level and deepest <= MAX_DEPTH:
+        level = [container for container in level if isinstance(container, dict | list)]
+        deepest += bool(level)
+        level = [
+            child
+            for container in level
+            for child in (container.values() if isinstance(container, dict) else container)
+        ]
+    return deepest
+
+
+def _check_scalars(document: Any) -> None:
+    for path, scalar in _scalars((), document):
+        if isinstance(scalar, int):
+            if abs(scalar) > MAX_INTEGER:
+                raise InvalidInput(field_path(path), "must be between -2^53 and 2^53")
+        elif "\0" in scalar:
+            raise InvalidInput(field_path(path), "must not have a NUL character in it")
+        elif _HALF_PAIR.search(scalar):
+            raise InvalidInput(field_path(path), "must not have half a surrogate pair in it")
+
+
+def _scalars(path: Path, value: Any) -> Iterator[tuple[Path, str | int]]:
+    """Yield every string, key and integer in document order; a key under its object's path."""
+    if isinstance(value, str | int):
+        yield path, value
+    elif isinstance(value, dict):
+        for key, member in value.items():
+            yield path, key
+            yield from _scalars((*path, key), member)
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from _scalars((*path, index), item)
