@@ -191,15 +191,19 @@ def test_every_test_has_a_docstring() -> None:
 
 
 def test_no_test_sleeps() -> None:
-    """No test calls anything named sleep: it waits for what it needs."""
+    """No test sleeps for a time, it waits for what it needs; ``sleep(0)`` is one turn of the event loop."""
     found = [
         (name_of(path), node.lineno)
         for path in python_files("tests")
         if name_of(path) not in MAY_SLEEP
         for node in ast.walk(ast.parse(text_of(path)))
-        if isinstance(node, ast.Call) and called_name(node) == "sleep"
+        if isinstance(node, ast.Call) and called_name(node) == "sleep" and not is_zero(node)
     ]
     assert found == []
+
+
+def is_zero(call: ast.Call) -> bool:
+    return [ast.unparse(argument) for argument in call.args] == ["0"]
 
 
 def called_name(call: ast.Call) -> str:
