@@ -32,9 +32,9 @@ _QUIET: Final[Mapping[str, int]] = {
 class AutogenFactory:
     """Implements ``app.ports.AgentFactory``.
 
-    ``profiles`` left out are the built-in ones. ``tools`` are what profiles may name in their ``tools``. Everything that can be shared
-    is: one workbench per set of tools, one model client per (provider, model, params).
-    Making a factory sets the levels of the libraries' loggers.
+    ``profiles`` left out are the built-in ones; ``tools`` are what profiles may name in
+    theirs. Everything that can be shared is: one workbench per set of tools, one model
+    client per (provider, model, params). Making a factory sets the libraries' log levels.
     """
 
     def __init__(

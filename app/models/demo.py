@@ -107,7 +107,7 @@ class DemoClient(ChatCompletionClient):
         return 1_000_000
 
     @property
-    def capabilities(self) -> ModelInfo:  # type: ignore[override]  # deprecated twin of model_info
+    def capabilities(self) -> ModelInfo:
         return _INFO
 
     @property

@@ -15,6 +15,7 @@ from cachetools import LRUCache
 
 from app.domain.catalog import ModelOffer
 from app.domain.errors import UnknownModel
+from app.models.limits import CallLimits
 from app.models.providers import ANY_MODEL, DEMO, Provider
 
 if TYPE_CHECKING:
@@ -63,14 +64,14 @@ class ModelRegistry:
         self._default = default_provider
         self._kind = client_kind
         self._demo_delay_s = demo_delay_s
-        self._limits = {
-            "first_event_s": first_event_timeout_s,
-            "idle_s": idle_timeout_s,
-            "connect_s": connect_timeout_s,
-            "max_bytes": max_bytes,
-            "attempts": attempts,
-            "retry_base_s": retry_base_s,
-        }
+        self._limits = CallLimits(
+            first_event_s=first_event_timeout_s,
+            idle_s=idle_timeout_s,
+            connect_s=connect_timeout_s,
+            max_bytes=max_bytes,
+            attempts=attempts,
+            retry_base_s=retry_base_s,
+        )
         self._pools: dict[str, Pool] = {}
         self._clients: dict[tuple[str, str], ChatCompletionClient] = {}
         self._views: LRUCache[Hashable, ChatCompletionClient] = LRUCache(_VIEWS_KEPT)
@@ -141,16 +142,13 @@ class ModelRegistry:
             from app.models.demo import DemoPool
 
             return DemoPool(delay_s=self._demo_delay_s)
-        from app.models.limits import CallLimits
-
-        limits = CallLimits(**self._limits)
         if self._kind == "stock":
             from app.models.stock import StockPool
 
-            return StockPool(provider, limits)
+            return StockPool(provider, self._limits)
         from app.models.wire import LeanPool
 
-        return LeanPool(provider, limits)
+        return LeanPool(provider, self._limits)
 
 
 def _names(provider: Provider) -> list[str]:
