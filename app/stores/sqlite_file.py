@@ -103,6 +103,9 @@ def connect(path: str) -> apsw.Connection:
     os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
     connection = apsw.Connection(path, flags=apsw.SQLITE_OPEN_READWRITE)
     connection.set_busy_timeout(BUSY_TIMEOUT_MS)
+    # A new file gets its WAL mode under a rollback journal. "extra" syncs that journal's
+    # removal; with "full" a power cut could bring it back, and it would undo everything.
+    connection.pragma("synchronous", "extra")
     if connection.pragma("journal_mode", "wal") != "wal":
         connection.close()
         raise apsw.CantOpenError("the file system does not support WAL")
