@@ -139,6 +139,7 @@ class SessionStore(Protocol):
 
         Raises:
             SnapshotUnreadable: a stored turn on the path is broken.
+            SessionNotFound: this incarnation was deleted.
         """
 
     async def start_turn(self, session: Session, turn: Turn) -> None:

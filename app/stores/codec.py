@@ -243,6 +243,7 @@ def _from_rest(
     if not isinstance(said, str):
         raise SnapshotUnreadable(turn_id=columns.turn_id)
     cancel_reason = rest.get("c")
+    prompt_tokens, completion_tokens = rest.get("u", (0, 0))
     return {
         "input": said,
         "reply": rest["r"] if "r" in rest else _default_reply(messages),
@@ -250,7 +251,7 @@ def _from_rest(
         "activation": Activation(rest.get("a", Activation.WARM)),
         "queued_ms": int(rest.get("q", 0)),
         "duration_ms": int(rest.get("d", 0)),
-        "usage": Usage(*map(int, rest.get("u", (0, 0)))),
+        "usage": Usage(int(prompt_tokens), int(completion_tokens)),
         "error": TurnError(*rest["e"]) if "e" in rest else None,
         "cancel_reason": None if cancel_reason is None else CancelReason(cancel_reason),
         "tool_seqs": tuple(map(int, rest.get("t", ()))),

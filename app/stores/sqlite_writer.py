@@ -135,7 +135,7 @@ class Writer:
 
     @property
     def is_open(self) -> bool:
-        return self.opened.done() and not self._is_stopping
+        return self.unit is not None and self.opened.done() and not self._is_stopping
 
     def start(self) -> None:
         self._thread.start()

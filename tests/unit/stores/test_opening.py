@@ -1,0 +1,63 @@
+"""From a URL to a store, and which places are refused."""
+
+import pytest
+
+from app.domain.session import LifeSpan
+from app.stores.memory import MemoryStore
+from app.stores.opening import open_store
+from app.stores.sqlite import SqliteStore
+from app.stores.sqlite_file import network_file_system
+
+MOUNTS = """\
+/dev/vda / ext4 rw 0 0
+server:/home /home nfs4 rw 0 0
+/dev/vdb /home/local ext4 rw 0 0
+//nas/share /mnt/my\\040share cifs rw 0 0
+me@host: /mnt/ssh fuse.sshfs rw 0 0
+/dev/vdc /mnt/übung ext4 rw 0 0
+nas:/x /over ext4 rw 0 0
+nas:/x /over nfs rw 0 0
+broken
+"""
+
+
+def test_memory_and_files_can_be_opened() -> None:
+    """The URLs of the two kinds of stores give that store, without touching anything."""
+    assert isinstance(open_store("memory://", LifeSpan()), MemoryStore)
+    for url, path in (("sqlite:///a/b.db", "a/b.db"), ("sqlite:////a/b%20c.db", "/a/b c.db")):
+        store = open_store(url, LifeSpan())
+        assert isinstance(store, SqliteStore)
+        assert store._path == path
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "", "memory", "memory:", "memory://x", "sqlite:", "sqlite://", "sqlite:///", "sqlite:////",
+        "sqlite://host/a.db", "sqlite:///dir/", "sqlite:///:memory:", "sqlite:///a.db?mode=ro",
+        "redis://u:s3cret@h/0", "postgresql://u:s3cret@h/db", "SQLITE:///a.db", "file:///a.db", "/a/b.db",
+    ],
+)  # fmt: skip
+def test_any_other_url_is_refused(url: str) -> None:
+    """Any other URL is a ValueError that says what is allowed and does not repeat the URL."""
+    with pytest.raises(ValueError, match="must be memory://, sqlite:///") as caught:
+        open_store(url, LifeSpan())
+    assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("directory", "kind"),
+    [
+        ("/", None), ("/var/lib", None), ("/home", "nfs4"), ("/home/me", "nfs4"), ("/homes", None),
+        ("/home/local/me", None), ("/mnt/my share", "cifs"), ("/mnt/my share/x", "cifs"),
+        ("/mnt/ssh/x", "fuse.sshfs"), ("/mnt/übung", None), ("/over/x", "nfs"),
+    ],
+)  # fmt: skip
+def test_network_file_systems_are_recognised(directory: str, kind: str | None) -> None:
+    """The innermost, latest mount that holds a directory decides whether it is a network's."""
+    assert network_file_system(directory, MOUNTS) == kind
+
+
+def test_without_a_mount_table_nothing_is_refused() -> None:
+    """Where the mounts are unknown every directory passes."""
+    assert network_file_system("/home", "") is None
