@@ -146,6 +146,13 @@ def test_lock_marker_is_the_launchers() -> None:
     assert f'DEV_MARKER = "{DEV_MARKER}\\n"' in text_of(ROOT / "scripts" / "dev.py")
 
 
+def test_ci_runs_the_command_of_the_readme() -> None:
+    """CI starts the tests with the command that the README names."""
+    command = "python3 scripts/dev.py test"
+    assert command in text_of(ROOT / "README.md")
+    assert command in text_of(ROOT / ".ci" / "run")
+
+
 def test_launcher_parses_on_old_pythons() -> None:
     """The launcher uses no syntax younger than Python 3.6, so that it can say what is missing."""
     ast.parse(text_of(ROOT / "scripts" / "dev.py"), feature_version=(3, 6))
