@@ -14,10 +14,11 @@ from uuid_utils import uuid7
 from app.agents.factory import AutogenFactory
 from app.background import TaskOwner
 from app.config import Settings
+from app.domain.session import LifeSpan
 from app.domain.turn import CancelReason
 from app.models.registry import ModelRegistry
 from app.pool.manager import AgentManager
-from app.ports import SessionStore
+from app.ports import AgentFactory, SessionStore
 from app.services import Services
 from app.services.admin import AdminService
 from app.services.admission import Admission
@@ -69,44 +70,43 @@ class Runtime:
         store: SessionStore | None = None,
         wait_for_store: bool = False,
     ) -> None:
-        self.settings = settings if settings is not None else Settings()
-        life = self.settings.life_span()
-        self._clock = SystemClock()
-        self._boot_id = new_uuid7()
+        self.settings = config = settings if settings is not None else Settings()
+        life = config.life_span()
         if store is None:
-            store = open_store(self.settings.store_url, life, wait_for_lock=wait_for_store)
+            store = open_store(config.store_url, life, wait_for_lock=wait_for_store)
         self._store = store
-        self._models = _open_models(self.settings)
-        factory = AutogenFactory(self._models, tool_timeout_s=self.settings.tool_timeout_s)
-        self.agents = AgentManager(self._store, factory, self.settings.pool_limits(), self._clock, PoolLog())
-        self._turns = Turns(
-            self._clock,
-            replay_s=self.settings.stream_replay_s,
-            replay_bytes=self.settings.stream_replay_bytes,
-        )
-        admission = Admission(self._store, factory, self._clock, new_uuid7, life, self.settings.app_name)
+        self._models = _open_models(config)
+        self._clock = clock = SystemClock()
+        self._boot_id = new_uuid7()
+        self._timers = TaskOwner("timers")
+        self._turns = Turns(clock, replay_s=config.stream_replay_s, replay_bytes=config.stream_replay_bytes)
+        self._build(AutogenFactory(self._models, tool_timeout_s=config.tool_timeout_s), life)
+
+    def _build(self, factory: AgentFactory, life: LifeSpan) -> None:
+        config, store, clock, turns = self.settings, self._store, self._clock, self._turns
+        self.agents = AgentManager(store, factory, config.pool_limits(), clock, PoolLog())
+        admission = Admission(store, factory, clock, new_uuid7, life, config.app_name)
         self._conductor = Conductor(
-            self._store,
+            store,
             factory,
             self.agents,
-            self._turns,
+            turns,
             admission,
-            self._clock,
+            clock,
             boot_id=self._boot_id,
-            turn_timeout_s=self.settings.turn_timeout_s,
+            turn_timeout_s=config.turn_timeout_s,
         )
         self.chat = ChatService(
-            self._store,
+            store,
             factory,
             admission,
-            self._turns,
+            turns,
             self._conductor,
             new_uuid7,
-            auto_create=self.settings.session_auto_create,
+            auto_create=config.session_auto_create,
         )
-        self.sessions = SessionManager(self._store, factory, self.agents, self._turns, admission)
-        self.admin = AdminService(self._store, self.agents, self._turns, self._clock, read_memory)
-        self._timers = TaskOwner("timers")
+        self.sessions = SessionManager(store, factory, self.agents, turns, admission)
+        self.admin = AdminService(store, self.agents, turns, clock, read_memory)
 
     @property
     def services(self) -> Services:

@@ -16,7 +16,7 @@ from app.domain.errors import (
 from app.domain.events import TurnEvent, TurnFailed, TurnFinished
 from app.domain.ids import SessionKey, parse_session_id
 from app.domain.replay import Numbered, replay
-from app.domain.session import TITLE_FROM_MESSAGE_CHARS, Session, SessionChange
+from app.domain.session import TITLE_FROM_MESSAGE_CHARS, UNSET, Session, SessionChange, Unset
 from app.domain.turn import Activation, CancelReason, JsonObject, Turn, TurnError, Usage
 from app.ports import AgentFactory, NewId, SessionStore
 from app.services.admission import Admission, NewSession
@@ -37,6 +37,7 @@ class ChatRequest:
 
     ``agent_id``, ``provider``, ``model`` and ``params`` stick to the session when given;
     ``window_id``, ``app_name`` and ``metadata`` count only if this message creates it.
+    ``expected_head``: the head that the session must have when the turn starts.
     """
 
     message: str
@@ -51,6 +52,7 @@ class ChatRequest:
     params: JsonObject | None = None
     metadata: JsonObject = field(default_factory=dict)
     on_busy: OnBusy = OnBusy.QUEUE
+    expected_head: str | Unset | None = UNSET
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,6 +177,7 @@ class ChatService:
             choices=_sticky(request, session),
             user=session.user_id,
             may_wait=request.on_busy is OnBusy.QUEUE,
+            expected_head=request.expected_head,
         )
         self._conductor.depart(flight, departure)
         return flight

@@ -24,7 +24,7 @@ from app.domain.errors import (
 )
 from app.domain.events import MessageCompleted, TurnCancelled, TurnFailed, TurnFinished, TurnStarted
 from app.domain.partial import keep_partial
-from app.domain.session import Session, SessionChange
+from app.domain.session import UNSET, Session, SessionChange, Unset
 from app.domain.stats import DiscardCause
 from app.domain.turn import Answer, CancelReason, Turn, TurnStatus, text_of
 from app.pool.lease import Lease
@@ -42,12 +42,16 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Departure:
-    """What a turn sets out with: the words, the choices that stick, who it is for."""
+    """What a turn sets out with: the words, the choices that stick, who it is for.
+
+    ``expected_head``: the turn is refused if the session's head is another one by then.
+    """
 
     message: str
     choices: SessionChange | None
     user: str | None
     may_wait: bool
+    expected_head: str | Unset | None = UNSET
 
 
 class Conductor:
@@ -125,6 +129,8 @@ class Conductor:
         if session is None or session.uid != flight.uid:
             raise SessionNotFound(session_id=flight.key.session_id)
         self._admission.require_open(session)
+        if not isinstance(departure.expected_head, Unset) and session.head != departure.expected_head:
+            raise HeadMoved(session_id=flight.key.session_id)
         if departure.choices is not None:
             session = await self._store.update_session(flight.key, departure.choices, self._clock.now_ms())
         await lease.fit(session)

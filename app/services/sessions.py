@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from app.domain.errors import AgentNotFound, UnknownModel
+from app.domain.errors import AgentNotFound, SessionNotFound, UnknownModel
 from app.domain.ids import SessionKey
 from app.domain.session import Session, SessionChange, SessionQuery, SessionStatus, Unset
 from app.domain.turn import MESSAGES_PER_TURN, CancelReason, Turn, TurnPage
@@ -141,10 +141,11 @@ class SessionManager:
         """
         await self._admission.get(key, user_id)
         for flight in self._turns.of_session(key):
-            if flight.turn is not None:
-                flight.cancel(CancelReason.DELETED, keep_partial=False)
+            flight.cancel(CancelReason.DELETED, keep_partial=False)
+        # Turns that come from now on wait behind this hold, and then find no session.
         async with self._pool.hold(key, front=True):
-            await self._store.delete_session(key)
+            if not await self._store.delete_session(key):
+                raise SessionNotFound(session_id=key.session_id)
 
     async def history(
         self, key: SessionKey, *, limit: int = 50, before: str | None = None, user_id: str | None = None

@@ -10,7 +10,7 @@ from enum import StrEnum
 
 from cachetools import TTLCache
 
-from app.domain.errors import AgentPoolError, TurnCancelled
+from app.domain.errors import AgentPoolError, SessionNotFound, TurnCancelled
 from app.domain.events import (
     MessageCompleted,
     TerminalEvent,
@@ -200,8 +200,10 @@ class Flight:
 
     def refuse(self, error: AgentPoolError) -> None:
         """End a turn that could not start, or whose conductor broke."""
-        if self.cancel_reason is not None:
-            error = TurnCancelled(session_id=self.key.session_id)
+        if self.cancel_reason is CancelReason.DELETED:
+            error = SessionNotFound()
+        elif self.cancel_reason is not None:
+            error = TurnCancelled()
         error.session_id = error.session_id or self.key.session_id
         if self.log.events:
             self.log.close(TurnFailed(to_turn_error(error)))
