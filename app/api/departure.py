@@ -17,7 +17,7 @@ class ClientLeft(Exception):
 async def client_watched(receive: Receive) -> AsyncIterator[None]:
     """Run the block while the client is there; cancel it at once when the client leaves.
 
-    The request's body must have been read. A cancellation from outside passes through.
+    What is left of the request's body is lost. A cancellation from outside passes through.
     The watching task ends with the block.
 
     Raises:

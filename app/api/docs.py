@@ -78,11 +78,8 @@ def _example(code: str) -> dict[str, Any]:
 def install_docs(app: FastAPI) -> None:
     """Serve /docs and /redoc from bundled files, and complete the schema.
 
-    Does nothing if ``app`` has no schema; replaces FastAPI's own pages, which need a CDN.
+    ``app`` must have been made without FastAPI's own pages, which need a CDN.
     """
-    if app.openapi_url is None:
-        return
-    app.router.routes = [r for r in app.router.routes if getattr(r, "path", None) not in ("/docs", "/redoc")]
     app.mount(STATIC_PATH, StaticFiles(directory=_STATIC_DIR), name="static-offline-docs")
     app.add_api_route("/docs", _swagger_page, include_in_schema=False)
     app.add_api_route("/redoc", _redoc_page, include_in_schema=False)
@@ -90,17 +87,18 @@ def install_docs(app: FastAPI) -> None:
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
-            _complete(make_schema())
-        return make_schema()
+            app.openapi_schema = _completed(make_schema())
+        return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way to extend it
 
 
-def _complete(schema: dict[str, Any]) -> None:
+def _completed(schema: dict[str, Any]) -> dict[str, Any]:
     components = schema.setdefault("components", {}).setdefault("schemas", {})
     problem = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
     components.update(problem.pop("$defs"))
     components["Problem"] = problem
+    return schema
 
 
 async def _swagger_page(request: Request) -> HTMLResponse:

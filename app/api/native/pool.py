@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
-from app.api.native.responses import Page
+from app.api.native.responses import NextCursor, Total
 from app.domain.stats import DiscardCause, EvictionCause, LiveSession
 from app.services.admin import AdminStats, Cleanup, Health
 
@@ -28,7 +28,9 @@ class StatsAnswer(BaseModel):
     activating_agents: int = Field(description="Agents that are being built.", examples=[0])
     zombie_agents: int = Field(description="Turns that ignore their cancellation.", examples=[0])
     max_agents: int = Field(description="Most agents at a time.", examples=[100])
-    agent_ttl: float = Field(description="Seconds after which an idle agent is dropped.", examples=[3600])
+    agent_ttl: int | float = Field(
+        description="Seconds after which an idle agent is dropped.", examples=[3600]
+    )
     waiting: int = Field(description="Turns that wait for a place.", examples=[0])
     utilization: float = Field(description="total_agents / max_agents.", examples=[0.15])
     hits: int = Field(description="Turns that found their agent live.", examples=[420])
@@ -57,7 +59,7 @@ class StatsAnswer(BaseModel):
             activating_agents=pool.activating,
             zombie_agents=pool.zombies,
             max_agents=pool.max_instances,
-            agent_ttl=pool.idle_ttl_s,
+            agent_ttl=int(pool.idle_ttl_s) if pool.idle_ttl_s.is_integer() else pool.idle_ttl_s,
             waiting=pool.waiting,
             utilization=round(pool.total / pool.max_instances, 4) if pool.max_instances else 0.0,
             hits=pool.hits,
@@ -107,10 +109,12 @@ class LiveAnswer(BaseModel):
         )
 
 
-class LiveList(Page):
+class LiveList(BaseModel):
     """A page of live agents."""
 
     sessions: list[LiveAnswer] = Field(description="The live agents, by session.")
+    total: Total
+    next_cursor: NextCursor
 
     @classmethod
     def of(cls, live: tuple[LiveSession, ...], total: int, next_cursor: str | None) -> "LiveList":

@@ -13,6 +13,8 @@ from app.services.chat import ActiveTurns, ChatReply
 from app.services.sessions import History, SessionView, SessionViews
 
 Time = Annotated[str, WithJsonSchema({"type": "string", "format": "date-time"})]
+Total = Annotated[int | None, Field(description="How many there are; `null` when counting costs too much.")]
+NextCursor = Annotated[str | None, Field(description="Names the next page; `null` on the last.")]
 TURN_ID = "0199c1f2-7d1a-7b3e-8c55-3f0e9d2b6a11"
 TIME = "2026-11-20T10:00:00.000Z"
 
@@ -125,17 +127,12 @@ class SessionAnswer(BaseModel):
         )
 
 
-class Page(BaseModel):
-    """One page of a list."""
-
-    total: int | None = Field(description="How many there are; `null` when counting costs too much.")
-    next_cursor: str | None = Field(description="Names the next page; `null` on the last.")
-
-
-class SessionList(Page):
+class SessionList(BaseModel):
     """A page of sessions, newest activity first."""
 
     sessions: list[SessionAnswer] = Field(description="The sessions.")
+    total: Total
+    next_cursor: NextCursor
 
     @classmethod
     def of(cls, page: SessionViews) -> "SessionList":
@@ -206,10 +203,12 @@ class TurnAnswer(BaseModel):
         return cls.model_validate(_turn_members(turn))
 
 
-class TurnList(Page):
+class TurnList(BaseModel):
     """A page of turns, newest first; failed ones too."""
 
     turns: list[TurnAnswer] = Field(description="The turns.")
+    total: Total
+    next_cursor: NextCursor
 
     @classmethod
     def of(cls, page: TurnPage) -> "TurnList":
@@ -255,10 +254,12 @@ class AgentAnswer(BaseModel):
     tools: list[str] = Field(description="The tools that it may use.", examples=[[]])
 
 
-class AgentList(Page):
+class AgentList(BaseModel):
     """The configured agents."""
 
     agents: list[AgentAnswer] = Field(description="The agents.")
+    total: Total
+    next_cursor: NextCursor
 
     @classmethod
     def of(cls, profiles: tuple[AgentProfile, ...]) -> "AgentList":
@@ -284,10 +285,12 @@ class ModelAnswer(BaseModel):
     is_default: bool = Field(description="Whether it answers when nothing is chosen.", examples=[True])
 
 
-class ModelList(Page):
+class ModelList(BaseModel):
     """What clients may choose."""
 
     models: list[ModelAnswer] = Field(description="The models.")
+    total: Total
+    next_cursor: NextCursor
 
     @classmethod
     def of(cls, offers: tuple[ModelOffer, ...]) -> "ModelList":

@@ -1,0 +1,175 @@
+"""Watching a turn's log: positions, sharing, silence, and clients that leave."""
+
+import asyncio
+
+from app.api.sse import HEARTBEAT, RETRY, WRITE_BYTES, EventStream, StoredEvents
+from app.domain.events import TextDelta, TurnCancelled, TurnEvent, TurnFailed
+from app.domain.turn import CancelReason, TurnError
+from app.services.turns import TurnLog
+from tests.unit.api.wire import Wire, http_scope
+
+END = TurnCancelled(CancelReason.USER, False, None, 0)
+
+
+class PlainEncoder:
+    """Frames that show who encoded them."""
+
+    face = "plain"
+
+    def __init__(self, name: str = "") -> None:
+        self.name = name
+        self.encoded = 0
+
+    def encode(self, turn_id: str, seq: int, event: TurnEvent) -> bytes:
+        self.encoded += 1
+        kind = event.text if isinstance(event, TextDelta) else type(event).__name__
+        return f"{seq}:{kind}{self.name}\n\n".encode()
+
+
+def log_of(*texts: str, end: TurnEvent | None = END) -> TurnLog:
+    log = TurnLog("t")
+    for text in texts:
+        log.append(TextDelta(text))
+    if end is not None:
+        log.close(end)
+    return log
+
+
+async def watch(log: TurnLog, wire: Wire, **options) -> None:
+    options.setdefault("encoder", PlainEncoder())
+    await EventStream(log, **options)(http_scope(), wire.receive, wire.send)
+
+
+async def written(wire: Wire, text: bytes) -> None:
+    while text not in wire.body:
+        wire.arrived.clear()
+        await wire.arrived.wait()
+
+
+async def test_a_finished_log_is_sent_in_one_write() -> None:
+    """Head, ``retry`` once, all whole events together, the end."""
+    wire = Wire()
+    await watch(log_of("a", "b"), wire)
+    assert wire.status == 200
+    assert wire.headers["content-type"] == "text/event-stream"
+    assert wire.headers["cache-control"] == "no-cache"
+    assert wire.headers["x-accel-buffering"] == "no"
+    assert "content-length" not in wire.headers
+    assert wire.writes == [RETRY, b"1:a\n\n2:b\n\n3:TurnCancelled\n\n", b""]
+    assert wire.is_complete
+
+
+async def test_a_position_leaves_out_what_was_seen() -> None:
+    """Only events behind the position are sent."""
+    wire = Wire()
+    await watch(log_of("a", "b"), wire, position=2)
+    assert wire.writes == [RETRY, b"3:TurnCancelled\n\n", b""]
+
+
+async def test_events_are_sent_as_they_come() -> None:
+    """Each event is out before the next one is in, and the stream ends with the terminal one."""
+    log, wire = log_of("a", end=None), Wire()
+    async with asyncio.TaskGroup() as group:
+        group.create_task(watch(log, wire))
+        await written(wire, b"1:a")
+        log.append(TextDelta("b"))
+        await written(wire, b"2:b")
+        log.close(END)
+    assert wire.writes == [RETRY, b"1:a\n\n", b"2:b\n\n", b"3:TurnCancelled\n\n", b""]
+
+
+async def test_silence_is_filled() -> None:
+    """A comment line goes out when nothing happens, again and again."""
+    log, wire = log_of(end=None), Wire()
+    async with asyncio.TaskGroup() as group:
+        group.create_task(watch(log, wire, heartbeat_s=0.001))
+        await written(wire, HEARTBEAT * 3)
+        log.close(END)
+    assert HEARTBEAT.startswith(b":")
+    assert wire.body.endswith(b"1:TurnCancelled\n\n")
+
+
+async def test_watchers_share_frames() -> None:
+    """However many watch, an event is encoded once."""
+    log, encoders = log_of("a", "b"), [PlainEncoder(), PlainEncoder(), PlainEncoder()]
+    wires = [Wire() for _ in encoders]
+    for wire, encoder in zip(wires, encoders, strict=True):
+        await watch(log, wire, encoder=encoder)
+    assert [encoder.encoded for encoder in encoders] == [3, 0, 0]
+    assert len({wire.body for wire in wires}) == 1
+
+
+async def test_a_failure_names_its_own_watcher() -> None:
+    """The one frame that depends on the request is encoded for each."""
+    log = log_of("a", end=TurnFailed(TurnError("MODEL_ERROR", "No.")))
+    bodies = []
+    for name in ("x", "y"):
+        wire = Wire()
+        await watch(log, wire, encoder=PlainEncoder(name))
+        bodies.append(wire.body)
+    assert b"2:TurnFailedx" in bodies[0]
+    assert b"2:TurnFailedy" in bodies[1]
+    assert b"1:ax" in bodies[1]
+
+
+async def test_a_long_backlog_goes_out_in_pieces_of_whole_events() -> None:
+    """No write grows beyond its bound by more than one event, and none splits an event."""
+    wire = Wire()
+    await watch(log_of(*["x" * 1000] * 500), wire)
+    pieces = wire.writes[1:-1]
+    assert len(pieces) > 5
+    assert all(piece.endswith(b"\n\n") for piece in pieces)
+    assert max(map(len, pieces)) < WRITE_BYTES + 1100
+
+
+async def test_a_client_that_leaves_is_noticed_at_once() -> None:
+    """The stream ends without a further event, says so once, and leaves no waiter and no task behind."""
+    log, wire, left = log_of("a", end=None), Wire(), []
+    async with asyncio.TaskGroup() as group:
+        group.create_task(watch(log, wire, on_leave=lambda: left.append(True)))
+        await written(wire, b"1:a")
+        wire.hang_up()
+    assert left == [True]
+    assert not wire.is_complete
+    assert log._waiters == []
+    await asyncio.sleep(0)
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+async def test_on_leave_is_not_called_at_the_end() -> None:
+    """Who saw the end did not leave."""
+    left: list[bool] = []
+    await watch(log_of("a"), Wire(), on_leave=lambda: left.append(True))
+    assert left == []
+
+
+async def test_a_server_that_says_it_by_oserror_is_understood() -> None:
+    """An ``OSError`` from ``send`` is a departure, not a bug."""
+    left: list[bool] = []
+
+    async def broken(_message) -> None:
+        raise OSError("gone")
+
+    wire = Wire()
+    stream = EventStream(log_of("a"), PlainEncoder(), on_leave=lambda: left.append(True))
+    await stream(http_scope(), wire.receive, broken)
+    assert left == [True]
+
+
+async def test_a_log_that_closes_without_an_end_ends_the_stream() -> None:
+    """A turn that was refused while it waited leaves its watchers nothing to wait for."""
+    log, wire = TurnLog("t"), Wire()
+    async with asyncio.TaskGroup() as group:
+        group.create_task(watch(log, wire))
+        await written(wire, RETRY)
+        log.close()
+    assert wire.writes == [RETRY, b""]
+
+
+async def test_stored_events_are_sent_with_their_own_numbers() -> None:
+    """A turn from the store keeps the numbers it had when it was live."""
+    wire = Wire()
+    events = [(1, TextDelta("a")), (9, END)]
+    await StoredEvents("t", events, PlainEncoder())(http_scope(), wire.receive, wire.send)
+    assert wire.writes == [RETRY, b"1:a\n\n9:TurnCancelled\n\n", b""]
+    assert wire.is_complete
