@@ -23,7 +23,8 @@ class TaskOwner:
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._tasks: set[asyncio.Task[Any]] = set()
+        # Not a set: ended in the order in which they began, a run can be repeated.
+        self._tasks: dict[asyncio.Task[Any], None] = {}
         self._is_closed = False
 
     def __len__(self) -> int:
@@ -43,8 +44,8 @@ class TaskOwner:
             coroutine.close()
             raise RuntimeError(f"{self._name} is closed")
         task = asyncio.create_task(coroutine, name=f"{self._name}:{name}")  # noqa: TID251
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard if is_awaited else self._ended)
+        self._tasks[task] = None
+        task.add_done_callback(self._forget if is_awaited else self._ended)
         return task
 
     async def close(self, grace_s: float = 5.0) -> None:
@@ -61,7 +62,10 @@ class TaskOwner:
             for task in pending:
                 _log.error("task %s ignores its cancellation", task.get_name())
 
+    def _forget(self, task: asyncio.Task[Any]) -> None:
+        del self._tasks[task]
+
     def _ended(self, task: asyncio.Task[Any]) -> None:
-        self._tasks.discard(task)
+        self._forget(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             _log.error("task %s failed", task.get_name(), exc_info=error)
