@@ -20,7 +20,8 @@ class Lease:
     Returning is a plain call, so that no cancellation can get between; the first
     one counts and later ones do nothing. Afterwards ``agent`` raises.
     ``activation`` says where the agent came from.
-    ``record`` is the session as a load for this very turn read it, else ``None``.
+    ``record`` is the session as a load for this very turn read it, else ``None``: a
+    record that was read before the turn came may be older than what its caller knows.
     """
 
     __slots__ = ("_abandon", "_activator", "_agent", "_give_up", "_slot", "_ticket", "activation", "record")
@@ -35,7 +36,7 @@ class Lease:
         self._give_up = give_up
         self._abandon = abandon
         self._agent: LiveAgent | None = slot.agent
-        self.record: Session | None = None if ticket.is_warm else slot.record
+        self.record: Session | None = slot.record if slot.loaded_for is ticket else None
         self.activation = Activation.WARM if ticket.is_warm else _activation_of(slot.agent)
 
     @property
@@ -54,9 +55,10 @@ class Lease:
 
         Raises:
             SnapshotUnreadable, StoreUnavailable, AgentNotFound, UnknownModel: the agent is as before.
+            InternalError: the lease was returned, maybe in the meantime.
         """
         fitting = await self._activator.fit(self.agent, session)
-        if fitting is not self._agent:
+        if fitting is not self.agent:
             self._agent = self._slot.agent = fitting
             self.activation = _activation_of(fitting)
         self._slot.record = session
@@ -73,7 +75,7 @@ class Lease:
     def abandon(self, cause: DiscardCause) -> Callable[[], None]:
         """Return the session while the agent's body still runs and ignores its cancellation.
 
-        Call the result once when that body has ended: until then it keeps its place.
+        Call the result when that body has ended: until then it keeps its place.
         """
         if self._agent is None:
             return lambda: None

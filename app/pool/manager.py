@@ -6,12 +6,12 @@ effects that it returned, carried out before anybody else runs.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 
 from app.background import TaskOwner
-from app.domain.errors import AgentPoolError, InternalError, LeaseReentered, StoreUnavailable, TurnQueueFull
+from app.domain.errors import AgentPoolError, InternalError, LeaseReentered, StoreUnavailable
 from app.domain.ids import SessionKey
 from app.domain.stats import DiscardCause, EvictionCause, LiveSession, LiveStatus, PoolStats, SweepResult
 from app.pool.effects import AwaitRoom, Dropped, Effect, Granted, Load, Refused
@@ -23,7 +23,7 @@ from app.pool.slot import Slot, SlotState, Ticket, TicketKind, TicketState
 from app.pool.table import PoolTable
 from app.ports import AgentFactory, Clock, PoolObserver, SessionStore
 
-_leased: ContextVar[frozenset[SessionKey]] = ContextVar("agentpool_leased", default=frozenset())
+_entered: ContextVar[frozenset[Ticket]] = ContextVar("agentpool_entered", default=frozenset())
 _LIVE_STATUS = {
     SlotState.IDLE: LiveStatus.IDLE,
     SlotState.BUSY: LiveStatus.BUSY,
@@ -71,15 +71,16 @@ class AgentManager:
         Raises:
             SessionBusy: a turn runs and ``may_wait`` is false.
             TurnQueueFull, PoolExhausted, Draining: no lease within the bounds.
-            LeaseReentered: called from inside a turn of the same session.
+            LeaseReentered: called from inside a turn or a hold of the same session.
             SessionNotFound, SnapshotUnreadable, StoreUnavailable, …: the activation failed.
         """
-        lease = await self.acquire(key, user=user, turn_id=turn_id, may_wait=may_wait)
-        entered = _leased.set(_leased.get() | {key})
+        ticket = Ticket(key, TicketKind.TURN, user=user, turn_id=turn_id)
+        await self._claim(ticket, may_wait=may_wait)
+        lease = self._to_lease(ticket)
         try:
-            yield lease
+            with _inside(ticket):
+                yield lease
         finally:
-            _leased.reset(entered)
             lease.discard(DiscardCause.ERROR)
 
     async def acquire(
@@ -87,9 +88,8 @@ class AgentManager:
     ) -> Lease:
         """Return a lease that the caller must end itself; ``lease`` says what is promised."""
         ticket = Ticket(key, TicketKind.TURN, user=user, turn_id=turn_id)
-        await self._claim(ticket, may_wait=may_wait, front=False)
-        assert ticket.slot is not None
-        return Lease(ticket, ticket.slot, self._activator, self._release, self._abandon)
+        await self._claim(ticket, may_wait=may_wait)
+        return self._to_lease(ticket)
 
     @asynccontextmanager
     async def hold(self, key: SessionKey, *, front: bool = False) -> AsyncIterator[None]:
@@ -98,9 +98,10 @@ class AgentManager:
         ``front``: before every turn that waits. Raises as ``lease`` does.
         """
         ticket = Ticket(key, TicketKind.HOLD)
-        await self._claim(ticket, may_wait=True, front=front)
+        await self._claim(ticket, front=front)
         try:
-            yield
+            with _inside(ticket):
+                yield
         finally:
             self._release(ticket, None)
 
@@ -155,12 +156,15 @@ class AgentManager:
         """Drain, drop every idle agent and end the loads. May be called twice."""
         self.begin_drain()
         await self._tasks.close()
+        # A load that was cancelled before its first step, or ignores it, has not reported.
+        for slot in [s for s in self._table.slots.values() if s.state is SlotState.LOADING]:
+            self._carry_out(self._table.load_failed(slot, InternalError("the pool is closed")))
         self._carry_out(self._table.evict(list(self._table.idle.values()), EvictionCause.DRAIN))
 
     # -- waiting --------------------------------------------------------------------------
 
-    async def _claim(self, ticket: Ticket, *, may_wait: bool, front: bool) -> None:
-        if ticket.key in _leased.get():
+    async def _claim(self, ticket: Ticket, *, may_wait: bool = True, front: bool = False) -> None:
+        if any(t.key == ticket.key and t.state is TicketState.GRANTED for t in _entered.get()):
             raise LeaseReentered(session_id=ticket.key.session_id)
         self._carry_out(self._table.enter(ticket, may_wait=may_wait, front=front))
         if ticket.state is TicketState.WAITING:
@@ -170,21 +174,22 @@ class AgentManager:
 
     async def _wait(self, ticket: Ticket) -> None:
         # No await since the ticket was entered: nobody can have granted it in between.
-        future = asyncio.get_running_loop().create_future()
-        self._futures[ticket] = future
+        loop = asyncio.get_running_loop()
+        future = self._futures[ticket] = loop.create_future()
+        too_long = loop.call_later(self.limits.queue_wait_s, self._queue_wait_over, ticket)
         try:
-            async with asyncio.timeout(self.limits.queue_wait_s):
-                await future
-        except BaseException as stopped:
+            await future
+        except BaseException:
             # Also when it has been granted in the same tick: then it is passed on, not lost.
             self._carry_out(self._table.leave(ticket, self._clock.monotonic()))
-            if isinstance(stopped, TimeoutError):
-                raise self._table.reject(
-                    TurnQueueFull("This turn waited too long for the session.")
-                ) from None
             raise
         finally:
+            too_long.cancel()
             del self._futures[ticket]
+
+    def _to_lease(self, ticket: Ticket) -> Lease:
+        assert ticket.slot is not None
+        return Lease(ticket, ticket.slot, self._activator, self._release, self._abandon)
 
     # -- doing what the table decided --------------------------------------------------------
 
@@ -226,6 +231,9 @@ class AgentManager:
         else:
             self._carry_out(self._table.loaded(slot, agent, record, self._clock.monotonic()))
 
+    def _queue_wait_over(self, ticket: Ticket) -> None:
+        self._carry_out(self._table.queue_wait_over(ticket))
+
     def _room_wait_over(self, slot: Slot, wait_number: int) -> None:
         self._carry_out(self._table.room_wait_over(slot, wait_number))
 
@@ -236,7 +244,7 @@ class AgentManager:
         if self._observer is not None:
             self._observer.zombie_appeared(ticket.key)
         self._carry_out(self._table.abandon(ticket, cause))
-        return lambda: self._carry_out(self._table.zombie_ended())
+        return lambda: self._carry_out(self._table.zombie_ended(ticket))
 
     def _report(self, key: SessionKey, cause: EvictionCause | DiscardCause) -> None:
         if self._observer is None:
@@ -277,3 +285,16 @@ class AgentManager:
             provider=provider,
             model=model,
         )
+
+
+@contextmanager
+def _inside(ticket: Ticket) -> Iterator[None]:
+    """Mark what runs in the block, and every task that it starts, as inside this claim.
+
+    Not undone with a token: a block may be left in another context than it was entered in.
+    """
+    _entered.set(_entered.get() | {ticket})
+    try:
+        yield
+    finally:
+        _entered.set(_entered.get() - {ticket})

@@ -63,7 +63,8 @@ class Ticket:
 class Slot:
     """One session's place. The per-session lock *is* the slot: ``owner`` holds it.
 
-    ``record`` is the session as the load that built ``agent`` read it.
+    ``record`` is the session as the load that built ``agent`` read it, and ``loaded_for``
+    the ticket that was first in line when that load began.
     ``waits_for_room`` counts the times that it queued for room, so that a late
     timer of an earlier wait can be told from the present one.
     Times are seconds on the monotonic clock.
@@ -75,6 +76,7 @@ class Slot:
         "agent_since",
         "key",
         "last_used",
+        "loaded_for",
         "owner",
         "record",
         "state",
@@ -92,6 +94,7 @@ class Slot:
         self.agent_bytes = 0
         self.agent_since = 0.0
         self.record: Session | None = None
+        self.loaded_for: Ticket | None = None
         self.owner: Ticket | None = None
         self.waiters: deque[Ticket] = deque()
         self.last_used = 0.0

@@ -37,7 +37,7 @@ class PoolTable:
         self.slots: dict[SessionKey, Slot] = {}
         self.idle: IdleList = OrderedDict()
         self.room_queue: deque[Slot] = deque()
-        self.zombies = 0
+        self.zombies: set[Ticket] = set()
         self.is_draining = False
         self._states: Counter[SlotState] = Counter()
         self._working_by_user: Counter[str] = Counter()
@@ -64,7 +64,6 @@ class PoolTable:
         if slot is None:
             return self._enter_absent(ticket)
         if slot.state is SlotState.IDLE:
-            slot.waiters.append(ticket)
             self._enqueue(slot, ticket)
             del self.idle[slot.key]
             return self._serve_next(slot)
@@ -119,18 +118,20 @@ class PoolTable:
         ticket.state = TicketState.DONE
         effects = self._drop_agent(slot, cause)
         self._set_state(slot, SlotState.HELD)  # without its place, until served below
-        self.zombies += 1
+        self.zombies.add(ticket)
         return [*effects, *self._serve_next(slot)]
 
-    def zombie_ended(self) -> list[Effect]:
-        """Give back the place that a zombie kept."""
-        self.zombies -= 1
+    def zombie_ended(self, ticket: Ticket) -> list[Effect]:
+        """Give back the place that a zombie kept; the second time does nothing."""
+        self.zombies.discard(ticket)
         return self._fill_room()
 
     # -- what the pool's own tasks and timers report ---------------------------------------
 
     def loaded(self, slot: Slot, agent: LiveAgent, record: Session | None, now: float) -> list[Effect]:
         """Take the agent that was built for a LOADING slot and hand it to the first in line."""
+        if not self._is_loading(slot):
+            return []  # the pool was closed in the meantime
         slot.agent, slot.record, slot.agent_since, slot.last_used, slot.turns = agent, record, now, now, 0
         self._weigh(slot)
         if agent.stamp.head is not None:
@@ -139,8 +140,23 @@ class PoolTable:
 
     def load_failed(self, slot: Slot, error: AgentPoolError) -> list[Effect]:
         """Tell every turn that waited; holds go on, since a session that cannot be read can be deleted."""
+        if not self._is_loading(slot):
+            return []
         effects = self._refuse_turns(slot, error)
         return [*effects, *self._serve_next(slot)]
+
+    def queue_wait_over(self, ticket: Ticket) -> list[Effect]:
+        """Refuse a ticket that has waited for those before it long enough.
+
+        The first in line for an agent that is on its way waits for nobody: that wait
+        has bounds of its own (``capacity_wait_s``, ``activation_timeout_s``).
+        """
+        slot = ticket.slot
+        if ticket.state is not TicketState.WAITING or slot is None:
+            return []
+        if slot.owner is None and slot.waiters[0] is ticket:
+            return []
+        return [self._refuse(slot, ticket, TurnQueueFull("This turn waited too long for the session."))]
 
     def room_wait_over(self, slot: Slot, wait_number: int) -> list[Effect]:
         """Refuse the turns of a slot that has waited for room long enough."""
@@ -155,7 +171,8 @@ class PoolTable:
         """Drop the agents of these slots; those that are not IDLE (any more) are left alone."""
         effects: list[Effect] = []
         for slot in victims:
-            if self.idle.pop(slot.key, None) is slot:
+            if self.idle.get(slot.key) is slot:
+                del self.idle[slot.key]
                 effects += self._drop_agent(slot, cause)
                 self._remove(slot)
         return effects
@@ -179,7 +196,7 @@ class PoolTable:
             active=self._states[SlotState.BUSY],
             idle=len(self.idle),
             activating=self._states[SlotState.LOADING],
-            zombies=self.zombies,
+            zombies=len(self.zombies),
             waiting=self._waiting,
             max_instances=self.limits.max_instances,
             idle_ttl_s=self.limits.idle_ttl_s,
@@ -196,7 +213,7 @@ class PoolTable:
     @property
     def places(self) -> int:
         """Places taken: never more than ``max_instances``."""
-        return sum(self._states[state] for state in _HOLDS_PLACE) + self.zombies
+        return sum(self._states[state] for state in _HOLDS_PLACE) + len(self.zombies)
 
     # -- entering ----------------------------------------------------------------------
 
@@ -208,33 +225,31 @@ class PoolTable:
         slot = Slot(ticket.key, ticket.user, SlotState.HELD)
         self.slots[slot.key] = slot
         self._count(slot, +1)
-        slot.waiters.append(ticket)
         self._enqueue(slot, ticket)
         if not is_turn:
             return self._grant(slot, SlotState.HELD)
         return self._take_room(slot) if room else self._queue_for_room(slot)
 
     def _enter_taken(self, slot: Slot, ticket: Ticket, may_wait: bool, front: bool) -> list[Effect]:
-        if not may_wait:
-            first = slot.owner or (slot.waiters[0] if slot.waiters else None)
-            raise self.reject(SessionBusy(turn_id=first.turn_id if first else None))
+        first = slot.owner or (slot.waiters[0] if slot.waiters else None)
+        if first is not None and not may_wait:
+            raise self.reject(SessionBusy(turn_id=first.turn_id))
         # The first in line for an agent that is on its way is not waiting for a turn to end.
         depth = len(slot.waiters) - (0 if slot.owner else 1)
         if not front and depth >= self.limits.queue_depth:
             raise self.reject(TurnQueueFull(retry_after_s=1))
-        if front:
-            slot.waiters.appendleft(ticket)
-        else:
-            slot.waiters.append(ticket)
-        self._enqueue(slot, ticket)
+        self._enqueue(slot, ticket, front)
         if slot.state is SlotState.WAITING and slot.waiters[0].kind is TicketKind.HOLD:
             self._leave_room_queue(slot)
             return self._grant(slot, SlotState.HELD)
         return []
 
-    def _enqueue(self, slot: Slot, ticket: Ticket) -> None:
+    def _enqueue(self, slot: Slot, ticket: Ticket, front: bool = False) -> None:
+        slot.waiters.insert(0 if front else len(slot.waiters), ticket)
         ticket.slot = slot
         self._waiting += 1
+        if slot.user is None and slot.state not in _WORKS:
+            slot.user = ticket.user  # a hold had made the slot
 
     def reject(self, error: AgentPoolError) -> AgentPoolError:
         """Count a refusal and return it."""
@@ -246,12 +261,7 @@ class PoolTable:
     def _serve_next(self, slot: Slot) -> list[Effect]:
         """Give a slot without owner to the first in line, or put it to rest."""
         if not slot.waiters:
-            if slot.agent is None:
-                self._remove(slot)
-            else:
-                self._set_state(slot, SlotState.IDLE)
-                self.idle[slot.key] = slot
-            return self._fill_room()
+            return self._rest(slot)
         if slot.waiters[0].kind is TicketKind.HOLD:
             # Whoever holds a session may move its head or delete it: the agent would be wrong.
             effects = self._drop_agent(slot, DiscardCause.CONFLICT)
@@ -265,6 +275,14 @@ class PoolTable:
             return self._load(slot)
         return self._queue_for_room(slot) if not self._has_room() else self._take_room(slot)
 
+    def _rest(self, slot: Slot) -> list[Effect]:
+        if slot.agent is not None and not self.is_draining:
+            self._set_state(slot, SlotState.IDLE)
+            self.idle[slot.key] = slot
+            return self._fill_room()
+        self._remove(slot)
+        return [*self._drop_agent(slot, EvictionCause.DRAIN), *self._fill_room()]
+
     def _grant(self, slot: Slot, state: SlotState) -> list[Effect]:
         ticket = slot.waiters.popleft()
         self._waiting -= 1
@@ -274,15 +292,15 @@ class PoolTable:
         return [Granted(ticket)]
 
     def _refuse_turns(self, slot: Slot, error: AgentPoolError) -> list[Effect]:
-        effects: list[Effect] = []
-        for ticket in [t for t in slot.waiters if t.kind is TicketKind.TURN]:
-            slot.waiters.remove(ticket)
-            self._done(ticket)
-            ticket.error = error
-            if isinstance(error, Draining | PoolExhausted):
-                self.reject(error)
-            effects.append(Refused(ticket))
-        return effects
+        return [self._refuse(slot, t, error) for t in list(slot.waiters) if t.kind is TicketKind.TURN]
+
+    def _refuse(self, slot: Slot, ticket: Ticket, error: AgentPoolError) -> Effect:
+        slot.waiters.remove(ticket)
+        self._done(ticket)
+        ticket.error = error
+        if isinstance(error, Draining | PoolExhausted | TurnQueueFull):
+            self.reject(error)
+        return Refused(ticket)
 
     def _done(self, ticket: Ticket) -> None:
         ticket.state = TicketState.DONE
@@ -303,6 +321,7 @@ class PoolTable:
 
     def _load(self, slot: Slot) -> list[Effect]:
         self._misses += 1
+        slot.loaded_for = slot.waiters[0]
         self._set_state(slot, SlotState.LOADING)
         return [Load(slot)]
 
@@ -358,6 +377,9 @@ class PoolTable:
         size = slot.agent.estimated_bytes if slot.agent is not None else 0
         self._bytes += size - slot.agent_bytes
         slot.agent_bytes = size
+
+    def _is_loading(self, slot: Slot) -> bool:
+        return slot.state is SlotState.LOADING and self.slots.get(slot.key) is slot
 
     def _remove(self, slot: Slot) -> None:
         if self.slots.get(slot.key) is slot:
