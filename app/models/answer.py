@@ -11,9 +11,8 @@ from autogen_core import FunctionCall
 from autogen_core.models import CreateResult, RequestUsage
 from autogen_ext.models._utils.normalize_stop_reason import normalize_stop_reason
 
-from app.domain.errors import ModelError
 from app.models.call import ModelCall
-from app.models.failure import malformed
+from app.models.failure import malformed, reported
 
 
 class StreamedAnswer:
@@ -70,7 +69,7 @@ class StreamedAnswer:
     def _read(self, event: dict[str, Any]) -> tuple[bool, bool, bool]:
         """Read one event; return whether it told anything, said anything, and was the end."""
         if event.get("error"):
-            raise ModelError("The model's provider broke off with an error.")
+            raise reported()
         if usage := event.get("usage"):
             self._usage = (usage.get("prompt_tokens") or 0, usage.get("completion_tokens") or 0)
         choices = event.get("choices")

@@ -40,6 +40,11 @@ def malformed() -> ModelError:
     return ModelError("The model's answer was malformed.")
 
 
+def reported() -> ModelError:
+    """Return the error for a provider that reports one inside its stream."""
+    return ModelError("The model's provider broke off with an error.")
+
+
 def refused(
     status: int, *, retry_after: str | None = None, date: str | None = None, code: object = None
 ) -> Failure:

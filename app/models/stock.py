@@ -4,7 +4,6 @@ Only the method that reads chunks is replaced, by one that does the same and als
 the response, keeps the deadlines and judges the answer.
 """
 
-import json
 from collections.abc import AsyncGenerator, Mapping
 from typing import Any, cast
 
@@ -18,7 +17,7 @@ from openai.types.chat import ChatCompletionChunk, ChatCompletionMessageParam, C
 
 from app.models.call import ModelCall
 from app.models.checked import CheckedClient
-from app.models.failure import Failure, broken_off, malformed, refused
+from app.models.failure import Failure, broken_off, malformed, refused, reported
 from app.models.limits import CallLimits
 from app.models.providers import Provider
 
@@ -101,9 +100,9 @@ class StockClient(CheckedClient):
             )
         if isinstance(error, openai.APIConnectionError | httpx2.TransportError):
             return broken_off(begun=call.begun)
-        if isinstance(error, openai.APIError | json.JSONDecodeError | UnicodeDecodeError):
-            return Failure(malformed())
-        return None
+        if isinstance(error, openai.APIError):
+            return Failure(reported())
+        return Failure(malformed()) if isinstance(error, ValueError) else None
 
 
 async def _next(stream: AsyncStream[ChatCompletionChunk], call: ModelCall) -> ChatCompletionChunk | None:

@@ -1,0 +1,172 @@
+"""From a session's record to a live agent."""
+
+import logging
+from typing import Any
+
+import pytest
+
+from app.agents.factory import AutogenFactory
+from app.agents.profiles import builtin_profiles, render_prompt, with_revision
+from app.domain.catalog import AgentProfile
+from app.domain.errors import AgentNotFound, UnknownModel
+from app.domain.session import DEFAULT_AGENT_ID, Stamp
+from app.domain.turn import AssistantText, ToolCall, ToolCalls, UserText
+from app.models.providers import demo_provider, make_provider
+from app.models.registry import ModelRegistry
+from tests.unit.agents.making import demo_models, make_path, make_session, run
+
+
+async def add(a: int, b: int) -> int:
+    """Add two numbers."""
+    return a + b
+
+
+def make_factory() -> AutogenFactory:
+    openai = make_provider("openai", models=["gpt-5"])
+    local = make_provider("local", base_url="http://127.0.0.1:1/v1", model="l")
+    coder = AgentProfile("coder", "C", "", "You code.", provider="openai", model="gpt-5", tools=("add",))
+    profiles = (*builtin_profiles(), with_revision(coder))
+    return AutogenFactory(ModelRegistry([demo_provider(), openai, local], "demo"), profiles, tools=[add])
+
+
+def test_the_built_in_profile() -> None:
+    """Without configuration there is one helpful assistant."""
+    (profile,) = AutogenFactory(demo_models()).profiles()
+    assert profile.agent_id == DEFAULT_AGENT_ID
+    assert profile.system_prompt == "You are a helpful assistant."
+
+
+@pytest.mark.parametrize(
+    ("session", "model"),
+    [
+        ({}, ("demo", "demo")),
+        ({"provider": "openai"}, ("openai", "gpt-5-mini")),
+        ({"provider": "openai", "model": "gpt-5"}, ("openai", "gpt-5")),
+        ({"agent_id": "coder"}, ("openai", "gpt-5")),
+        ({"agent_id": "coder", "model": "gpt-5-mini"}, ("openai", "gpt-5-mini")),
+        ({"agent_id": "coder", "provider": "openai"}, ("openai", "gpt-5")),
+        ({"agent_id": "coder", "provider": "local"}, ("local", "l")),
+    ],
+)
+def test_who_answers(session: dict[str, Any], model: tuple[str, str]) -> None:
+    """The session decides before its profile, and that before the default."""
+    factory = make_factory()
+    factory.check(make_session(**session))
+    assert factory.model_of(make_session(**session)) == model
+
+
+def test_sessions_that_could_not_run_are_refused() -> None:
+    """An unknown profile, provider or model is named by its error."""
+    factory = make_factory()
+    with pytest.raises(AgentNotFound):
+        factory.check(make_session(agent_id="nobody"))
+    with pytest.raises(UnknownModel):
+        factory.check(make_session(provider="nobody"))
+    with pytest.raises(UnknownModel):
+        factory.check(make_session(provider="openai", model="gpt-1"))
+
+
+def test_the_stamp_says_what_an_agent_was_built_from() -> None:
+    """A built agent carries the stamp that its session asks for, until one of the two changes."""
+    factory = make_factory()
+    session = make_session(head="head", rev=3)
+    agent = factory.build(session, make_path())
+    assert agent.stamp == factory.stamp_of(session)
+    assert agent.stamp != factory.stamp_of(make_session(head="head", rev=4))
+    assert agent.stamp != factory.stamp_of(make_session(head="head", rev=3, agent_id="coder"))
+
+
+async def test_refitting_keeps_the_context() -> None:
+    """A new prompt and model around the same messages; head and note stay."""
+    factory = make_factory()
+    agent = factory.build(make_session(), make_path(UserText("我叫张三"), AssistantText("好")))
+    factory.refit(agent, make_session(rev=2, params={"temperature": 0.1}))
+    assert agent.stamp == Stamp("head", None, 2, factory.profiles()[0].revision)
+    answer, _ = await run(agent, "我叫什么？")
+    assert answer.messages[1] == AssistantText("你叫张三。")
+
+
+def test_workbenches_are_shared() -> None:
+    """Agents with the same tools have one workbench."""
+    factory = make_factory()
+    assert factory._workbench(("add",)) is factory._workbench(("add",))
+    assert factory._workbench(("add",)).has_tools
+    assert not factory._workbench(()).has_tools
+
+
+def test_a_profile_with_an_unknown_tool_stops_the_start() -> None:
+    """The mistake is found before the first turn."""
+    with pytest.raises(ValueError, match="no tool hammer"):
+        AutogenFactory(demo_models(), [AgentProfile("a", "A", "", "", tools=("hammer",))])
+
+
+def test_revisions_follow_the_configuration() -> None:
+    """The same profile has the same revision in every process, another one another."""
+    profile = AgentProfile("a", "A", "", "Prompt")
+    assert with_revision(profile) == with_revision(with_revision(profile))
+    assert with_revision(profile).revision != with_revision(AgentProfile("a", "A", "", "Prompt.")).revision
+
+
+@pytest.mark.parametrize(
+    ("template", "prompt"),
+    [
+        (None, "Help {name}, {who}!"),
+        ({"context": {"name": "Ann"}}, "Help Ann, {who}!"),
+        ({"system_prompt": "Hi {name} {}", "context": {"name": 7}}, "Hi 7 {}"),
+    ],
+)
+def test_prompts_are_rendered(template: dict[str, Any] | None, prompt: str) -> None:
+    """A template brings values for placeholders, or a prompt of its own."""
+    assert render_prompt(AgentProfile("a", "A", "", "Help {name}, {who}!"), template) == prompt
+
+
+def test_the_estimate_grows_with_the_history() -> None:
+    """An empty agent is some 8 KiB; stored bytes count twice."""
+    factory = make_factory()
+    empty = factory.build(make_session(), make_path())
+    full = factory.build(make_session(), make_path(UserText("q"), stored_bytes=1000))
+    assert empty.estimated_bytes == 8192
+    assert full.estimated_bytes - empty.estimated_bytes == 2000
+
+
+async def test_the_estimate_grows_with_a_turn() -> None:
+    """What a turn adds is counted without walking the history."""
+    agent = make_factory().build(make_session(), make_path())
+    before = agent.estimated_bytes
+    await run(agent, "x" * 1000)
+    assert agent.estimated_bytes - before > 2000
+
+
+def test_libraries_are_kept_quiet() -> None:
+    """Prompts do not get into the log, nor what OpenTelemetry says about cancelled turns."""
+    logging.getLogger("autogen_core.events").setLevel(logging.INFO)
+    make_factory()
+    assert logging.getLogger("autogen_core.events").level == logging.WARNING
+    assert logging.getLogger("opentelemetry.context").level == logging.CRITICAL
+
+
+async def test_a_restored_context_holds_what_a_warm_one_does() -> None:
+    """An agent built from a turn's messages equals the agent that lived through it."""
+    factory = make_factory()
+    warm = factory.build(make_session(), make_path())
+    first, _ = await run(warm, "My name is Alice")
+    second, _ = await run(warm, "Who am I?")
+    restored = factory.build(make_session(), make_path(*first.messages, *second.messages))
+    assert restored._context._messages == warm._context._messages
+
+
+def test_a_template_chooses_from_the_profiles_tools() -> None:
+    """Capabilities leave tools out; they never bring any."""
+    factory = make_factory()
+    chosen = factory.build(make_session(agent_id="coder", template={"capabilities": []}), make_path())
+    assert chosen._shell._workbench == [factory._workbench(())]
+    both = {"capabilities": ["add", "rm"]}
+    given = factory.build(make_session(agent_id="coder", template=both), make_path())
+    assert given._shell._workbench == [factory._workbench(("add",))]
+
+
+def test_a_context_with_tools_is_built() -> None:
+    """Calls of an earlier turn are in the context as calls."""
+    calls = ToolCalls((ToolCall("c", "add", "{}"),))
+    agent = make_factory().build(make_session(), make_path(UserText("q"), calls))
+    assert agent._context.mark() == 2
