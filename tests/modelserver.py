@@ -37,7 +37,7 @@ What a completion answers is a *step*, a JSON object. In order of precedence: a 
     empty_choices  only chunks without choices; ``empty_text``: finish_reason stop without text
     status         HTTP ``status`` (500), ``retry_after``, ``code``; its body echoes the Authorization header
     redirect       307 to ``location``
-    raw            ``data`` as it is, cut into ``pieces``
+    raw            ``data`` as it is, cut into ``pieces`` (1); ``then`` ("rst" or "fin"): breaks off after it
 
 ``repeat`` (1) on a scripted step: serve it that many times. ``n`` in a body is not supported.
 """
@@ -396,6 +396,9 @@ async def _events(step: Json, body: Json) -> AsyncIterator[bytes]:
         for i in range(0, len(data), size):
             yield data[i : i + size]
             await asyncio.sleep(0)
+        if "then" in step:
+            await asyncio.sleep(0.05)
+            yield _RST if step["then"] == "rst" else _FIN
     elif mode in _BROKEN:
         async for event in _broken(step, body):
             yield event

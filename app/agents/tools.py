@@ -136,6 +136,9 @@ class CachedWorkbench(StaticStreamWorkbench):
             if task is not None and task.cancelling():
                 raise
             return _result(name, _CANCELLED, is_error=True)
+        except _OutOfTime:
+            late = f"Error: the tool took longer than {self._timeout_s:g} s and was stopped."
+            return _result(name, late, is_error=True)
         except ValidationError as error:
             return _result(name, self._capped(_misfits(error)), is_error=True)
         except (Exception, SystemExit) as error:  # a tool that calls sys.exit() must not end the server
@@ -167,13 +170,17 @@ class CachedWorkbench(StaticStreamWorkbench):
                 raise
             if token.is_cancelled():
                 raise asyncio.CancelledError from None
-            return f"Error: the tool took longer than {self._timeout_s:g} s and was stopped."
+            raise _OutOfTime from None
         finally:
             over = True
 
     def _capped(self, text: str) -> str:
         surplus = len(text) - self._max_output_chars
         return text if surplus <= 0 else f"{text[: self._max_output_chars]}… [{surplus} more characters]"
+
+
+class _OutOfTime(Exception):
+    """The tool's time is up; a ``TimeoutError`` could be the tool's own."""
 
 
 def to_tool(source: ToolSource) -> BaseTool[Any, Any]:

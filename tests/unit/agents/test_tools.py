@@ -98,6 +98,7 @@ async def test_the_log_has_what_the_model_is_not_told(caplog: pytest.LogCaptureF
 async def test_a_tool_has_so_much_time() -> None:
     """A tool that hangs is stopped, and the model is told."""
     result = await CachedWorkbench([hang], timeout_s=0.01).call_tool("hang", {}, PruningToken())
+    assert result.is_error
     assert "longer than 0.01 s" in result.to_text()
 
 
