@@ -336,6 +336,11 @@ def load_test(arguments: list[str]) -> NoReturn:
     become(str(ROOT / "scripts" / "load_test.py"), *arguments)
 
 
+def measure(arguments: list[str]) -> NoReturn:
+    prepare("run", "dev")
+    become(str(ROOT / "scripts" / "measure.py"), *arguments)
+
+
 def check(arguments: list[str]) -> NoReturn:
     if arguments:
         fail(f"check takes no arguments, not {arguments[0]!r}")
@@ -367,7 +372,14 @@ def lock(arguments: list[str]) -> NoReturn:
     os.execv(sys.executable, [sys.executable, str(ROOT / "scripts" / "lock.py"), *arguments])
 
 
-COMMANDS = {"run": run, "test": test, "check": check, "load-test": load_test, "lock": lock}
+COMMANDS = {
+    "run": run,
+    "test": test,
+    "check": check,
+    "load-test": load_test,
+    "measure": measure,
+    "lock": lock,
+}
 
 
 def main() -> None:
