@@ -5,9 +5,6 @@ from collections.abc import Iterable
 from typing import Any, Final
 
 from autogen_agentchat.messages import (
-    BaseAgentEvent,
-    BaseChatMessage,
-    ModelClientStreamingChunkEvent,
     TextMessage,
     ToolCallExecutionEvent,
     ToolCallRequestEvent,
@@ -16,6 +13,7 @@ from autogen_agentchat.messages import (
 from autogen_core import FunctionCall
 from autogen_core.models import (
     AssistantMessage,
+    CreateResult,
     FunctionExecutionResult,
     FunctionExecutionResultMessage,
     LLMMessage,
@@ -26,12 +24,14 @@ from app.agents.think import ThinkSplitter
 from app.domain.errors import ModelError
 from app.domain.events import ReasoningDelta, TextDelta, ToolCalled, ToolReturned
 from app.domain.turn import (
+    Answer,
     AssistantText,
     ContextMessage,
     ToolCall,
     ToolCalls,
     ToolResult,
     ToolResults,
+    Usage,
     UserText,
 )
 from app.ports import Emit
@@ -77,39 +77,51 @@ def parse_arguments(text: str) -> dict[str, Any]:
 
 
 class TurnReader:
-    """Reads one turn's AutoGen events: emits ours, and collects the messages it consists of.
+    """Reads one turn: emits our events, and collects the messages that it consists of.
 
-    The messages are made of what was streamed, so the texts of all of them joined are
-    the text deltas joined.
+    It hears the model's words as they stream, and takes AutoGen's events in between. The
+    messages are made of what was streamed, so the texts of all of them joined are the
+    text deltas joined.
     """
 
     def __init__(self, message: str, emit: Emit) -> None:
         self._emit = emit
         self._messages: list[ContextMessage] = [UserText(message)]
         self._answered = False
+        self._usage = Usage()
+        self._finish_reason = "stop"
         self._begin_call()
 
+    def hear(self, piece: str) -> None:
+        """Hear the next piece of the running model call."""
+        self._say(*self._splitter.feed(piece))
+
+    def note(self, result: CreateResult) -> None:
+        """Note how a model call ended and what it cost."""
+        used = result.usage
+        self._usage = Usage(
+            self._usage.prompt_tokens + used.prompt_tokens,
+            self._usage.completion_tokens + used.completion_tokens,
+        )
+        self._finish_reason = result.finish_reason
+
     def take(self, event: object) -> None:
-        """Take the next item of ``run_stream``; what says nothing new is passed over.
+        """Take the next item of ``run_stream``; thoughts, which have been heard, are passed over.
 
         Raises:
             ModelError: the model's answer does not fit together.
         """
-        if isinstance(event, ModelClientStreamingChunkEvent):
-            self._hear(*self._splitter.feed(event.content))
-        elif isinstance(event, ToolCallRequestEvent):
+        if isinstance(event, ToolCallRequestEvent):
             self._called(event.content)
         elif isinstance(event, ToolCallExecutionEvent):
             self._returned(event.content)
         elif isinstance(event, TextMessage):
-            self._answer(event.content)
+            self._answered_with(event.content)
         elif isinstance(event, ToolCallSummaryMessage):
             raise ModelError("The model went on asking for tools instead of answering.")
-        elif isinstance(event, BaseAgentEvent | BaseChatMessage):
-            return  # a thought, which has been streamed already, or a tool's own progress
 
-    def messages(self) -> tuple[ContextMessage, ...]:
-        """Return everything that the turn added to the context.
+    def answer(self) -> Answer:
+        """Return everything that the turn added to the context, what it cost and why it ended.
 
         Raises:
             ModelError: there is no answer, or it has no text.
@@ -117,14 +129,14 @@ class TurnReader:
         last = self._messages[-1]
         if not self._answered or not isinstance(last, AssistantText) or not last.text.strip():
             raise ModelError("The model's answer was empty.")
-        return tuple(self._messages)
+        return Answer(tuple(self._messages), self._usage, self._finish_reason)
 
     def _begin_call(self) -> None:
         self._splitter = ThinkSplitter()
         self._text: list[str] = []
         self._reasoning: list[str] = []
 
-    def _hear(self, text: str, reasoning: str) -> None:
+    def _say(self, text: str, reasoning: str) -> None:
         # A piece that ends the reasoning has both: what was thought came first.
         if reasoning:
             self._reasoning.append(reasoning)
@@ -134,7 +146,7 @@ class TurnReader:
             self._emit(TextDelta(text))
 
     def _end_call(self) -> tuple[str, str]:
-        self._hear(*self._splitter.end())
+        self._say(*self._splitter.end())
         said = "".join(self._text), "".join(self._reasoning)
         self._begin_call()
         return said
@@ -152,7 +164,7 @@ class TurnReader:
         for result in ours:
             self._emit(ToolReturned(result.call_id, result.name, result.content, result.is_error))
 
-    def _answer(self, content: str) -> None:
+    def _answered_with(self, content: str) -> None:
         text, reasoning = self._end_call()
         # What AutoGen says the answer is must be what people saw. With tags in it the
         # two differ by the reasoning, and there is nothing simple to compare.

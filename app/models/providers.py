@@ -10,6 +10,8 @@ from typing import Any, Final, Literal
 DEMO: Final = "demo"
 ANY_MODEL: Final = "*"
 
+_NAME_MAX_CHARS: Final = 200
+
 # What AutoGen must know about a model. ``family`` "unknown" makes the library look at
 # the model's name, which is what picks the message dialect of Claude, Gemini and Mistral.
 # One system message is what every chat template takes; more than one is not.
@@ -67,10 +69,10 @@ class Provider:
             raise ValueError(f"the API key of {self.name} has a character that no header may carry")
 
     def offers(self, model: str) -> bool:
-        """Say whether ``model`` may be asked for."""
-        return bool(model) and (
-            self.models == ANY_MODEL or model == self.default_model or model in self.models
-        )
+        """Say whether ``model`` may be asked for. A name gets into logs, so even "any" has bounds."""
+        if self.models != ANY_MODEL:
+            return model == self.default_model or model in self.models
+        return 0 < len(model) <= _NAME_MAX_CHARS and model.isprintable() and model != ANY_MODEL
 
     def info_of(self, model: str) -> dict[str, Any]:
         """Return what AutoGen is told about ``model``: always complete, never looked up by name."""

@@ -120,8 +120,12 @@ class ModelRegistry:
         return self._views[key]
 
     def preload(self) -> None:
-        """Import what the default provider needs. Blocks for a second: for the start, before serving."""
-        self._pool(self._default)
+        """Import what the providers need, so that no turn pays for it.
+
+        Blocks for a second when one of them is not the demo: for the start, before serving.
+        """
+        for name in self._providers:
+            self._pool(name)
 
     async def close(self) -> None:
         """Close every connection; streams under way fail. May be called twice."""

@@ -2,7 +2,6 @@
 
 import pytest
 from autogen_agentchat.messages import (
-    ModelClientStreamingChunkEvent,
     TextMessage,
     ThoughtEvent,
     ToolCallExecutionEvent,
@@ -11,8 +10,10 @@ from autogen_agentchat.messages import (
 from autogen_core import FunctionCall
 from autogen_core.models import (
     AssistantMessage,
+    CreateResult,
     FunctionExecutionResult,
     FunctionExecutionResultMessage,
+    RequestUsage,
     UserMessage,
 )
 
@@ -25,6 +26,7 @@ from app.domain.turn import (
     ToolCalls,
     ToolResult,
     ToolResults,
+    Usage,
     UserText,
     text_of,
 )
@@ -33,10 +35,6 @@ CALLS = ToolCalls(
     (ToolCall("c1", "add", '{"a": 1}'), ToolCall("c2", "clock", "")), text="Let me see.", reasoning="hm"
 )
 RESULTS = ToolResults((ToolResult("c1", "add", "3"), ToolResult("c2", "clock", "broken", is_error=True)))
-
-
-def chunk(text: str) -> ModelClientStreamingChunkEvent:
-    return ModelClientStreamingChunkEvent(content=text, source="assistant")
 
 
 def final(text: str) -> TextMessage:
@@ -63,7 +61,10 @@ def read(*items: object) -> tuple[TurnReader, list[TurnEvent]]:
     events: list[TurnEvent] = []
     reader = TurnReader("question", events.append)
     for item in items:
-        reader.take(item)
+        if isinstance(item, str):
+            reader.hear(item)
+        else:
+            reader.take(item)
     return reader, events
 
 
@@ -95,10 +96,10 @@ def test_an_answer_without_text_is_not_sent() -> None:
 def test_a_turn_with_tools_is_read_in_order() -> None:
     """Events come as they happened, the messages say the same, and the texts agree."""
     reader, events = read(
-        chunk("<think>h"), chunk("m</think>Let me"), chunk(" see."), REQUEST, EXECUTION,
-        ThoughtEvent(content="x", source="assistant"), chunk("It is "), chunk("3."), final("It is 3."),
+        "<think>h", "m</think>Let me", " see.", REQUEST, EXECUTION,
+        ThoughtEvent(content="x", source="assistant"), "It is ", "3.", final("It is 3."),
     )  # fmt: skip
-    assert reader.messages() == (UserText("question"), CALLS, RESULTS, AssistantText("It is 3."))
+    assert reader.answer().messages == (UserText("question"), CALLS, RESULTS, AssistantText("It is 3."))
     assert events == [
         ReasoningDelta("h"),
         ReasoningDelta("m"),
@@ -111,28 +112,38 @@ def test_a_turn_with_tools_is_read_in_order() -> None:
         TextDelta("It is "),
         TextDelta("3."),
     ]
-    assert text_of(reader.messages()) == "".join(e.text for e in events if isinstance(e, TextDelta))
+    assert text_of(reader.answer().messages) == "".join(e.text for e in events if isinstance(e, TextDelta))
+
+
+def test_usage_and_the_last_reason_are_kept() -> None:
+    """A turn costs what its calls cost, and ended as its last call did."""
+    reader, _ = read("hi", final("hi"))
+    for reason in ("function_calls", "length"):
+        usage = RequestUsage(prompt_tokens=3, completion_tokens=2)
+        reader.note(CreateResult(finish_reason=reason, content="", usage=usage, cached=False))
+    assert reader.answer().usage == Usage(6, 4)
+    assert reader.answer().finish_reason == "length"
 
 
 def test_an_answer_that_was_not_streamed_is_refused() -> None:
     """What AutoGen calls the answer must be what people saw."""
     with pytest.raises(ModelError):
-        read(chunk("one thing"), final("another thing"))
+        read("one thing", final("another thing"))
 
 
 @pytest.mark.parametrize("pieces", [[], [" \n"], ["<think>only thought</think>"]])
 def test_an_empty_answer_is_refused(pieces: list[str]) -> None:
     """White space and reasoning are no answer."""
-    reader, _ = read(*map(chunk, pieces), final("".join(pieces)))
+    reader, _ = read(*pieces, final("".join(pieces)))
     with pytest.raises(ModelError):
-        reader.messages()
+        reader.answer()
 
 
 def test_a_turn_without_an_answer_is_refused() -> None:
     """Tool results are not the end of a turn."""
     reader, _ = read(REQUEST, EXECUTION)
     with pytest.raises(ModelError):
-        reader.messages()
+        reader.answer()
 
 
 @pytest.mark.parametrize(

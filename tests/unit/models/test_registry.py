@@ -28,14 +28,25 @@ def test_resolving_fills_in_defaults() -> None:
     assert models.resolve("local", "whatever") == ("local", "whatever")
 
 
-@pytest.mark.parametrize(("provider", "model"), [("nobody", None), ("openai", "gpt-1"), (None, "gpt-5")])
+@pytest.mark.parametrize(
+    ("provider", "model"),
+    [
+        ("nobody", None),
+        ("openai", "gpt-1"),
+        ("openai", "*"),
+        (None, "gpt-5"),
+        ("local", "*"),
+        ("local", "a\nb"),
+        ("local", "x" * 201),
+    ],
+)
 def test_what_is_not_offered_is_refused(provider: str | None, model: str | None) -> None:
     """Neither resolving nor asking for a client goes around the offers."""
     models = registry()
     with pytest.raises(UnknownModel):
         models.resolve(provider, model)
     with pytest.raises(UnknownModel):
-        models.client_for(provider or "demo", model or "", {} if model else {"model": "x"})
+        models.client_for(provider or "demo", model or "nothing", {})
 
 
 def test_offers_begin_with_the_default() -> None:
