@@ -7,7 +7,7 @@ from tests.unit.pool.machine import TableMachine
 
 BUDGET = settings(
     max_examples=200,
-    stateful_step_count=40,
+    stateful_step_count=50,
     deadline=None,
     derandomize=True,
     database=None,
