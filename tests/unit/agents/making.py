@@ -70,5 +70,5 @@ def text_of_events(events: list[TurnEvent]) -> str:
 async def until(condition: Any, seconds: float = 5.0) -> None:
     """Return when ``condition()``, which asks another process, holds; fail after ``seconds``."""
     async with asyncio.timeout(seconds):
-        while not condition():
+        while not condition():  # noqa: ASYNC110  another process cannot set an event of ours
             await asyncio.sleep(0)  # the asking takes its time
