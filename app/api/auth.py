@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from fastapi import Request
+
 
 @dataclass(frozen=True, slots=True)
 class Principal:
@@ -14,6 +16,6 @@ class Principal:
 ANYONE = Principal(owner="", is_admin=True)
 
 
-async def authenticate() -> Principal:
+async def authenticate(_request: Request) -> Principal:
     """Return who asks. Nobody is asked for a credential (``AUTH_MODE=none``)."""
     return ANYONE

@@ -1,8 +1,14 @@
-"""What routes ask for: the services, the options, the caller, a session's address."""
+"""What routes ask for: the call itself, and the names in its path.
 
+One dependency brings everything that a call works with: each further one would cost
+FastAPI some 20 µs per request.
+"""
+
+from dataclasses import dataclass
 from typing import Annotated
 
 from fastapi import Depends, Path, Request
+from starlette.types import Receive
 
 from app.api.auth import Principal, authenticate
 from app.api.exchange import Exchange, exchange_of
@@ -11,24 +17,34 @@ from app.domain.ids import SESSION_ID_PATTERN, SessionKey, parse_name, parse_ses
 from app.services import Services
 
 
-async def _services(request: Request) -> Services:
-    services: Services = request.app.state.services
-    return services
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A request on its way to the services, and who makes it.
+
+    ``root_path`` is what its own links begin with. ``receive`` tells when the client leaves.
+    """
+
+    services: Services
+    options: ApiOptions
+    caller: Principal
+    exchange: Exchange
+    root_path: str
+    receive: Receive
 
 
-async def _options(request: Request) -> ApiOptions:
-    options: ApiOptions = request.app.state.api_options
-    return options
+async def _call(request: Request) -> Call:
+    state = request.app.state
+    return Call(
+        services=state.services,
+        options=state.api_options,
+        caller=await authenticate(request),
+        exchange=exchange_of(request.scope),
+        root_path=request.scope.get("root_path", ""),
+        receive=request.receive,
+    )
 
 
-async def _exchange(request: Request) -> Exchange:
-    return exchange_of(request.scope)
-
-
-ServicesDep = Annotated[Services, Depends(_services)]
-OptionsDep = Annotated[ApiOptions, Depends(_options)]
-ExchangeDep = Annotated[Exchange, Depends(_exchange)]
-CallerDep = Annotated[Principal, Depends(authenticate)]
+CallDep = Annotated[Call, Depends(_call)]
 
 
 async def _session_key(
@@ -40,11 +56,10 @@ async def _session_key(
             json_schema_extra={"pattern": SESSION_ID_PATTERN},
         ),
     ],
-    caller: CallerDep,
-    exchange: ExchangeDep,
+    call: CallDep,
 ) -> SessionKey:
-    exchange.session_id = parse_session_id(session_id)
-    return SessionKey(caller.owner, session_id)
+    call.exchange.session_id = parse_session_id(session_id)
+    return SessionKey(call.caller.owner, session_id)
 
 
 async def _turn_id(

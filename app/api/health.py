@@ -5,7 +5,7 @@ from typing import Literal
 from fastapi import APIRouter, Response
 from pydantic import BaseModel, Field
 
-from app.api.deps import ExchangeDep, OptionsDep, ServicesDep
+from app.api.deps import CallDep
 from app.api.docs import problems
 from app.api.errors import problem_response
 from app.domain.errors import Draining, StoreUnavailable
@@ -32,14 +32,14 @@ class Ready(BaseModel):
 
 
 @router.get("/health", summary="Is the process alive?", responses=problems())
-async def get_health(services: ServicesDep, options: OptionsDep) -> Alive:
+async def get_health(call: CallDep) -> Alive:
     """200 as soon as the process serves, whatever its store does."""
     return Alive(
         status="healthy",
         agent_initialized=True,
-        session_count=services.admin.session_count(),
-        live_agents=services.admin.live_count(),
-        version=options.version,
+        session_count=call.services.admin.session_count(),
+        live_agents=call.services.admin.live_count(),
+        version=call.options.version,
     )
 
 
@@ -49,9 +49,9 @@ async def get_health(services: ServicesDep, options: OptionsDep) -> Alive:
     response_model=Ready,
     responses=problems("DRAINING", "STORE_UNAVAILABLE"),
 )
-async def get_ready(services: ServicesDep, exchange: ExchangeDep) -> Response | Ready:
+async def get_ready(call: CallDep) -> Response | Ready:
     """503 while it shuts down and while the store does not answer."""
-    code = await services.admin.ready()
+    code = await call.services.admin.ready()
     if code is None:
         return Ready(status="ready")
-    return problem_response(Draining() if code == Draining.code else StoreUnavailable(), exchange)
+    return problem_response(Draining() if code == Draining.code else StoreUnavailable(), call.exchange)

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Body, Query, Response
 
-from app.api.deps import ServicesDep, SessionKeyDep
+from app.api.deps import CallDep, SessionKeyDep
 from app.api.docs import WITH_BODY, problems
 from app.api.native.fields import NoQuery
 from app.api.native.pool import CleanupAnswer, HealthAnswer, LiveList, StatsAnswer
@@ -24,15 +24,15 @@ _CLEANUP_EXAMPLES = {
 
 
 @router.get("/agent-stats", summary="Count the live agents", responses=problems())
-async def get_stats(services: ServicesDep, _query: Annotated[NoQuery, Query()]) -> StatsAnswer:
+async def get_stats(call: CallDep, _query: Annotated[NoQuery, Query()]) -> StatsAnswer:
     """The pool's counters; cheap however many agents live."""
-    return StatsAnswer.of(services.admin.stats())
+    return StatsAnswer.of(call.services.admin.stats())
 
 
 @router.get("/agent-sessions", summary="List the live agents", responses=problems())
-async def list_live(services: ServicesDep, query: Annotated[LiveListQuery, Query()]) -> LiveList:
+async def list_live(call: CallDep, query: Annotated[LiveListQuery, Query()]) -> LiveList:
     """The sessions whose agents are in this process's pool."""
-    live, total, next_cursor = services.admin.live_sessions(
+    live, total, next_cursor = call.services.admin.live_sessions(
         limit=query.limit, cursor=query.cursor, by=LiveOrder(query.by)
     )
     return LiveList.of(live, total, next_cursor)
@@ -43,11 +43,9 @@ async def list_live(services: ServicesDep, query: Annotated[LiveListQuery, Query
     summary="Drop a live agent",
     responses=problems("AGENT_NOT_FOUND", "SESSION_BUSY"),
 )
-async def evict(
-    key: SessionKeyDep, services: ServicesDep, query: Annotated[EvictQuery, Query()]
-) -> SessionMessage:
+async def evict(key: SessionKeyDep, call: CallDep, query: Annotated[EvictQuery, Query()]) -> SessionMessage:
     """Drop a session's live agent. The session stays; its next turn restores the agent."""
-    await services.admin.evict(key, force=query.force)
+    await call.services.admin.evict(key, force=query.force)
     return SessionMessage(message="Live agent removed", session_id=key.session_id)
 
 
@@ -57,13 +55,13 @@ async def evict(
     responses=problems(*WITH_BODY, "STORE_UNAVAILABLE"),
 )
 async def clean_up(
-    services: ServicesDep,
+    call: CallDep,
     _query: Annotated[NoQuery, Query()],
     body: Annotated[CleanupBody | None, Body(openapi_examples=_CLEANUP_EXAMPLES)] = None,
 ) -> CleanupAnswer:
     """Drop idle live agents, and expire and purge sessions that are due. A busy agent is never removed."""
     asked = body or CleanupBody()
-    cleanup = await services.admin.cleanup(
+    cleanup = await call.services.admin.cleanup(
         CleanupMode(asked.mode or "expired"),
         idle_s=asked.idle_s,
         count=asked.count,
@@ -77,11 +75,9 @@ async def clean_up(
     summary="How the parts are",
     responses={503: {"model": HealthAnswer, "description": "A part is unhealthy."}, **problems()},
 )
-async def get_health(
-    response: Response, services: ServicesDep, _query: Annotated[NoQuery, Query()]
-) -> HealthAnswer:
+async def get_health(response: Response, call: CallDep, _query: Annotated[NoQuery, Query()]) -> HealthAnswer:
     """Pool, store, model and event loop, and the worst of them; 503 when that is `unhealthy`."""
-    health = await services.admin.health()
+    health = await call.services.admin.health()
     if health.status is HealthStatus.UNHEALTHY:
         response.status_code = 503
         response.headers["Retry-After"] = str(UNHEALTHY_RETRY_S)

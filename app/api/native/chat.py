@@ -3,12 +3,12 @@
 from functools import partial
 from typing import Annotated
 
-from fastapi import APIRouter, Body, Depends, Query, Request, Response
+from fastapi import APIRouter, Body, Depends, Header, Query, Response
 
 from app.api.departure import ClientLeft, client_watched
-from app.api.deps import CallerDep, ExchangeDep, OptionsDep, ServicesDep
+from app.api.deps import CallDep
 from app.api.docs import WITH_BODY, problems
-from app.api.native.encoder import NativeEncoder
+from app.api.native.encoder import EVENT_TYPES, NativeEncoder
 from app.api.native.fields import NoQuery, check_message
 from app.api.native.requests import ChatBody
 from app.api.native.responses import ChatAnswer
@@ -70,29 +70,35 @@ _STREAM_EXAMPLE = (
 )
 STREAM_DOC = {
     "description": "Server-sent events. The last is `turn.finished`, `turn.failed` or `turn.cancelled`.",
-    "content": {MEDIA_TYPE: {"schema": {"type": "string"}, "example": _STREAM_EXAMPLE}},
+    "content": {
+        MEDIA_TYPE: {
+            "itemSchema": {
+                "type": "object",
+                "properties": {
+                    "id": {"type": "string", "description": "`<turn_id>:<seq>`"},
+                    "event": {"type": "string", "enum": list(EVENT_TYPES)},
+                    "data": {"type": "string", "contentMediaType": "application/json"},
+                    "retry": {"type": "integer"},
+                },
+            },
+            "example": _STREAM_EXAMPLE,
+        }
+    },
 }
-
-ChatBodyParam = Annotated[ChatBody, Body(openapi_examples=_EXAMPLES)]
-
-
-async def _no_idempotency_key(request: Request) -> None:
-    if "idempotency-key" in request.headers:
-        raise InvalidInput("Idempotency-Key", "is not supported yet")
 
 
 async def _begin(
-    body: ChatBodyParam,
+    body: Annotated[ChatBody, Body(openapi_examples=_EXAMPLES)],
+    call: CallDep,
     _query: Annotated[NoQuery, Query()],
-    _header: Annotated[None, Depends(_no_idempotency_key)],
-    services: ServicesDep,
-    options: OptionsDep,
-    caller: CallerDep,
-    exchange: ExchangeDep,
+    idempotency_key: Annotated[str | None, Header(include_in_schema=False)] = None,
 ) -> Flight:
-    check_message(body.message, options.max_message_chars)
-    flight = await services.chat.begin(body.to_request(caller.owner, redact_keys=options.redact_keys))
-    exchange.accept_turn(flight.key.session_id, flight.turn_id)
+    if idempotency_key is not None:
+        raise InvalidInput("Idempotency-Key", "is not supported yet")
+    check_message(body.message, call.options.max_message_chars)
+    request = body.to_request(call.caller.owner, redact_keys=call.options.redact_keys)
+    flight = await call.services.chat.begin(request)
+    call.exchange.accept_turn(flight.key.session_id, flight.turn_id)
     return flight
 
 
@@ -105,20 +111,20 @@ FlightDep = Annotated[Flight, Depends(_begin)]
     response_model=ChatAnswer,
     responses=problems(*WITH_BODY, *_REFUSALS, *_FAILURES),
 )
-async def chat(flight: FlightDep, request: Request, services: ServicesDep) -> Response | ChatAnswer:
+async def chat(flight: FlightDep, call: CallDep) -> Response | ChatAnswer:
     """Carry out one turn of the session, creating the session if there is none of this id.
 
     If the client leaves, a turn that runs goes on; one that still waits is dropped.
     """
     try:
-        async with client_watched(request.receive):
+        async with client_watched(call.receive):
             ended = await flight.wait_ended()
     except ClientLeft:
-        services.chat.leave(flight)
+        call.services.chat.leave(flight)
         return Response(status_code=CLIENT_CLOSED_REQUEST)
     if isinstance(ended, TurnCancelled) and ended.reason is CancelReason.DRAIN:
         raise Draining()
-    return ChatAnswer.of(services.chat.reply_of(flight))
+    return ChatAnswer.of(call.services.chat.reply_of(flight))
 
 
 @router.post(
@@ -127,19 +133,19 @@ async def chat(flight: FlightDep, request: Request, services: ServicesDep) -> Re
     response_class=Response,
     responses={200: STREAM_DOC, **problems(*WITH_BODY, *_REFUSALS)},
 )
-async def chat_stream(
-    flight: FlightDep, request: Request, services: ServicesDep, options: OptionsDep, exchange: ExchangeDep
-) -> Response:
+async def chat_stream(flight: FlightDep, call: CallDep) -> Response:
     """As `POST /chat`, with server-sent events while the agent works.
 
     What goes wrong before the agent starts is an ordinary error; afterwards it is `turn.failed`.
     If the client leaves, the turn goes on and can be watched again.
     """
-    leave = partial(services.chat.leave, flight)
+    leave = partial(call.services.chat.leave, flight)
     try:
-        async with client_watched(request.receive):
+        async with client_watched(call.receive):
             await flight.wait_started()
     except ClientLeft:
         leave()
         return Response(status_code=CLIENT_CLOSED_REQUEST)
-    return EventStream(flight.log, NativeEncoder(exchange), heartbeat_s=options.heartbeat_s, on_leave=leave)
+    return EventStream(
+        flight.log, NativeEncoder(call.exchange), heartbeat_s=call.options.heartbeat_s, on_leave=leave
+    )

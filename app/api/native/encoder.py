@@ -90,6 +90,7 @@ _KINDS: dict[type[Any], tuple[str, Callable[[Any], Members]]] = {
     TurnFinished: ("turn.finished", _finished),
     TurnCancelled: ("turn.cancelled", _cancelled),
 }
+EVENT_TYPES = (*(kind for kind, _ in _KINDS.values()), "turn.failed")
 
 
 class NativeEncoder:

@@ -3,9 +3,9 @@
 from typing import Annotated
 from urllib.parse import quote, urlencode
 
-from fastapi import APIRouter, Body, Header, Query, Request, Response
+from fastapi import APIRouter, Body, Header, Query, Response
 
-from app.api.deps import CallerDep, ExchangeDep, OptionsDep, ServicesDep, SessionKeyDep, UserIdDep
+from app.api.deps import CallDep, SessionKeyDep, UserIdDep
 from app.api.docs import WITH_BODY, problems
 from app.api.native.fields import NoQuery, PageQuery, SessionQuery
 from app.api.native.requests import NewSessionBody, SessionListQuery, SessionPatch
@@ -64,31 +64,25 @@ _GET_DOC = {200: {"headers": _ETAG_DOC}, **problems("SESSION_NOT_FOUND", "STORE_
     },
 )
 async def create_session(
-    request: Request,
+    call: CallDep,
     response: Response,
-    services: ServicesDep,
-    options: OptionsDep,
-    caller: CallerDep,
-    exchange: ExchangeDep,
     _query: Annotated[NoQuery, Query()],
     body: Annotated[NewSessionBody | None, Body(openapi_examples=_NEW_EXAMPLES)] = None,
 ) -> SessionAnswer:
     """Create a session, with an id of the caller's choice or a generated one."""
-    new = (body or NewSessionBody()).to_new_session(caller.owner, redact_keys=options.redact_keys)
-    exchange.session_id = new.session_id
-    view = await services.sessions.create(new)
+    new = (body or NewSessionBody()).to_new_session(call.caller.owner, redact_keys=call.options.redact_keys)
+    call.exchange.session_id = new.session_id
+    view = await call.services.sessions.create(new)
     path = quote(f"/sessions/{view.session.key.session_id}", safe="/:@~")
-    response.headers["Location"] = request.scope.get("root_path", "") + path
+    response.headers["Location"] = call.root_path + path
     return _answer(view, response)
 
 
 @router.get("/sessions", summary="List sessions", responses=problems("STORE_UNAVAILABLE"))
-async def list_sessions(
-    services: ServicesDep, caller: CallerDep, query: Annotated[SessionListQuery, Query()]
-) -> SessionList:
+async def list_sessions(call: CallDep, query: Annotated[SessionListQuery, Query()]) -> SessionList:
     """Sessions, newest activity first."""
-    page = await services.sessions.list(
-        caller.owner,
+    page = await call.services.sessions.list(
+        call.caller.owner,
         limit=query.limit,
         cursor=query.cursor,
         user_id=query.user_id,
@@ -115,16 +109,16 @@ async def list_sessions(
 async def list_user_sessions(
     user_id: UserIdDep,
     response: Response,
-    services: ServicesDep,
-    caller: CallerDep,
-    exchange: ExchangeDep,
+    call: CallDep,
     query: Annotated[PageQuery, Query()],
 ) -> list[SessionAnswer]:
     """A user's sessions as a bare list, newest activity first; the next page is named in `Link`."""
-    page = await services.sessions.list(caller.owner, user_id=user_id, limit=query.limit, cursor=query.cursor)
+    page = await call.services.sessions.list(
+        call.caller.owner, user_id=user_id, limit=query.limit, cursor=query.cursor
+    )
     if page.next_cursor is not None:
         following = urlencode({"limit": query.limit, "cursor": page.next_cursor})
-        response.headers["Link"] = f'<{exchange.path}?{following}>; rel="next"'
+        response.headers["Link"] = f'<{call.exchange.path}?{following}>; rel="next"'
     return SessionList.of(page).sessions
 
 
@@ -133,11 +127,11 @@ async def list_user_sessions(
 async def get_session(
     key: SessionKeyDep,
     response: Response,
-    services: ServicesDep,
+    call: CallDep,
     query: Annotated[SessionQuery, Query()],
 ) -> SessionAnswer:
     """A session, an expired one too."""
-    return _answer(await services.sessions.get(key, query.user_id), response)
+    return _answer(await call.services.sessions.get(key, query.user_id), response)
 
 
 @router.patch(
@@ -158,8 +152,7 @@ async def get_session(
 async def change_session(
     key: SessionKeyDep,
     response: Response,
-    services: ServicesDep,
-    options: OptionsDep,
+    call: CallDep,
     query: Annotated[SessionQuery, Query()],
     body: Annotated[SessionPatch, Body(openapi_examples=_PATCH_EXAMPLES)],
     if_match: Annotated[
@@ -167,8 +160,8 @@ async def change_session(
     ] = None,
 ) -> SessionAnswer:
     """Change a session by a JSON merge patch; a running turn goes on as it began."""
-    change = body.to_change(redact_keys=options.redact_keys)
-    view = await services.sessions.update(
+    change = body.to_change(redact_keys=call.options.redact_keys)
+    view = await call.services.sessions.update(
         key, change, if_match=parse_if_match(if_match), user_id=query.user_id
     )
     return _answer(view, response)
@@ -180,23 +173,23 @@ async def change_session(
     responses=problems("SESSION_NOT_FOUND", "STORE_UNAVAILABLE"),
 )
 async def delete_session(
-    key: SessionKeyDep, services: ServicesDep, query: Annotated[SessionQuery, Query()]
+    key: SessionKeyDep, call: CallDep, query: Annotated[SessionQuery, Query()]
 ) -> SessionMessage:
     """Delete a session and all that belongs to it; its running turn is cancelled."""
-    await services.sessions.delete(key, query.user_id)
+    await call.services.sessions.delete(key, query.user_id)
     return SessionMessage(message="Session deleted", session_id=key.session_id)
 
 
 @router.get("/agents", summary="List the agents", responses=problems(), tags=["choices"])
-async def list_agents(services: ServicesDep, _query: Annotated[NoQuery, Query()]) -> AgentList:
+async def list_agents(call: CallDep, _query: Annotated[NoQuery, Query()]) -> AgentList:
     """What `agent_id` may name."""
-    return AgentList.of(services.chat.agents())
+    return AgentList.of(call.services.chat.agents())
 
 
 @router.get("/models", summary="List the models", responses=problems(), tags=["choices"])
-async def list_models(services: ServicesDep, _query: Annotated[NoQuery, Query()]) -> ModelList:
+async def list_models(call: CallDep, _query: Annotated[NoQuery, Query()]) -> ModelList:
     """What `provider` and `model` may name."""
-    return ModelList.of(services.chat.models())
+    return ModelList.of(call.services.chat.models())
 
 
 def parse_if_match(header: str | None) -> str | None:

@@ -3,10 +3,10 @@
 import re
 from typing import Annotated
 
-from fastapi import APIRouter, Body, Header, Query, Request, Response
+from fastapi import APIRouter, Body, Header, Query, Response
 
 from app.api.departure import ClientLeft, client_watched
-from app.api.deps import ExchangeDep, OptionsDep, ServicesDep, SessionKeyDep, TurnIdDep
+from app.api.deps import CallDep, SessionKeyDep, TurnIdDep
 from app.api.docs import WITH_BODY, problems
 from app.api.errors import problem_response
 from app.api.native.chat import CLIENT_CLOSED_REQUEST, STREAM_DOC
@@ -37,10 +37,10 @@ _CANCEL_EXAMPLES = {
     responses=problems("SESSION_NOT_FOUND", "TURN_NOT_FOUND", "SNAPSHOT_UNREADABLE", "STORE_UNAVAILABLE"),
 )
 async def get_history(
-    key: SessionKeyDep, services: ServicesDep, query: Annotated[HistoryQuery, Query()]
+    key: SessionKeyDep, call: CallDep, query: Annotated[HistoryQuery, Query()]
 ) -> HistoryAnswer:
     """The newest page of the current branch, ascending, in whole turns."""
-    history = await services.sessions.history(
+    history = await call.services.sessions.history(
         key, limit=query.limit, before=query.before, user_id=query.user_id
     )
     return HistoryAnswer.of(history)
@@ -51,11 +51,11 @@ async def get_history(
     summary="List the turns",
     responses=problems("SESSION_NOT_FOUND", "STORE_UNAVAILABLE"),
 )
-async def list_turns(
-    key: SessionKeyDep, services: ServicesDep, query: Annotated[TurnListQuery, Query()]
-) -> TurnList:
+async def list_turns(key: SessionKeyDep, call: CallDep, query: Annotated[TurnListQuery, Query()]) -> TurnList:
     """All turns, newest first: failed, cancelled and running ones, and those of other branches, too."""
-    page = await services.sessions.turns(key, limit=query.limit, cursor=query.cursor, user_id=query.user_id)
+    page = await call.services.sessions.turns(
+        key, limit=query.limit, cursor=query.cursor, user_id=query.user_id
+    )
     return TurnList.of(page)
 
 
@@ -67,15 +67,14 @@ async def list_turns(
 )
 async def get_active_turn(
     key: SessionKeyDep,
-    services: ServicesDep,
-    exchange: ExchangeDep,
+    call: CallDep,
     query: Annotated[SessionQuery, Query()],
 ) -> Response | ActiveAnswer:
     """The running turn and those that wait; 404 `NO_ACTIVE_TURN` when there is neither."""
     try:
-        return ActiveAnswer.of(await services.chat.active(key, query.user_id))
+        return ActiveAnswer.of(await call.services.chat.active(key, query.user_id))
     except NoActiveTurn as error:
-        return problem_response(error, exchange, status=404)  # here it is what was asked for
+        return problem_response(error, call.exchange, status=404)  # here it is what was asked for
 
 
 @router.get(
@@ -84,10 +83,10 @@ async def get_active_turn(
     responses=problems("SESSION_NOT_FOUND", "TURN_NOT_FOUND", "SNAPSHOT_UNREADABLE", "STORE_UNAVAILABLE"),
 )
 async def get_turn(
-    key: SessionKeyDep, turn_id: TurnIdDep, services: ServicesDep, query: Annotated[SessionQuery, Query()]
+    key: SessionKeyDep, turn_id: TurnIdDep, call: CallDep, query: Annotated[SessionQuery, Query()]
 ) -> TurnAnswer:
     """One turn, however it went."""
-    return TurnAnswer.of(await services.sessions.turn(key, turn_id, query.user_id))
+    return TurnAnswer.of(await call.services.sessions.turn(key, turn_id, query.user_id))
 
 
 @router.get(
@@ -103,10 +102,7 @@ async def get_turn(
 async def watch_turn(
     key: SessionKeyDep,
     turn_id: TurnIdDep,
-    request: Request,
-    services: ServicesDep,
-    options: OptionsDep,
-    exchange: ExchangeDep,
+    call: CallDep,
     query: Annotated[WatchQuery, Query()],
     last_event_id: Annotated[
         str | None, Header(description="The id of the last event that was seen: `<turn_id>:<seq>`.")
@@ -115,16 +111,16 @@ async def watch_turn(
     """The turn's events behind a position: live while it runs and for a while after, later as stored."""
     position = query.after or 0 if last_event_id is None else parse_event_id(last_event_id, turn_id)
     try:
-        async with client_watched(request.receive):
-            source = await services.chat.watch(key, turn_id, query.user_id)
+        async with client_watched(call.receive):
+            source = await call.services.chat.watch(key, turn_id, query.user_id)
     except ClientLeft:
         return Response(status_code=CLIENT_CLOSED_REQUEST)
-    exchange.accept_turn(key.session_id, turn_id)
-    encoder = NativeEncoder(exchange)
+    call.exchange.accept_turn(key.session_id, turn_id)
+    encoder = NativeEncoder(call.exchange)
     if isinstance(source, TurnLog):
         if source.is_closed and position >= len(source.events):
             return Response(status_code=204)
-        return EventStream(source, encoder, position=position, heartbeat_s=options.heartbeat_s)
+        return EventStream(source, encoder, position=position, heartbeat_s=call.options.heartbeat_s)
     events = _behind(source, position)
     return StoredEvents(turn_id, events, encoder) if events else Response(status_code=204)
 
@@ -139,13 +135,13 @@ async def watch_turn(
 )
 async def cancel_turn(
     key: SessionKeyDep,
-    services: ServicesDep,
+    call: CallDep,
     query: Annotated[SessionQuery, Query()],
     body: Annotated[CancelBody | None, Body(openapi_examples=_CANCEL_EXAMPLES)] = None,
 ) -> CancelAnswer:
     """Ask the running turn to end. Its stream ends with `turn.cancelled`, unless it finished first."""
     asked = body or CancelBody()
-    turn_id = await services.chat.cancel(
+    turn_id = await call.services.chat.cancel(
         key,
         turn_id=asked.turn_id,
         keep_partial=asked.keep_partial is not False,
