@@ -10,7 +10,9 @@ from typing import Any
 import httpx2
 import pytest
 
-from tests.integration.test_http_server import HttpServer, Json, problem
+from app.config import Settings
+from app.runtime import Runtime
+from tests.integration.test_http_server import HttpServer, Json, problem, serving
 from tests.modelserver import ModelServer
 
 STALL = '[[{"mode": "stall_mid", "text": "partial"}]]'
@@ -323,6 +325,8 @@ def test_turns_wait_in_order(chat: Chat) -> None:
         chat.until_waiting(2)
         full = chat.say("one too many")
         problem(full, 429, "TURN_QUEUE_FULL")
+        assert full.headers["x-session-id"] == "s"
+        assert full.headers["x-turn-id"] not in (running, None)
         busy = problem(chat.say(on_busy="reject"), 409, "SESSION_BUSY")
         assert busy["turn_id"] == running
         active = chat.active()
@@ -488,3 +492,36 @@ def test_sessions_do_not_wait_for_each_other(chat: Chat) -> None:
 
 def _comments(response: httpx2.Response) -> Iterator[str]:
     return (line for line in response.iter_lines() if line.startswith(":"))
+
+
+def test_draining(models: ModelServer) -> None:
+    """New and waiting turns are refused at once, running ones go on until they are cancelled as ``drain``."""
+    settings = {"model_provider": "openai", "openai_api_key": "k", "openai_base_url": models.base_url}
+    runtime = Runtime(Settings(store_url="memory://", **settings))
+
+    async def cancel() -> None:
+        await runtime.cancel_turns()
+
+    with HttpServer(serving(runtime)) as server:
+        chat = Chat(server, models)
+        plain = chat.saying(STALL, session_id="t")
+        chat.until(lambda: chat.active("t").get("turn_id"))
+        with chat.stream(STALL) as response:
+            stream = Stream(response)
+            stream.next()
+            waiting = chat.saying("waiting")
+            chat.until_waiting(1)
+            server.loop.call_soon_threadsafe(runtime.begin_drain)
+            problem(waiting.result(10), 503, "DRAINING")
+            problem(chat.say("new", session_id="u"), 503, "DRAINING")
+            problem(chat.client.get("/ready"), 503, "DRAINING")
+            assert chat.client.get("/health").json()["status"] == "healthy"
+            assert chat.client.get("/agent-stats").json()["draining"] is True
+            assert chat.active()["status"] == "running"
+            asyncio.run_coroutine_threadsafe(cancel(), server.loop).result(10)
+            end = stream.rest()[-1]
+        assert (end["type"], end["reason"], end["partial_kept"]) == ("turn.cancelled", "drain", True)
+        document = problem(plain.result(10), 503, "DRAINING")
+        assert document["session_id"] == "t"
+        assert document["turn_id"]
+        chat.close()

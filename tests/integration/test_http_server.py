@@ -4,7 +4,7 @@ import asyncio
 import json
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Any, Self
 
@@ -56,6 +56,24 @@ class HttpServer:
         self._server.should_exit = True
         self._thread.join(10)
         assert not self._thread.is_alive()
+
+
+def serving(runtime: Runtime, path: str = "/") -> FastAPI:
+    """Return an application that opens ``runtime`` and serves it below ``path``."""
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        async with runtime:
+            yield
+
+    outer = FastAPI(lifespan=lifespan, openapi_url=None)
+
+    @outer.get("/own/")
+    async def own() -> str:
+        return "mine"
+
+    outer.mount(path, create_app(runtime=runtime))
+    return outer
 
 
 def problem(response: httpx2.Response, status: int, code: str) -> Json:
@@ -214,20 +232,7 @@ def test_the_callers_request_id_comes_back(client: httpx2.Client) -> None:
 def test_mounted_into_another_application() -> None:
     """Links keep the mount and the alias; the other application's own routes are not touched."""
     runtime = Runtime(Settings(store_url="memory://", model_provider="demo"))
-
-    @asynccontextmanager
-    async def lifespan(_: FastAPI):
-        async with runtime:
-            yield
-
-    outer = FastAPI(lifespan=lifespan)
-    outer.mount("/pool", create_app(runtime=runtime))
-
-    @outer.get("/own/")
-    async def own() -> str:
-        return "mine"
-
-    with HttpServer(outer) as server:
+    with HttpServer(serving(runtime, "/pool")) as server:
         client = server.client
         assert client.get("/own", follow_redirects=True).json() == "mine"
         assert "x-request-id" not in client.get("/nope").headers
