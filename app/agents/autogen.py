@@ -6,6 +6,7 @@ never cleans up. The pool drops such an agent.
 """
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
 from typing import Any, Final, Literal
 
 from autogen_agentchat.agents import AssistantAgent
@@ -84,8 +85,7 @@ class AutogenAgent:
                 reader.take(event)
             answer = reader.answer()
         except BaseException as error:
-            # AutoGen's inner generators and tools outlive an exception. The token ends
-            # them now: it closes the connection to the model and stops running tools.
+            # AutoGen's tool tasks outlive an exception, and a cancellation too.
             token.cancel()
             if isinstance(error, RuntimeError) and "Reflect on tool use" in str(error):
                 raise ModelError("The model went on asking for tools instead of answering.") from error
@@ -134,14 +134,16 @@ class _Listening(ChatCompletionClient):
             cancellation_token=cancellation_token,
         )
         reader = self.reader
-        async for piece in stream:
-            if reader is None:
-                yield piece
-            elif isinstance(piece, str):
-                reader.hear(piece)
-            else:
-                reader.note(piece)
-                yield piece
+        # Whatever breaks this loop: an open stream would live as long as the exception does.
+        async with aclosing(stream):
+            async for piece in stream:
+                if reader is None:
+                    yield piece
+                elif isinstance(piece, str):
+                    reader.hear(piece)
+                else:
+                    reader.note(piece)
+                    yield piece
 
     async def create(
         self,

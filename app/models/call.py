@@ -37,7 +37,6 @@ class ModelCall(CancellationToken):
         self._waiting: asyncio.Timeout | None = None
         self._attempt = 0
         self._stopped = False
-        self.close_now: Callable[[], None] | None = None  # ends the connection at once, when there is one
         self.begin_attempt()
         if token is not None:
             token.add_callback(self.stop)
@@ -51,10 +50,8 @@ class ModelCall(CancellationToken):
         self.finished = False  # the answer has said why it ended
 
     def stop(self) -> None:
-        """End the call where it stands: whoever waits gets ``CancelledError``, the connection closes."""
+        """End the call where it stands: who waits, or would wait next, gets ``CancelledError``."""
         self._stopped = True
-        if self.close_now is not None:
-            self.close_now()
         if self._waiting is not None and not self._waiting.expired():
             self._waiting.reschedule(self._loop.time())
 

@@ -1,7 +1,8 @@
 """The lean client: chat completions over aiohttp and orjson, with the stock client's results.
 
-The stock path (openai's typed parsing, HTTPX2) costs 5 times as much per token and 15
-times as much per message of history (DESIGN §10). AutoGen 0.7.5 is frozen and pinned,
+Measured in one run, CPU, lean against stock (openai's typed parsing over HTTPX2): a turn
+0.36 and 2.6 ms, a token that comes alone 38 and 200 µs, a message of history 1 and 130 µs.
+AutoGen 0.7.5 is frozen and pinned,
 so replacing the one method that streams is safe. A conformance test compares the two.
 Known differences, meant: text that arrives together is yielded together, ``reasoning``
 is understood beside ``reasoning_content``, and a thought keeps letters that the stock
@@ -107,7 +108,6 @@ class LeanClient(CheckedClient):
     ) -> AsyncGenerator[str | CreateResult, None]:
         body = self._body(**asked)
         response = await call.wait(lambda: self._pool.post(body))
-        call.close_now = response.close
         try:
             if response.status != 200:
                 raise _Refusal(await _refusal(response, call))
@@ -119,7 +119,6 @@ class LeanClient(CheckedClient):
             self._count(result.usage)
             yield result
         finally:
-            call.close_now = None
             # No-op when the answer was read to its end: then the connection is back in the pool.
             response.close()
 

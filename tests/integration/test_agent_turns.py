@@ -56,9 +56,8 @@ class Running:
 
     async def end(self) -> None:
         """Return when the task has ended, as it must, with a cancellation."""
-        async with asyncio.timeout(2):
-            with pytest.raises(asyncio.CancelledError):
-                await self.task
+        await asyncio.wait({self.task}, timeout=2)
+        assert self.task.cancelled()
 
 
 async def test_sessions_do_not_see_each_other(models: ModelRegistry, server: ModelServer) -> None:
@@ -166,9 +165,10 @@ async def test_a_failure_in_the_reader_closes_the_connection(
     def emit(event: TurnEvent) -> None:
         raise ModelError
 
-    with pytest.raises(ModelError):
+    with pytest.raises(ModelError) as caught:
         await make_agent(models).run("hello", emit)
     await until(lambda: server.stats()["aborted"] == 1, 1)
+    assert caught.tb is not None  # and not because nobody held its frames any more
 
 
 async def test_a_tool_that_takes_too_long_is_told_to_the_model(
@@ -187,6 +187,37 @@ async def test_a_tool_that_takes_too_long_is_told_to_the_model(
     assert isinstance(results, ToolResults)
     assert results.results[0].is_error
     assert "longer than 1 s" in server.requests()[1]["messages"][-1]["content"]
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        {"mode": "think", "text": "So it is."},
+        {"mode": "reasoning", "text": "So it is."},
+        {"mode": "tools", "say": "Let me see.", "reasoning": "hm", "repeat": 2},
+    ],
+)
+async def test_a_warm_agent_goes_on_as_a_restored_one(
+    models: ModelRegistry, server: ModelServer, step: dict[str, object]
+) -> None:
+    """After a turn both send the model the same, and neither sends its reasoning back."""
+
+    async def clock() -> str:
+        """Tell the time."""
+        return "noon"
+
+    server.script(step)
+    warm = make_agent(models, clock)
+    answer, _ = await run(warm, "first")
+    restored = make_agent(models, clock, messages=answer.messages)
+    server.reset()
+    await run(warm, "second")
+    await run(restored, "second")
+    sent_warm, sent_restored = server.requests()
+    assert sent_warm == sent_restored
+    assert len(sent_warm["messages"]) == len(answer.messages) + 2
+    assert "think" not in str(sent_warm)
+    assert "hm" not in str(sent_warm)
 
 
 async def test_a_cancel_without_a_turn_is_harmless(models: ModelRegistry) -> None:

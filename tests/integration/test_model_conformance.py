@@ -225,6 +225,14 @@ async def test_an_answer_that_has_begun_is_never_asked_for_again(
     assert len(server.requests()) == 1
 
 
+async def test_the_key_is_not_carried_anywhere_else(server: ModelServer, models: ModelRegistry) -> None:
+    """A redirect is not followed, not even to where it would be answered."""
+    server.script({"mode": "redirect", "location": "/v1/chat/completions"})
+    with pytest.raises(ModelError):
+        await run(make_agent(models), "hello")
+    assert len(server.requests()) == 1
+
+
 async def test_nobody_listens(models: ModelRegistry, server: ModelServer) -> None:
     """A refused connection means that the model is unavailable."""
     dead = ModelServer().start()
