@@ -81,6 +81,11 @@ def test_chat_bodies(client: httpx2.Client, path: str, body: bytes, status: int,
     assert "x" * 100 not in json.dumps(document)
 
 
+def test_the_longest_message_passes(client: httpx2.Client) -> None:
+    """100,000 characters, three bytes each, are within every limit."""
+    assert client.post("/chat", json={"message": "长" * 100_000}).status_code == 200
+
+
 def test_a_wrong_value_is_never_shown(client: httpx2.Client) -> None:
     """Neither a secret in the wrong place nor a wrong type comes back."""
     body = {"message": {"api_key": "sk-12345"}, "session_id": "sk-12345!", "metadata": "sk-12345"}

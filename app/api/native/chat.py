@@ -72,7 +72,7 @@ STREAM_DOC = {
     "description": "Server-sent events. The last is `turn.finished`, `turn.failed` or `turn.cancelled`.",
     "content": {
         MEDIA_TYPE: {
-            "itemSchema": {
+            "schema": {  # of one event: tools read it so for this media type
                 "type": "object",
                 "properties": {
                     "id": {"type": "string", "description": "`<turn_id>:<seq>`"},
