@@ -119,6 +119,7 @@ class Runtime:
 
     async def __aenter__(self) -> Self:
         await self._store.open(self._boot_id)
+        self._models.preload()  # imports: better now than in the first turn
         self._timers.spawn(self._sweep_for_ever(), "sweep")
         self._timers.spawn(self._probe_lag_for_ever(), "lag")
         return self

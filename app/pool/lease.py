@@ -61,7 +61,7 @@ class Lease:
         if fitting is not self.agent:
             self._agent = self._slot.agent = fitting
             self.activation = _activation_of(fitting)
-        self._slot.record = session
+        self._slot.choice = self._activator.choice_of(session)
         return fitting
 
     def give_back(self) -> None:

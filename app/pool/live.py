@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from app.domain.errors import SessionNotFound
 from app.domain.ids import SessionKey
 from app.domain.session import Session
+from app.pool.slot import Choice
 from app.ports import AgentFactory, LiveAgent, SessionStore
 
 
@@ -29,6 +30,10 @@ class Activator:
         if session is None:
             raise SessionNotFound(session_id=key.session_id)
         return await self.rebuild(session), session
+
+    def choice_of(self, session: Session) -> Choice:
+        """Return what an agent for ``session`` is built for, as operators see it."""
+        return session.agent_id, *self.factory.model_of(session)
 
     async def rebuild(self, session: Session) -> LiveAgent:
         """Read the path to ``session.head`` and build the agent for it."""

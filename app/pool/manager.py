@@ -219,6 +219,7 @@ class AgentManager:
         try:
             async with asyncio.timeout(self.limits.activation_timeout_s):
                 agent, record = await self._activator.activate(slot.key)
+                slot.choice = self._activator.choice_of(record)
         except AgentPoolError as error:
             self._carry_out(self._table.load_failed(slot, error))
         except TimeoutError:
@@ -270,13 +271,12 @@ class AgentManager:
         )
 
     def _describe(self, slot: Slot, now: float) -> LiveSession:
-        record = slot.record
-        provider, model = self._activator.factory.model_of(record) if record else (None, None)
+        agent_id, provider, model = slot.choice or (None, None, None)
         return LiveSession(
             owner=slot.key.owner,
             session_id=slot.key.session_id,
             user_id=slot.user,
-            agent_id=record.agent_id if record else None,
+            agent_id=agent_id,
             status=_LIVE_STATUS[slot.state],
             idle_s=slot.idle_s(now),
             age_s=now - slot.agent_since if slot.agent else 0.0,

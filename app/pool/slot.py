@@ -1,12 +1,13 @@
 """A session's place in the pool, and the tickets of those who want it."""
 
-from collections import deque
 from enum import StrEnum
 
 from app.domain.errors import AgentPoolError
 from app.domain.ids import SessionKey
 from app.domain.session import Session
 from app.ports import LiveAgent
+
+Choice = tuple[str, str, str]
 
 
 class SlotState(StrEnum):
@@ -63,8 +64,9 @@ class Ticket:
 class Slot:
     """One session's place. The per-session lock *is* the slot: ``owner`` holds it.
 
-    ``record`` is the session as the load that built ``agent`` read it, and ``loaded_for``
-    the ticket that was first in line when that load began.
+    ``record`` is the session as the load that built ``agent`` read it, kept until its first
+    turn ends, and ``loaded_for`` the ticket that was first in line when that load began.
+    ``choice`` is the (agent_id, provider, model) that the agent was built for.
     ``waits_for_room`` counts the times that it queued for room, so that a late
     timer of an earlier wait can be told from the present one.
     Times are seconds on the monotonic clock.
@@ -74,6 +76,7 @@ class Slot:
         "agent",
         "agent_bytes",
         "agent_since",
+        "choice",
         "key",
         "last_used",
         "loaded_for",
@@ -93,16 +96,17 @@ class Slot:
         self.agent: LiveAgent | None = None
         self.agent_bytes = 0
         self.agent_since = 0.0
+        self.choice: Choice | None = None
         self.record: Session | None = None
         self.loaded_for: Ticket | None = None
         self.owner: Ticket | None = None
-        self.waiters: deque[Ticket] = deque()
+        self.waiters: list[Ticket] = []  # short, and an empty deque takes 760 bytes per session
         self.last_used = 0.0
         self.turns = 0
         self.waits_for_room = 0
 
     def __repr__(self) -> str:
-        return f"<Slot {self.key.session_id} {self.state} owner={self.owner} waiters={list(self.waiters)}>"
+        return f"<Slot {self.key.session_id} {self.state} owner={self.owner} waiters={self.waiters}>"
 
     def idle_s(self, now: float) -> float:
         """How long the agent has been idle; 0 while it is not."""

@@ -93,7 +93,7 @@ class PoolTable:
         slot = ticket.slot
         if slot is None or slot.owner is not ticket:
             return []
-        slot.owner = None
+        slot.owner = slot.loaded_for = slot.record = None
         ticket.state = TicketState.DONE
         if ticket.kind is TicketKind.HOLD:
             return self._serve_next(slot)
@@ -284,7 +284,7 @@ class PoolTable:
         return [*self._drop_agent(slot, EvictionCause.DRAIN), *self._fill_room()]
 
     def _grant(self, slot: Slot, state: SlotState) -> list[Effect]:
-        ticket = slot.waiters.popleft()
+        ticket = slot.waiters.pop(0)
         self._waiting -= 1
         ticket.state = TicketState.GRANTED
         slot.owner = ticket

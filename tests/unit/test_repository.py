@@ -36,7 +36,13 @@ MACHINE_PATHS = tuple(
 
 # Stand-ins that take time because that is what they stand in for.
 # A scripted server that is told to be slow, and worlds whose time is virtual: there a sleep takes none.
-MAY_SLEEP = ("tests/modelserver.py", "tests/fakes.py", "tests/cancellation/", "tests/simulation/")
+MAY_SLEEP = (
+    "tests/modelserver.py",
+    "tests/fakes.py",
+    "tests/cancellation/",
+    "tests/simulation/",
+    "tests/unit/test_background.py",
+)
 
 
 @cache

@@ -10,7 +10,7 @@ class PopsTheHead(PoolTable):
     def leave(self, ticket, now):
         slot = ticket.slot
         if ticket.state is TicketState.WAITING and slot is not None:
-            self._done(slot.waiters.popleft())
+            self._done(slot.waiters.pop(0))
             return self._reconsider_room(slot) if slot.state is SlotState.WAITING else []
         return super().leave(ticket, now)
 
