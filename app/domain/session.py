@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Final
 
+from app.domain.free_object import check_free_object
 from app.domain.ids import SessionKey
 from app.domain.turn import MESSAGES_PER_TURN, ContextMessage, JsonObject
 
@@ -115,7 +116,7 @@ class Session:
 class SessionChange:
     """What a PATCH or a sticky choice changes; ``UNSET`` leaves a field as it is.
 
-    ``metadata`` is a merge patch (RFC 7396); every other field is replaced.
+    ``metadata`` and ``params`` are merge patches (RFC 7396); every other field is replaced.
     """
 
     title: str | Unset | None = UNSET
@@ -124,20 +125,25 @@ class SessionChange:
     agent_id: str | Unset = UNSET
     provider: str | Unset | None = UNSET
     model: str | Unset | None = UNSET
-    params: JsonObject | Unset | None = UNSET
+    params: Mapping[str, Any] | Unset | None = UNSET
     template: JsonObject | Unset | None = UNSET
     ttl_s: int | Unset | None = UNSET
 
     def apply(self, session: Session, now: int, life: LifeSpan) -> Session:
-        """Return ``session`` with this change, its ``rev`` one higher."""
+        """Return ``session`` with this change, its ``rev`` one higher.
+
+        Raises:
+            InvalidInput: the merged metadata would be larger than a session may keep.
+        """
         values: dict[str, Any] = {"rev": session.rev + 1, "updated_at": max(now, session.updated_at)}
         for name in ("title", "agent_id", "provider", "model", "template", "ttl_s"):
             if (value := getattr(self, name)) is not UNSET:
                 values[name] = value
         if not isinstance(self.params, Unset):
-            values["params"] = self.params or {}
+            values["params"] = {} if self.params is None else merge_patch(session.params, self.params)
         if not isinstance(self.metadata, Unset):
-            values["metadata"] = {} if self.metadata is None else merge_patch(session.metadata, self.metadata)
+            merged = {} if self.metadata is None else merge_patch(session.metadata, self.metadata)
+            values["metadata"] = check_free_object(merged, "metadata")
         changed = replace(session, **values)
         if not isinstance(self.status, Unset):
             return _with_status(changed, self.status, now, life)

@@ -317,4 +317,6 @@ def _sticky(request: ChatRequest, session: Session) -> SessionChange | None:
     names = ("agent_id", "provider", "model", "params")
     given = {name: getattr(request, name) for name in names}
     changed = {name: v for name, v in given.items() if v is not None and v != getattr(session, name)}
+    if "params" in changed:  # as a whole: what is not given any more goes back to the default
+        changed["params"] = dict.fromkeys(session.params) | changed["params"]
     return SessionChange(**changed) if changed else None

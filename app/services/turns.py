@@ -202,7 +202,7 @@ class Flight:
         """End a turn that could not start, or whose conductor broke."""
         if self.cancel_reason is CancelReason.DELETED:
             error = SessionNotFound()
-        elif self.cancel_reason is not None:
+        elif self.cancel_reason not in (None, CancelReason.DRAIN):
             error = TurnCancelled()
         error.session_id = error.session_id or self.key.session_id
         if self.log.events:

@@ -185,6 +185,36 @@ def test_if_match(client: httpx2.Client) -> None:
     problem(patch('"0.3", "0.4"'), 422, "VALIDATION_ERROR")
 
 
+def test_chat_expects_a_head(client: httpx2.Client) -> None:
+    """Chat compares the head part of ``If-Match`` only, when the turn starts."""
+
+    def say(tag: str) -> httpx2.Response:
+        body = {"session_id": "s", "message": "hello"}
+        return client.post("/chat", json=body, headers={"If-Match": tag})
+
+    head = say('"0.1"').json()["head"]
+    client.patch("/sessions/s", json={"title": "a new revision"})
+    document = problem(say('"0.2"'), 409, "HEAD_MOVED")
+    assert document["session_id"] == "s"
+    assert say(f'"{head}.1"').status_code == 200
+    problem(say(f'"{head}.2"'), 409, "HEAD_MOVED")
+    assert say("*").status_code == 200
+    problem(say('"0.1", "0.2"'), 422, "VALIDATION_ERROR")
+
+
+def test_params_are_merged(client: httpx2.Client) -> None:
+    """PATCH merges ``params``; null removes one, or all; chat replaces them as a whole."""
+    client.post("/sessions", json={"session_id": "s", "params": {"seed": 7, "top_p": 0.5}})
+
+    def patch(params: object) -> object:
+        return client.patch("/sessions/s", json={"params": params}).json()["params"]
+
+    assert patch({"temperature": 0.2, "seed": None}) == {"top_p": 0.5, "temperature": 0.2}
+    client.post("/chat", json={"session_id": "s", "message": "hello", "params": {"seed": 1}})
+    assert client.get("/sessions/s").json()["params"] == {"seed": 1}
+    assert patch(None) == {}
+
+
 def test_status_by_hand(client: httpx2.Client) -> None:
     """Archived never expires and refuses chat; active revives it."""
     client.post("/sessions", json={"session_id": "s"})

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Body, Depends, Header, Query, Response
 from app.api.departure import ClientLeft, client_watched
 from app.api.deps import CallDep
 from app.api.docs import WITH_BODY, problems
+from app.api.etag import parse_expected_head
 from app.api.native.encoder import EVENT_TYPES, NativeEncoder
 from app.api.native.fields import NoQuery, check_message
 from app.api.native.requests import ChatBody
@@ -33,11 +34,11 @@ _REFUSALS = (
     "POOL_EXHAUSTED",
     "DRAINING",
     "UNKNOWN_MODEL",
+    "HEAD_MOVED",
     "SNAPSHOT_UNREADABLE",
     "STORE_UNAVAILABLE",
 )
 _FAILURES = (
-    "HEAD_MOVED",
     "MODEL_UNAVAILABLE",
     "MODEL_RATE_LIMITED",
     "MODEL_ERROR",
@@ -92,11 +93,22 @@ async def _begin(
     call: CallDep,
     _query: Annotated[NoQuery, Query()],
     idempotency_key: Annotated[str | None, Header(include_in_schema=False)] = None,
+    if_match: Annotated[
+        str | None,
+        Header(
+            description="Answer only if the session's head is that of this ETag when the turn starts.",
+            examples=['"0.1"'],
+        ),
+    ] = None,
 ) -> Flight:
     if idempotency_key is not None:
         raise InvalidInput("Idempotency-Key", "is not supported yet")
     check_message(body.message, call.options.max_message_chars)
-    request = body.to_request(call.caller.owner, redact_keys=call.options.redact_keys)
+    request = body.to_request(
+        call.caller.owner,
+        redact_keys=call.options.redact_keys,
+        expected_head=parse_expected_head(if_match),
+    )
     flight = await call.services.chat.begin(request)
     call.exchange.accept_turn(flight.key.session_id, flight.turn_id)
     return flight

@@ -4,15 +4,12 @@ import unicodedata
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
-import orjson
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 from app.domain.errors import InvalidInput
+from app.domain.free_object import check_free_object
 from app.domain.ids import NAME_MAX_CHARS, SESSION_ID_PATTERN, parse_name, parse_session_id, parse_uuid
 
-OBJECT_MAX_BYTES = 64 * 1024
-OBJECT_MAX_DEPTH = 32
-OBJECT_MAX_KEYS = 1_000
 TITLE_MAX_CHARS = 200
 MODEL_MAX_CHARS = 200
 STOP_MAX = 8
@@ -52,25 +49,6 @@ def is_blank(character: str) -> bool:
     return category[0] == "Z" or category in ("Cc", "Cf")
 
 
-def check_object(value: JsonObject) -> JsonObject:
-    """Return a free JSON object that is small enough to be kept with a session."""
-    if len(orjson.dumps(value)) > OBJECT_MAX_BYTES:
-        raise ValueError(f"must take at most {OBJECT_MAX_BYTES} bytes as JSON")
-    depth, keys = 0, 0
-    level: list[Any] = [value]
-    while level:
-        depth += 1
-        keys += sum(len(container) for container in level if isinstance(container, dict))
-        level = [
-            child for container in level for child in _members(container) if isinstance(child, dict | list)
-        ]
-    if depth > OBJECT_MAX_DEPTH:
-        raise ValueError(f"must be nested at most {OBJECT_MAX_DEPTH} deep")
-    if keys > OBJECT_MAX_KEYS:
-        raise ValueError(f"must have at most {OBJECT_MAX_KEYS} keys in all")
-    return value
-
-
 def left_out(value: Any) -> Any:
     """Return ``None`` for an empty text."""
     return None if value == "" else value
@@ -83,14 +61,10 @@ def one_line(value: str) -> str:
     return value
 
 
-def _members(container: Any) -> Any:
-    return container.values() if isinstance(container, dict) else container
-
-
-def _checked(parse: Callable[[str, str], str]) -> AfterValidator:
+def _checked(parse: Callable[[Any, str], Any]) -> AfterValidator:
     """Let one of the domain's parsers judge a field."""
 
-    def check(value: str) -> str:
+    def check(value: Any) -> Any:
         try:
             return parse(value, "")
         except InvalidInput as error:
@@ -125,7 +99,7 @@ Name = Annotated[str, _checked(parse_name), _NAME_SCHEMA]
 TurnIdField = Annotated[str, _checked(parse_uuid), WithJsonSchema({"type": "string", "format": "uuid"})]
 ModelName = Annotated[str, Field(min_length=1, max_length=MODEL_MAX_CHARS), AfterValidator(one_line)]
 Title = Annotated[str, Field(min_length=1, max_length=TITLE_MAX_CHARS), AfterValidator(one_line)]
-FreeObject = Annotated[JsonObject, AfterValidator(check_object)]
+FreeObject = Annotated[JsonObject, _checked(check_free_object)]
 TtlSeconds = Annotated[int, Field(ge=0, le=TTL_MAX_S)]
 
 Limit = Annotated[int, Field(ge=1, le=200), BeforeValidator(_count)]

@@ -24,7 +24,7 @@ from app.api.native.fields import (
     TurnIdField,
 )
 from app.api.native.redact import redact
-from app.domain.session import UNSET, SessionChange, SessionStatus
+from app.domain.session import UNSET, SessionChange, SessionStatus, Unset
 from app.services.chat import ChatRequest, OnBusy
 from app.services.sessions import NewSession
 
@@ -110,7 +110,9 @@ class ChatBody(_Choices):
     )
     parent: None = Field(default=None, description="Not available yet.", examples=[None])
 
-    def to_request(self, owner: str, *, redact_keys: bool) -> ChatRequest:
+    def to_request(
+        self, owner: str, *, redact_keys: bool, expected_head: str | Unset | None = UNSET
+    ) -> ChatRequest:
         return ChatRequest(
             owner=owner,
             message=self.message,
@@ -124,6 +126,7 @@ class ChatBody(_Choices):
             params=None if self.params is None else self.params.to_json(),
             metadata=self.free_metadata(redact_keys),
             on_busy=OnBusy(self.on_busy or "queue"),
+            expected_head=expected_head,
         )
 
 
@@ -203,7 +206,7 @@ class SessionPatch(Body):
         if "model_name" in given and values.get("model") is None:
             values["model"] = self.model_name
         if "params" in given:
-            values["params"] = None if self.params is None else self.params.to_json()
+            values["params"] = None if self.params is None else self.params.model_dump(exclude_unset=True)
         if "metadata" in given:
             values["metadata"] = redact(self.metadata) if redact_keys else self.metadata
         return SessionChange(status=UNSET if self.status is None else SessionStatus(self.status), **values)

@@ -7,11 +7,11 @@ from fastapi import APIRouter, Body, Header, Query, Response
 
 from app.api.deps import CallDep, SessionKeyDep, UserIdDep
 from app.api.docs import WITH_BODY, problems
+from app.api.etag import parse_if_match
 from app.api.native.fields import NoQuery, PageQuery, SessionQuery
 from app.api.native.requests import NewSessionBody, SessionListQuery, SessionPatch
 from app.api.native.responses import AgentList, ModelList, SessionAnswer, SessionList, SessionMessage
 from app.api.route import StrictRoute
-from app.domain.errors import InvalidInput
 from app.domain.session import SessionStatus
 from app.services.sessions import SessionView
 
@@ -190,21 +190,6 @@ async def list_agents(call: CallDep, _query: Annotated[NoQuery, Query()]) -> Age
 async def list_models(call: CallDep, _query: Annotated[NoQuery, Query()]) -> ModelList:
     """What `provider` and `model` may name."""
     return ModelList.of(call.services.chat.models())
-
-
-def parse_if_match(header: str | None) -> str | None:
-    """Return the one ETag that ``If-Match`` names, without its quotes; ``None`` for ``*``.
-
-    A weak tag is returned as it is, and so matches nothing, as RFC 9110 wants it.
-
-    Raises:
-        InvalidInput: it names several.
-    """
-    if header is None or header.strip() == "*":
-        return None
-    if "," in header:
-        raise InvalidInput("If-Match", "must be one ETag")
-    return header.strip().strip('"')
 
 
 def _answer(view: SessionView, response: Response) -> SessionAnswer:
