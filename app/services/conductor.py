@@ -142,8 +142,14 @@ class Conductor:
         try:
             await self._store.start_turn(session, turn)
         except asyncio.CancelledError:
-            await self._drop(flight, lease, session, turn)
-            return
+            # It may have been stored, but nobody has heard of this turn: refused, not ended.
+            await self._record(session, self._dropped(flight, turn))
+            raise
+        except StoreUnavailable as refusal:
+            if refusal.outcome_unknown:
+                flight.state = FlightState.COMMITTING
+                await self._record(session, self._failed(flight, turn, refusal))
+            raise
         flight.state = FlightState.RUNNING
         flight.log.append(_started(turn, session))
         if flight.cancel_reason is not None:
@@ -152,7 +158,7 @@ class Conductor:
         body = self._tasks.spawn(agent.run(message, flight.emit), f"body {turn.turn_id}", is_awaited=True)
         has_ended = await flight.settle(agent, body, self._turn_timeout_s)
         if not has_ended:
-            self._leave_zombie(lease, body, flight)
+            _log.error("turn %s ignores its cancellation and keeps its place until it ends", turn.turn_id)
         if flight.cancel_reason is not None:
             await self._cut_short(flight, lease, session, turn)
         elif flight.has_timed_out:
@@ -231,15 +237,13 @@ class Conductor:
         )
         committed = await self._commit(flight, lease, session, turn)
         if committed is not None:
-            lease.discard(DiscardCause.CANCEL)
+            self._let_go(flight, lease, DiscardCause.CANCEL)
             flight.log.close(_cancelled(flight, turn.turn_id, committed.message_count))
 
     async def _drop(self, flight: Flight, lease: Lease, session: Session, turn: Turn) -> None:
         flight.state = FlightState.COMMITTING
-        reason = flight.cancel_reason or CancelReason.DRAIN
-        dropped = replace(self._ended(flight, turn, TurnStatus.CANCELLED), cancel_reason=reason)
-        await self._record(session, self._with_trace(flight, dropped))
-        lease.discard(DiscardCause.CANCEL)
+        await self._record(session, self._dropped(flight, turn))
+        self._let_go(flight, lease, DiscardCause.CANCEL)
         flight.log.close(_cancelled(flight, None, session.message_count, head=session.head))
 
     async def _fail(
@@ -252,11 +256,19 @@ class Conductor:
         cause: DiscardCause,
     ) -> None:
         flight.state = FlightState.COMMITTING
+        await self._record(session, self._failed(flight, turn, error))
+        self._let_go(flight, lease, cause)
+        flight.log.close(TurnFailed(to_turn_error(error)))
+
+    def _dropped(self, flight: Flight, turn: Turn) -> Turn:
+        reason = flight.cancel_reason or CancelReason.DRAIN
+        ended = replace(self._ended(flight, turn, TurnStatus.CANCELLED), cancel_reason=reason)
+        return self._with_trace(flight, ended)
+
+    def _failed(self, flight: Flight, turn: Turn, error: AgentPoolError) -> Turn:
         shown = to_turn_error(error)
-        failed = replace(self._ended(flight, turn, TurnStatus.FAILED), error=shown, reply=None)
-        await self._record(session, self._with_trace(flight, failed))
-        lease.discard(cause)
-        flight.log.close(TurnFailed(shown))
+        ended = replace(self._ended(flight, turn, TurnStatus.FAILED), error=shown, reply=None)
+        return self._with_trace(flight, ended)
 
     def _ended(self, flight: Flight, turn: Turn, status: TurnStatus) -> Turn:
         now = self._clock.now_ms()
@@ -288,11 +300,14 @@ class Conductor:
     async def _commit_surely(self, session: Session, turn: Turn) -> Session:
         """Commit; while the outcome is unknown repeat it, which is safe, for up to ``COMMIT_RETRY_S``."""
         give_up_at = self._clock.monotonic() + COMMIT_RETRY_S
+        is_unknown = False
         while True:
             try:
                 return await self._store.commit_turn(session, turn)
             except StoreUnavailable as error:
-                if not error.outcome_unknown or self._clock.monotonic() >= give_up_at:
+                # Once unknown it stays so, whatever a later attempt says, until one succeeds.
+                is_unknown = error.outcome_unknown = is_unknown or error.outcome_unknown
+                if not is_unknown or self._clock.monotonic() >= give_up_at:
                     raise
             await asyncio.sleep(_COMMIT_PAUSE_S)
 
@@ -313,11 +328,14 @@ class Conductor:
             except StoreUnavailable:
                 continue
 
-    def _leave_zombie(self, lease: Lease, body: asyncio.Task[Answer], flight: Flight) -> None:
-        _log.error("turn %s ignores its cancellation and keeps its place until it ends", flight.turn_id)
-        cause = DiscardCause.CANCEL if flight.cancel_reason else DiscardCause.DEADLINE
-        ended = lease.abandon(cause)
-        body.add_done_callback(lambda _: ended())
+    def _let_go(self, flight: Flight, lease: Lease, cause: DiscardCause) -> None:
+        """Give the session back without its agent. Only now: what the store gets is in order, too."""
+        body = flight.body
+        if body is None or body.done():
+            lease.discard(cause)
+        else:
+            ended = lease.abandon(cause)
+            body.add_done_callback(lambda _: ended())
 
 
 def _started(turn: Turn, session: Session) -> TurnStarted:

@@ -10,7 +10,7 @@ from enum import StrEnum
 
 from cachetools import TTLCache
 
-from app.domain.errors import AgentPoolError, SessionNotFound, TurnCancelled
+from app.domain.errors import AgentPoolError, SessionNotFound, StoreUnavailable, TurnCancelled
 from app.domain.events import (
     MessageCompleted,
     TerminalEvent,
@@ -105,14 +105,15 @@ class Flight:
     """One turn between its acceptance and its end.
 
     ``refusal`` is the error of a turn that never started. ``turn`` is its start
-    record, once it runs. ``cancel_reason`` is set when it is to end early.
+    record, once it runs, and ``body`` the task of its agent. ``cancel_reason`` is set
+    when it is to end early.
     """
 
     __slots__ = (
         "_agent",
-        "_body",
         "_settled",
         "accepted_at",
+        "body",
         "cancel_reason",
         "has_timed_out",
         "is_partial_wanted",
@@ -140,7 +141,7 @@ class Flight:
         self.is_partial_wanted = False
         self.has_timed_out = False
         self._agent: LiveAgent | None = None
-        self._body: asyncio.Task[object] | None = None
+        self.body: asyncio.Task[object] | None = None
         self._settled: asyncio.Future[None] | None = None
 
     def emit(self, event: TurnEvent) -> None:
@@ -174,7 +175,7 @@ class Flight:
     async def settle(self, agent: LiveAgent, body: asyncio.Task[object], timeout_s: float) -> bool:
         """Wait until the body has ended, or ignores that it was told to; say whether it has ended."""
         loop = asyncio.get_running_loop()
-        self._agent, self._body, self._settled = agent, body, loop.create_future()
+        self._agent, self.body, self._settled = agent, body, loop.create_future()
         body.add_done_callback(lambda _: self._give_up())
         deadline = loop.call_later(timeout_s, self._time_out)
         try:
@@ -206,6 +207,8 @@ class Flight:
             error = TurnCancelled()
         error.session_id = error.session_id or self.key.session_id
         if self.log.events:
+            if self.state is FlightState.COMMITTING:  # cut off there: the store may have it or not
+                error = StoreUnavailable("The server stopped meanwhile.", outcome_unknown=True)
             self.log.close(TurnFailed(to_turn_error(error)))
             return
         self.refusal = error
@@ -218,9 +221,9 @@ class Flight:
     def _stop(self) -> None:
         # Both are needed: AutoGen's token alone hangs in a tool call (upstream #7956), and
         # the task's cancellation alone leaves the tool running.
-        if self._agent is not None and self._body is not None:
+        if self._agent is not None and self.body is not None:
             self._agent.cancel()
-            self._body.cancel()
+            self.body.cancel()
             asyncio.get_running_loop().call_later(CANCEL_GRACE_S, self._give_up)
 
     def _give_up(self) -> None:

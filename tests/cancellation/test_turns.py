@@ -15,8 +15,6 @@ from tests.simulation.loop import run, settle, virtual
 
 UNKNOWN = StoreUnavailable(outcome_unknown=True)
 DOWN = StoreUnavailable()
-# Found here and handed over with a correction for app/services; strict, so the mark goes with the fault.
-OPEN = pytest.mark.xfail(strict=True, reason="what is told is not what is stored")
 
 
 def test_a_client_may_leave_at_every_await():
@@ -57,7 +55,6 @@ def test_a_reader_may_leave_at_every_await():
     assert cut_everywhere(scene) >= 6
 
 
-@OPEN
 @pytest.mark.parametrize("keep_partial", [True, False])
 @pytest.mark.parametrize("warm", [True, False])
 def test_a_turn_may_be_cancelled_at_every_moment(warm, keep_partial):
@@ -84,7 +81,6 @@ def test_a_turn_may_be_cancelled_at_every_moment(warm, keep_partial):
     assert not cancelled[-1]
 
 
-@OPEN
 @pytest.mark.parametrize("kept", [True, False])
 def test_the_process_may_stop_at_every_moment(kept):
     """Whenever the server stops, no client was told what the store does not have, or has unannounced."""
@@ -125,7 +121,6 @@ async def test_a_commit_in_doubt_is_repeated_until_it_is_known(applied):
     await chats.check_quiet()
 
 
-@OPEN
 @virtual
 async def test_a_commit_in_doubt_stays_in_doubt_when_the_store_goes_down():
     """A commit that may have happened is not called failed because a later attempt did not get through."""
@@ -137,7 +132,7 @@ async def test_a_commit_in_doubt_stays_in_doubt_when_the_store_goes_down():
     await chats.check_quiet()
 
 
-@pytest.mark.parametrize("applied", [pytest.param(True, marks=OPEN), False])
+@pytest.mark.parametrize("applied", [True, False])
 @virtual
 async def test_a_turn_whose_start_is_in_doubt_does_not_run_for_ever(applied):
     """A turn that is refused because its start record is in doubt is not listed as running."""
@@ -150,7 +145,6 @@ async def test_a_turn_whose_start_is_in_doubt_does_not_run_for_ever(applied):
     await chats.check_quiet()
 
 
-@OPEN
 @virtual
 async def test_a_turn_that_is_cancelled_before_it_started_tells_no_events():
     """A cancel while the start record is being written refuses the turn: its log stays empty."""
@@ -164,7 +158,6 @@ async def test_a_turn_that_is_cancelled_before_it_started_tells_no_events():
     await chats.check_quiet()
 
 
-@OPEN
 @virtual
 async def test_a_zombie_is_let_go_only_when_the_store_has_its_turn():
     """The partial of a turn whose body hangs is stored before the next turn of the session begins."""
@@ -184,7 +177,6 @@ async def test_a_zombie_is_let_go_only_when_the_store_has_its_turn():
     await chats.check_quiet()
 
 
-@OPEN
 @virtual
 async def test_a_commit_cut_off_by_the_stop_is_in_doubt():
     """When the server stops in the middle of a commit, the client is told that its outcome is unknown."""

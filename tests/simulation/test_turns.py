@@ -25,7 +25,6 @@ def play(seed: int) -> None:
         raise
 
 
-@pytest.mark.xfail(strict=True, reason="the faults that tests/cancellation/test_turns.py shows one by one")
 def test_what_a_client_was_told_is_what_is_stored(seeds):
     """In every world each turn ends in time, once, and the stored path is what was acknowledged."""
     for seed in seeds:
