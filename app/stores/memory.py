@@ -5,9 +5,11 @@ What is stored are the domain's frozen values themselves; whoever hands them in 
 their dictionaries unchanged.
 """
 
+import logging
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from app.domain.errors import (
     HeadMoved,
@@ -19,10 +21,12 @@ from app.domain.errors import (
 )
 from app.domain.ids import SessionKey
 from app.domain.session import LifeSpan, Path, Session, SessionChange, SessionPage, SessionQuery
-from app.domain.turn import Turn, TurnPage, TurnStatus
+from app.domain.turn import BoundTurn, Turn, TurnPage, TurnStatus
 from app.stores import rules
 from app.stores.codec import to_turn_body
 from app.stores.cursor import from_cursor, to_cursor
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -30,6 +34,13 @@ class _Record:
     session: Session
     turns: dict[str, Turn] = field(default_factory=dict)
     sizes: dict[str, int] = field(default_factory=dict)
+    keys: dict[str, tuple[str, str]] = field(default_factory=dict)  # turn id: what is bound to it
+
+
+class _Bound(NamedTuple):
+    record: _Record
+    turn_id: str
+    fingerprint: bytes
 
 
 class MemoryStore:
@@ -39,6 +50,7 @@ class MemoryStore:
         self.counters: Counter[str] = Counter()
         self._life = life
         self._records: dict[SessionKey, _Record] = {}
+        self._bound: dict[tuple[str, str], _Bound] = {}
         self._boot_id = ""
         self._is_closed = False
 
@@ -95,7 +107,10 @@ class MemoryStore:
 
     async def delete_session(self, key: SessionKey) -> bool:
         self._check_open()
-        return self._records.pop(key, None) is not None
+        if key not in self._records:
+            return False
+        self._remove(key)
+        return True
 
     async def load_path(self, session: Session) -> Path:
         self._check_open()
@@ -138,6 +153,15 @@ class MemoryStore:
             return
         self._put(record, turn)
         record.session = record.session.touched(rules.end_of(turn), self._life)
+
+    async def find_bound(self, owner: str, key: str) -> BoundTurn | None:
+        self._check_open()
+        bound = self._bound.get((owner, key))
+        if bound is None or not bound.record.turns[bound.turn_id].is_committed:
+            return None
+        session = bound.record.session
+        turn = await self.get_turn(session, bound.turn_id)
+        return BoundTurn(session.key.session_id, bound.fingerprint, turn)
 
     async def get_turn(self, session: Session, turn_id: str) -> Turn:
         self._check_open()
@@ -186,7 +210,7 @@ class MemoryStore:
         due = [(end, key) for key, end in ends.items() if end is not None and end <= line]
         gone = [key for _, key in sorted(due) if not self._has_running(key)][:limit]
         for key in gone:
-            del self._records[key]
+            self._remove(key)
         return expired, len(gone)
 
     def _check_open(self) -> None:
@@ -204,10 +228,37 @@ class MemoryStore:
         return record
 
     def _put(self, record: _Record, turn: Turn) -> None:
-        record.turns[turn.turn_id] = turn
+        record.turns[turn.turn_id] = replace(turn, binding=None)
         record.sizes[turn.turn_id] = len(to_turn_body(turn))
+        if turn.status is TurnStatus.RUNNING or turn.is_committed:
+            self._bind(record, turn)
+        else:
+            self._release(record, turn.turn_id)
         if turn.status is not TurnStatus.RUNNING:
             self.counters.update(rules.counts_of(turn))
+
+    def _bind(self, record: _Record, turn: Turn) -> None:
+        """Bind the turn's key, unless a committed turn has it."""
+        if turn.binding is None:
+            return
+        name = turn.binding.owner, turn.binding.key
+        holder = self._bound.get(name)
+        if holder is not None and (holder.record is not record or holder.turn_id != turn.turn_id):
+            if holder.record.turns[holder.turn_id].is_committed:
+                _log.error("the idempotency key of turn %s belongs to another committed turn", turn.turn_id)
+                return
+            self._release(holder.record, holder.turn_id)
+        self._bound[name] = _Bound(record, turn.turn_id, turn.binding.fingerprint)
+        record.keys[turn.turn_id] = name
+
+    def _release(self, record: _Record, turn_id: str) -> None:
+        name = record.keys.pop(turn_id, None)
+        if name is not None:
+            del self._bound[name]
+
+    def _remove(self, key: SessionKey) -> None:
+        for name in self._records.pop(key).keys.values():
+            del self._bound[name]
 
     def _has_running(self, key: SessionKey) -> bool:
         turns = self._records[key].turns.values()

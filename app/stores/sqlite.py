@@ -20,7 +20,7 @@ import apsw
 from app.domain.errors import StoreUnavailable
 from app.domain.ids import SessionKey
 from app.domain.session import LifeSpan, Path, Session, SessionChange, SessionPage, SessionQuery
-from app.domain.turn import Turn, TurnPage
+from app.domain.turn import BoundTurn, Turn, TurnPage
 from app.stores import rules, sqlite_file, sqlite_reads, sqlite_writes
 from app.stores.codec import to_turn_body
 from app.stores.sqlite_rows import Names
@@ -184,6 +184,9 @@ class SqliteStore:
         await self._write(
             "record_turn", sqlite_writes.record_turn, session, turn, to_turn_body(turn), self._life
         )
+
+    async def find_bound(self, owner: str, key: str) -> BoundTurn | None:
+        return await self._read(sqlite_reads.find_bound, self._get_files().names, owner, key)
 
     async def get_turn(self, session: Session, turn_id: str) -> Turn:
         return await self._read(sqlite_reads.get_turn, self._get_files().names, session, turn_id)

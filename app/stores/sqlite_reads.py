@@ -9,8 +9,8 @@ import apsw
 from app.domain.errors import SessionNotFound, SnapshotUnreadable, TurnNotFound
 from app.domain.ids import SessionKey, to_id_bytes
 from app.domain.session import LifeSpan, Path, Session, SessionPage, SessionQuery, SessionStatus
-from app.domain.turn import Turn, TurnPage
-from app.stores import rules
+from app.domain.turn import BoundTurn, Turn, TurnPage
+from app.stores import rules, sqlite_keys
 from app.stores.cursor import from_cursor, to_cursor
 from app.stores.sqlite_rows import (
     SESSION_COLUMNS,
@@ -25,6 +25,7 @@ from app.stores.sqlite_rows import (
 
 _FIND_SESSION = f"SELECT {SESSION_COLUMNS} FROM sessions WHERE owner = ? AND session_id = ?"  # noqa: S608
 _FIND_PLACE = "SELECT id, head, depth FROM sessions WHERE owner = ? AND session_id = ? AND uid = ?"
+_FIND_PLACE_OF = "SELECT id, head, depth, session_id FROM sessions WHERE id = ?"
 _FIND_TURN = f"SELECT {TURN_COLUMNS} FROM turns WHERE session = ? AND turn_id = ?"  # noqa: S608
 _COUNT_TURNS = "SELECT count(*) FROM turns WHERE session = ?"
 _LIST_TURNS = (
@@ -112,6 +113,22 @@ def load_path(connection: apsw.Connection, session: Session) -> Path:
     session_id = session.key.session_id
     messages = tuple([message for row in rows for message in messages_of_row(row, session_id)])
     return Path(session.head, session.note, messages, sum(len(row[11]) for row in rows))
+
+
+def find_bound(connection: apsw.Connection, names: Names, owner: str, key: str) -> BoundTurn | None:
+    """Return the committed turn that the key is bound to.
+
+    Raises:
+        SnapshotUnreadable: the key's row or the turn's is broken.
+    """
+    bound = sqlite_keys.find(connection, owner, key)
+    found = bound and connection.execute(_FIND_PLACE_OF, (bound.session,)).fetchone()
+    row = bound and connection.execute(_FIND_TURN, (bound.session, bound.turn_id)).fetchone()
+    if not bound or not found or not row:
+        return None
+    on_branch = row[0] in _branch_ids(connection, _Place(*found[:3]), [row])
+    turn = from_turn_row(row, connection, names, found[3], on_branch=on_branch)
+    return BoundTurn(found[3], bound.fingerprint, turn) if turn.is_committed else None
 
 
 def get_turn(connection: apsw.Connection, names: Names, session: Session, turn_id: str) -> Turn:

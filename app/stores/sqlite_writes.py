@@ -16,7 +16,7 @@ from app.domain.errors import (
 from app.domain.ids import SessionKey, to_id_bytes
 from app.domain.session import LifeSpan, Session, SessionChange
 from app.domain.turn import Turn, TurnStatus
-from app.stores import rules
+from app.stores import rules, sqlite_keys
 from app.stores.codec import to_turn_body
 from app.stores.sqlite_rows import (
     RUNNING,
@@ -108,6 +108,7 @@ def start_turn(unit: Unit, session: Session, turn: Turn, body: bytes, life: Life
     if unit.connection.execute(_FIND_TURN_STATUS, (number, to_id_bytes(turn.turn_id))).fetchone():
         return
     _add_turn(unit, number, turn, body)
+    sqlite_keys.bind(unit.connection, number, turn)
     _set_activity(unit, row, from_session_row(row[:-1]).touched(turn.started_at, life))
 
 
@@ -181,6 +182,7 @@ def _interrupt(unit: Unit, row: Row, names: Names, now: int) -> None:
         # Its seal stays wrong, so whoever asks for it learns that it is broken; but it does not run.
         _log.error("the start record of a turn is unreadable (row %d)", row[-1])
         unit.connection.execute("UPDATE turns SET status = ? WHERE id = ?", (_FAILED, row[-1]))
+        sqlite_keys.release(unit.connection, row[-2], row[0])
         return
     failed = rules.interrupted(turn, now)
     _end_turn(unit, row[-2], failed, to_turn_body(failed), is_known=True)
@@ -212,6 +214,10 @@ def _end_turn(unit: Unit, number: int, turn: Turn, body: bytes, *, is_known: boo
         unit.connection.execute(_SET_TURN, (*values, number, values[0]))
     else:
         _add_turn(unit, number, turn, body)
+    if turn.is_committed:
+        sqlite_keys.bind(unit.connection, number, turn)
+    else:
+        sqlite_keys.release(unit.connection, number, to_id_bytes(turn.turn_id))
     for name, change in rules.counts_of(turn).items():
         unit.count(name, change)
 

@@ -13,6 +13,7 @@ import apsw
 import pytest
 
 from app.domain.errors import SnapshotUnreadable, StoreLocked, StoreUnavailable
+from app.domain.idempotency import Binding
 from app.domain.session import Session, SessionChange, SessionQuery
 from app.domain.turn import Turn, TurnStatus
 from app.stores.sqlite import SqliteStore
@@ -271,6 +272,28 @@ async def test_a_broken_start_record_does_not_keep_the_store_from_opening(
     with pytest.raises(SnapshotUnreadable):
         await store.get_turn(session, turn.turn_id)
     assert await store.expire_and_purge(T0 * 2, T0, 10) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        "SET turn_id = randomblob(16)",
+        "SET fingerprint = zeroblob(16)",
+        "SET session = session + 1",
+        "SET turn_id = 7",
+        "SET created_at = 'x'",
+    ],
+)
+async def test_a_broken_key_is_noticed(store: SqliteStore, path: str, harm: str) -> None:
+    """A key's row that was changed behind the store's back raises SnapshotUnreadable, never a wrong turn."""
+    session = make_session()
+    await store.create_session(session)
+    turn = make_turn(session, binding=Binding("", "k", b"f" * 16))
+    await store.commit_turn(session, turn)
+    _break(path, f"UPDATE idempotency_keys {harm}")
+    with pytest.raises(SnapshotUnreadable):
+        await store.find_bound("", "k")
+    assert await store.delete_session(session.key)
 
 
 async def test_statistics_are_counted_with_the_turns(store: SqliteStore, path: str) -> None:

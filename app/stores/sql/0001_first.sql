@@ -122,12 +122,11 @@ CREATE TABLE idempotency_keys (
     key TEXT NOT NULL,
     fingerprint BLOB NOT NULL,
     session INTEGER NOT NULL,
-    session_id TEXT,  -- where it was generated
     turn_id BLOB NOT NULL,
-    released INTEGER NOT NULL DEFAULT 0,
-    created_at INTEGER NOT NULL
+    created_at INTEGER NOT NULL,
+    seal INTEGER NOT NULL,
+    UNIQUE (owner, key)
 );
-CREATE UNIQUE INDEX idempotency_keys_bound ON idempotency_keys (owner, key) WHERE released = 0;
 CREATE INDEX idempotency_keys_by_turn ON idempotency_keys (session, turn_id);
 
 CREATE TABLE user_state (
