@@ -8,7 +8,7 @@ from app.domain.events import TurnEvent
 from app.domain.ids import SessionKey
 from app.domain.session import Path, Session, SessionChange, SessionPage, SessionQuery, Stamp
 from app.domain.stats import DiscardCause, EvictionCause
-from app.domain.turn import Answer, Turn, TurnPage
+from app.domain.turn import Answer, BoundTurn, Turn, TurnPage
 
 NewId = Callable[[], str]
 """Makes a fresh UUIDv7 in text: unique, and later ones sort behind earlier ones."""
@@ -146,11 +146,11 @@ class SessionStore(Protocol):
         """Note that ``turn`` runs, and count it as activity of the session.
 
         A store may queue this and return: a lost start record loses nothing but the
-        trace of a turn that a crash interrupted.
+        trace of a turn that a crash interrupted. Binds ``turn.binding``.
         """
 
     async def commit_turn(self, session: Session, turn: Turn) -> Session:
-        """Store ``turn`` and move the head from ``turn.parent`` to it, in one step.
+        """Store ``turn``, its ``binding`` with it, and move the head from ``turn.parent``, in one step.
 
         Repeating a commit that has happened returns the same result. Returns the
         session as it is then.
@@ -161,10 +161,13 @@ class SessionStore(Protocol):
         """
 
     async def record_turn(self, session: Session, turn: Turn) -> None:
-        """Store a failed or dropped turn beside the tree; the head stays. Repeating is harmless.
+        """Store a failed or dropped turn beside the tree and release its key; the head stays.
 
-        Does nothing if the session is gone or the turn has been committed.
+        Repeating is harmless. Does nothing if the session is gone or the turn has been committed.
         """
+
+    async def find_bound(self, owner: str, key: str) -> BoundTurn | None:
+        """Return the committed turn that holds this idempotency key, ``None`` if none does."""
 
     async def get_turn(self, session: Session, turn_id: str) -> Turn:
         """Return one turn, ``on_branch`` set.

@@ -7,7 +7,8 @@ gives ``runtime.chat``, ``runtime.sessions``, ``runtime.agents`` and ``runtime.a
 import asyncio
 import logging
 import time
-from typing import Self
+from collections.abc import Callable, Sequence
+from typing import Any, Self
 
 from uuid_utils import uuid7
 
@@ -54,7 +55,8 @@ class Runtime:
     """One pool with everything that it needs. Belongs to the event loop that enters it.
 
     ``settings`` default to the environment. ``store`` replaces the one that
-    ``STORE_URL`` names; it must not be open yet. ``wait_for_store``: wait while another
+    ``STORE_URL`` names; it must not be open yet. ``tools`` are plain functions, async ones
+    best, that the agents may call: name, docstring and annotations tell the model how. ``wait_for_store``: wait while another
     process has it.
 
     Raises, on entering:
@@ -68,6 +70,7 @@ class Runtime:
         settings: Settings | None = None,
         *,
         store: SessionStore | None = None,
+        tools: Sequence[Callable[..., Any]] = (),
         wait_for_store: bool = False,
     ) -> None:
         self.settings = config = settings if settings is not None else Settings()
@@ -80,7 +83,8 @@ class Runtime:
         self._boot_id = new_uuid7()
         self._timers = TaskOwner("timers")
         self._turns = Turns(clock, replay_s=config.stream_replay_s, replay_bytes=config.stream_replay_bytes)
-        self._build(AutogenFactory(self._models, tool_timeout_s=config.tool_timeout_s), life)
+        factory = AutogenFactory(self._models, tools=tools, tool_timeout_s=config.tool_timeout_s)
+        self._build(factory, life)
 
     def _build(self, factory: AgentFactory, life: LifeSpan) -> None:
         config, store, clock, turns = self.settings, self._store, self._clock, self._turns
@@ -100,6 +104,7 @@ class Runtime:
             store,
             factory,
             admission,
+            self.agents,
             turns,
             self._conductor,
             new_uuid7,

@@ -47,9 +47,9 @@ class AutogenFactory:
         max_tool_output_chars: int = 65_536,
     ) -> None:
         self._models = models
-        profiles = builtin_profiles() if profiles is None else profiles
-        self._profiles = {profile.agent_id: profile for profile in profiles}
         self._tools = {tool.name: tool for tool in map(to_tool, tools)}
+        profiles = builtin_profiles(tuple(self._tools)) if profiles is None else profiles
+        self._profiles = {profile.agent_id: profile for profile in profiles}
         self._tool_timeout_s = tool_timeout_s
         self._max_tool_output_chars = max_tool_output_chars
         self._workbenches: dict[tuple[str, ...], CachedWorkbench] = {}

@@ -2,7 +2,7 @@
 
 import re
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
@@ -18,8 +18,8 @@ def with_revision(profile: AgentProfile) -> AgentProfile:
     return replace(profile, revision=zlib.crc32(repr(plain).encode()))
 
 
-def builtin_profiles() -> tuple[AgentProfile, ...]:
-    """Return the profiles that are there without any configuration."""
+def builtin_profiles(tools: Sequence[str] = ()) -> tuple[AgentProfile, ...]:
+    """Return the profiles that are there without any configuration, each with these tools."""
     return (
         with_revision(
             AgentProfile(
@@ -27,6 +27,7 @@ def builtin_profiles() -> tuple[AgentProfile, ...]:
                 name="Assistant",
                 description="A helpful assistant for conversations of any kind.",
                 system_prompt="You are a helpful assistant.",
+                tools=tuple(tools),
             )
         ),
     )

@@ -14,7 +14,7 @@ from starlette.types import Receive, Scope, Send
 
 from app.api.departure import ClientLeft, client_watched
 from app.domain.events import TurnEvent, TurnFailed
-from app.services.turns import TurnLog
+from app.services.turn_log import TurnLog
 
 MEDIA_TYPE = "text/event-stream"
 RETRY = b"retry: 2000\n\n"
@@ -51,8 +51,7 @@ class _EventResponse(Response):
 class EventStream(_EventResponse):
     """What a turn's log holds after ``position``, live until the log is closed.
 
-    ``on_leave`` is called when the client has left, or the server ended the request,
-    before that.
+    ``on_end`` is called when nothing will be sent any more, whatever the reason.
     """
 
     def __init__(
@@ -62,28 +61,26 @@ class EventStream(_EventResponse):
         *,
         position: int = 0,
         heartbeat_s: float = 15.0,
-        on_leave: Callable[[], None] | None = None,
+        on_end: Callable[[], None] | None = None,
     ) -> None:
         super().__init__()
         self._log = log
         self._encoder = encoder
         self._position = position
         self._heartbeat_s = heartbeat_s
-        self._on_leave = on_leave
+        self._on_end = on_end
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        is_over = False
         try:
             async with client_watched(receive):
                 await self.start(send)
                 await self._follow(send)
-            is_over = True
             await _write(send, b"", more=False)
         except (ClientLeft, OSError):  # servers may tell a departure by OSError from send()
             pass
         finally:
-            if not is_over and self._on_leave is not None:
-                self._on_leave()
+            if self._on_end is not None:
+                self._on_end()
 
     async def _follow(self, send: Send) -> None:
         log, position = self._log, self._position

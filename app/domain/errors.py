@@ -112,6 +112,12 @@ class NoActiveTurn(AgentPoolError):
     code = "NO_ACTIVE_TURN"
 
 
+class IdempotencyMismatch(AgentPoolError):
+    """This idempotency key was used for another request."""
+
+    code = "IDEMPOTENCY_MISMATCH"
+
+
 class SessionArchived(AgentPoolError):
     """The session is archived; set its status to active to go on."""
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from app.domain.idempotency import Binding
+
 MESSAGES_PER_TURN = 2  # what ``message_count`` counts: the input and the answer
 
 
@@ -124,6 +126,7 @@ class Turn:
     ``tool_seqs`` holds the sequence numbers of its tool events in order and
     ``last_seq`` that of the terminal event, so that a replay from the store
     numbers events as the live stream did.
+    ``binding`` is written with the turn, and not read back with it: ``find_bound`` finds the turn.
     """
 
     turn_id: str
@@ -149,11 +152,21 @@ class Turn:
     kept: bool = False
     tool_seqs: tuple[int, ...] = ()
     last_seq: int = 0
+    binding: Binding | None = None
     on_branch: bool = False  # computed when read: is it on the path to the session's head?
 
     @property
     def is_committed(self) -> bool:
         return self.status is TurnStatus.FINISHED or (self.status is TurnStatus.CANCELLED and self.kept)
+
+
+@dataclass(frozen=True, slots=True)
+class BoundTurn:
+    """A committed turn as its idempotency key finds it."""
+
+    session_id: str
+    fingerprint: bytes
+    turn: Turn
 
 
 @dataclass(frozen=True, slots=True)

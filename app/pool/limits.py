@@ -43,5 +43,10 @@ class PoolLimits:
         return max(USER_PLACES_MIN, self.max_instances // USER_SHARE)
 
     @property
+    def front_depth(self) -> int:
+        """How long a queue may be that a turn at the front still enters: full, but not without end."""
+        return 2 * self.queue_depth + 1
+
+    @property
     def zombies_tolerated(self) -> int:
         return self.max_instances // ZOMBIE_SHARE

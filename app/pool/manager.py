@@ -60,13 +60,21 @@ class AgentManager:
 
     @asynccontextmanager
     async def lease(
-        self, key: SessionKey, *, user: str | None = None, turn_id: str | None = None, may_wait: bool = True
+        self,
+        key: SessionKey,
+        *,
+        user: str | None = None,
+        turn_id: str | None = None,
+        may_wait: bool = True,
+        front: bool = False,
+        on_entered: Callable[[], None] | None = None,
     ) -> AsyncIterator[Lease]:
         """Hold the session's live agent for one turn, activating it if need be.
 
         Waits for earlier turns of the session (``queue_wait_s``) and for a place
-        (``capacity_wait_s``). When cancelled while it waits, the claim is gone; leaving
-        the block without ``give_back`` discards the agent.
+        (``capacity_wait_s``); with ``front`` before all turns that wait. ``on_entered`` is
+        called once it is in line, before anybody else runs. When cancelled while it waits,
+        the claim is gone; leaving the block without ``give_back`` discards the agent.
 
         Raises:
             SessionBusy: a turn runs and ``may_wait`` is false.
@@ -75,7 +83,7 @@ class AgentManager:
             SessionNotFound, SnapshotUnreadable, StoreUnavailable, …: the activation failed.
         """
         ticket = Ticket(key, TicketKind.TURN, user=user, turn_id=turn_id)
-        await self._claim(ticket, may_wait=may_wait)
+        await self._claim(ticket, may_wait=may_wait, front=front, on_entered=on_entered)
         lease = self._to_lease(ticket)
         try:
             with _inside(ticket):
@@ -104,6 +112,16 @@ class AgentManager:
                 yield
         finally:
             self._release(ticket, None)
+
+    def owner_of(self, key: SessionKey) -> str | None:
+        """Return the id of the turn that has the session's lease now."""
+        slot = self._table.slots.get(key)
+        return slot.owner.turn_id if slot is not None and slot.owner is not None else None
+
+    def waiting_of(self, key: SessionKey) -> tuple[str, ...]:
+        """Return the ids of the turns that wait for the session, the next one first."""
+        slot = self._table.slots.get(key)
+        return tuple(t.turn_id for t in slot.waiters if t.turn_id is not None) if slot is not None else ()
 
     def is_live(self, key: SessionKey) -> bool:
         """Whether the session has a live agent now."""
@@ -163,10 +181,19 @@ class AgentManager:
 
     # -- waiting --------------------------------------------------------------------------
 
-    async def _claim(self, ticket: Ticket, *, may_wait: bool = True, front: bool = False) -> None:
+    async def _claim(
+        self,
+        ticket: Ticket,
+        *,
+        may_wait: bool = True,
+        front: bool = False,
+        on_entered: Callable[[], None] | None = None,
+    ) -> None:
         if any(t.key == ticket.key and t.state is TicketState.GRANTED for t in _entered.get()):
             raise LeaseReentered(session_id=ticket.key.session_id)
         self._carry_out(self._table.enter(ticket, may_wait=may_wait, front=front))
+        if on_entered is not None:
+            on_entered()
         if ticket.state is TicketState.WAITING:
             await self._wait(ticket)
         if ticket.error is not None:

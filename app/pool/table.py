@@ -53,7 +53,7 @@ class PoolTable:
     def enter(self, ticket: Ticket, *, may_wait: bool = True, front: bool = False) -> list[Effect]:
         """Claim a session: the ticket is granted at once, or waits.
 
-        ``front`` puts it before all that wait and exempts it from the queue's depth.
+        ``front`` puts it before all that wait; a hold then enters however many those are.
 
         Raises:
             Draining, SessionBusy, TurnQueueFull, PoolExhausted: refused; nothing has changed.
@@ -236,7 +236,8 @@ class PoolTable:
             raise self.reject(SessionBusy(turn_id=first.turn_id))
         # The first in line for an agent that is on its way is not waiting for a turn to end.
         depth = len(slot.waiters) - (0 if slot.owner else 1)
-        if not front and depth >= self.limits.queue_depth:
+        allowed = self.limits.front_depth if front else self.limits.queue_depth
+        if depth >= allowed and not (front and ticket.kind is TicketKind.HOLD):
             raise self.reject(TurnQueueFull(retry_after_s=1))
         self._enqueue(slot, ticket, front)
         if slot.state is SlotState.WAITING and slot.waiters[0].kind is TicketKind.HOLD:

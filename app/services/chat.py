@@ -1,87 +1,32 @@
 """Chat: accept a turn, watch it, cancel it. What happens in between is the conductor's."""
 
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
-from enum import StrEnum
 from typing import Any
 
 from app.domain.catalog import AgentProfile, ModelOffer
+from app.domain.chat import ActiveTurns, ChatReply, ChatRequest, OnBusy, OnDisconnect, PastTurn
 from app.domain.errors import (
     AgentPoolError,
+    IdempotencyMismatch,
     NoActiveTurn,
     SessionExists,
     SessionNotFound,
     TurnCancelled,
 )
 from app.domain.events import TurnEvent, TurnFailed, TurnFinished
+from app.domain.idempotency import Binding
 from app.domain.ids import SessionKey, parse_session_id
 from app.domain.replay import Numbered, replay
-from app.domain.session import TITLE_FROM_MESSAGE_CHARS, UNSET, Session, SessionChange, Unset
-from app.domain.turn import Activation, CancelReason, JsonObject, Turn, TurnError, Usage
+from app.domain.session import TITLE_FROM_MESSAGE_CHARS, Session, SessionChange
+from app.domain.turn import CancelReason, TurnError
+from app.pool.manager import AgentManager
 from app.ports import AgentFactory, NewId, SessionStore
 from app.services.admission import Admission, NewSession
 from app.services.conductor import Conductor, Departure
-from app.services.turns import Flight, FlightState, TurnLog, Turns
+from app.services.turn_log import TurnLog
+from app.services.turns import Flight, Turns
 
-
-class OnBusy(StrEnum):
-    """What a turn does when another one of its session runs."""
-
-    QUEUE = "queue"
-    REJECT = "reject"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ChatRequest:
-    """One message and what goes with it.
-
-    ``agent_id``, ``provider``, ``model`` and ``params`` stick to the session when given;
-    ``window_id``, ``app_name`` and ``metadata`` count only if this message creates it.
-    ``expected_head``: the head that the session must have when the turn starts.
-    """
-
-    message: str
-    session_id: str | None = None
-    owner: str = ""
-    user_id: str | None = None
-    window_id: str | None = None
-    app_name: str | None = None
-    agent_id: str | None = None
-    provider: str | None = None
-    model: str | None = None
-    params: JsonObject | None = None
-    metadata: JsonObject = field(default_factory=dict)
-    on_busy: OnBusy = OnBusy.QUEUE
-    expected_head: str | Unset | None = UNSET
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ChatReply:
-    """A finished turn. Durations are milliseconds, ``created_at`` milliseconds since the epoch."""
-
-    session_id: str
-    turn_id: str
-    head: str
-    reply: str
-    finish_reason: str
-    provider: str
-    model: str
-    agent_id: str
-    usage: Usage
-    message_count: int
-    turn_count: int
-    activation: Activation
-    queued_ms: int
-    duration_ms: int
-    created_at: int
-
-
-@dataclass(frozen=True, slots=True)
-class ActiveTurns:
-    """The running turn, ``None`` when turns only wait, and the ids of those that wait, in order."""
-
-    turn: Turn | None
-    waiting: tuple[str, ...]
+_INTERRUPTS = {OnBusy.INTERRUPT: CancelReason.INTERRUPT, OnBusy.ROLLBACK: CancelReason.ROLLBACK}
 
 
 class TurnFailure(AgentPoolError):
@@ -110,6 +55,7 @@ class ChatService:
         store: SessionStore,
         factory: AgentFactory,
         admission: Admission,
+        pool: AgentManager,
         turns: Turns,
         conductor: Conductor,
         new_id: NewId,
@@ -119,6 +65,7 @@ class ChatService:
         self._store = store
         self._factory = factory
         self._admission = admission
+        self._pool = pool
         self._turns = turns
         self._conductor = conductor
         self._new_id = new_id
@@ -133,10 +80,11 @@ class ChatService:
             AgentPoolError: refused or failed; ``code`` says how, and the session is as before.
         """
         flight = await self.begin(ChatRequest(session_id=session_id, message=message, **choices))
-        try:
-            await flight.wait_ended()
-        finally:
-            self.leave(flight)
+        if isinstance(flight, Flight):
+            try:
+                await flight.wait_ended()
+            finally:
+                flight.leave()
         return self.reply_of(flight)
 
     async def stream(self, session_id: str | None, message: str, **choices: Any) -> AsyncIterator[TurnEvent]:
@@ -148,6 +96,10 @@ class ChatService:
             AgentPoolError: the turn was refused before it started.
         """
         flight = await self.begin(ChatRequest(session_id=session_id, message=message, **choices))
+        if isinstance(flight, PastTurn):
+            for _, event in replay(flight.turn, flight.session_id):
+                yield event
+            return
         position = 0
         try:
             await flight.wait_started()
@@ -157,49 +109,59 @@ class ChatService:
                     position += 1
                     yield event
         finally:
-            self.leave(flight)
+            flight.leave()
 
-    async def begin(self, request: ChatRequest) -> Flight:
+    async def begin(self, request: ChatRequest) -> Flight | PastTurn:
         """Accept a turn, creating its session if need be, and return it as it sets out.
+
+        With an idempotency key, the turn that the first such request made is returned: in
+        flight, or as it is stored. The caller watches the flight until ``Flight.leave``.
 
         Raises:
             InvalidInput, SessionNotFound, SessionArchived, SessionExpired, AgentNotFound,
             UnknownModel, Draining, StoreUnavailable: refused, and no turn was accepted.
+            IdempotencyMismatch: the key was used for another request.
         """
-        session = await self._find_or_create(request)
-        self._admission.require_open(session)
-        self._admission.check(
-            session, agent_id=request.agent_id, provider=request.provider, model=request.model
-        )
-        flight = self._turns.accept(self._new_id(), session)
-        departure = Departure(
-            message=request.message,
-            choices=_sticky(request, session),
-            user=session.user_id,
-            may_wait=request.on_busy is OnBusy.QUEUE,
-            expected_head=request.expected_head,
-        )
-        self._conductor.depart(flight, departure)
-        return flight
+        binding = request.binding
+        if binding is None:
+            return await self._accept(request, None)
+        while (claim := self._turns.find_claim(binding)) is not None:
+            flight = await claim.wait()
+            if flight is not None:
+                flight.join()
+                return flight
+        claim = self._turns.claim(binding)  # no await since nobody had it
+        try:
+            past = await self._find_past(binding)
+            if past is not None:
+                return past
+            flight = await self._accept(request, binding)
+            claim.decide(flight)
+            assert flight.task is not None
+            flight.task.add_done_callback(lambda _: self._turns.release(claim))
+            return flight
+        finally:
+            if claim.flight is None:
+                self._turns.release(claim)
 
-    def leave(self, flight: Flight) -> None:
-        """Note that the client that began the turn has gone: one that only waits is dropped."""
-        if flight.state is FlightState.ACCEPTED:
-            flight.cancel(CancelReason.DISCONNECT, keep_partial=False)
-
-    def reply_of(self, flight: Flight) -> ChatReply:
+    def reply_of(self, ended: Flight | PastTurn) -> ChatReply:
         """Return the answer of a turn that has ended.
 
         Raises:
             AgentPoolError: it did not finish; ``code`` says how.
         """
-        turn, terminal = flight.turn, flight.log.terminal
-        if isinstance(terminal, TurnFailed):
-            raise TurnFailure(terminal.error, flight)
+        turn = ended.turn
+        terminal: TurnEvent | None
+        if isinstance(ended, Flight):
+            session_id, terminal = ended.key.session_id, ended.log.terminal
+        else:
+            session_id, terminal = ended.session_id, replay(ended.turn, ended.session_id)[-1][1]
+        if isinstance(terminal, TurnFailed) and isinstance(ended, Flight):
+            raise TurnFailure(terminal.error, ended)
         if turn is None or not isinstance(terminal, TurnFinished):
-            raise TurnCancelled(session_id=flight.key.session_id, turn_id=flight.turn_id)
+            raise TurnCancelled(session_id=session_id, turn_id=turn.turn_id if turn is not None else None)
         return ChatReply(
-            session_id=flight.key.session_id,
+            session_id=session_id,
             turn_id=turn.turn_id,
             head=terminal.head,
             reply=terminal.reply,
@@ -218,8 +180,10 @@ class ChatService:
 
     async def watch(
         self, key: SessionKey, turn_id: str, user_id: str | None = None
-    ) -> TurnLog | list[Numbered]:
-        """Return the turn's log, live or lately ended, else its events from the store.
+    ) -> Flight | TurnLog | list[Numbered]:
+        """Return the turn in flight, or the log of one that ended lately, or its stored events.
+
+        The caller watches a flight until ``Flight.leave``.
 
         Raises:
             SessionNotFound, TurnNotFound; and what the turn was refused with while it waited.
@@ -227,8 +191,7 @@ class ChatService:
         session = await self._admission.get(key, user_id)
         flight = self._turns.find(session, turn_id)
         if flight is not None:
-            await flight.wait_started()
-            return flight.log
+            return await self._join(flight)
         log = self._turns.find_log(session, turn_id)
         if log is not None:
             return log
@@ -242,12 +205,14 @@ class ChatService:
             SessionNotFound, NoActiveTurn
         """
         session = await self._admission.get(key, user_id)
-        flights = self._turns.of_session(session.key)
-        if not flights:
+        running = self._turns.get(self._pool.owner_of(session.key))
+        waiting = self._pool.waiting_of(session.key)
+        turn = running.turn if running is not None else None
+        if turn is None and not waiting and running is None:
             raise NoActiveTurn(session_id=key.session_id)
-        running = flights[0].turn if flights[0].state is not FlightState.ACCEPTED else None
-        waiting = tuple(flight.turn_id for flight in flights if flight.state is FlightState.ACCEPTED)
-        return ActiveTurns(running, waiting)
+        if running is not None and turn is None:  # it has the lease, and is about to start
+            waiting = (running.turn_id, *waiting)
+        return ActiveTurns(turn, waiting)
 
     async def cancel(
         self,
@@ -283,6 +248,45 @@ class ChatService:
     def models(self) -> tuple[ModelOffer, ...]:
         """Return what ``provider`` and ``model`` may name."""
         return self._factory.offers()
+
+    async def _join(self, flight: Flight) -> Flight:
+        flight.join()
+        try:
+            await flight.wait_started()
+        except BaseException:
+            flight.leave()
+            raise
+        return flight
+
+    async def _find_past(self, binding: Binding) -> PastTurn | None:
+        bound = await self._store.find_bound(binding.owner, binding.key)
+        if bound is None:
+            return None
+        if bound.fingerprint != binding.fingerprint:
+            raise IdempotencyMismatch(session_id=bound.session_id, turn_id=bound.turn.turn_id)
+        return PastTurn(bound.session_id, bound.turn)
+
+    async def _accept(self, request: ChatRequest, binding: Binding | None) -> Flight:
+        session = await self._find_or_create(request)
+        self._admission.require_open(session)
+        self._admission.check(
+            session, agent_id=request.agent_id, provider=request.provider, model=request.model
+        )
+        flight = self._turns.accept(
+            self._new_id(), session, ends_unwatched=request.on_disconnect is OnDisconnect.CANCEL
+        )
+        flight.join()
+        departure = Departure(
+            message=request.message,
+            choices=_sticky(request, session),
+            user=session.user_id,
+            may_wait=request.on_busy is not OnBusy.REJECT,
+            interrupts=_INTERRUPTS.get(request.on_busy),
+            expected_head=request.expected_head,
+            binding=binding,
+        )
+        self._conductor.depart(flight, departure)
+        return flight
 
     async def _find_or_create(self, request: ChatRequest) -> Session:
         if request.session_id is not None:

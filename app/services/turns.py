@@ -1,8 +1,7 @@
-"""Turns in flight: their logs, who watches them, and how they are cancelled.
+"""Turns in flight: who watches them, how they are cancelled, and which keys they hold.
 
-A turn belongs to the server. Its log is a list of events; a watcher is a
-position in it and a future that the plain ``append`` wakes, so a token costs
-neither a lock nor a task, and a watcher that is behind costs nothing at all.
+A turn belongs to the server: it goes on when its clients leave, unless it was asked
+to end with them. Every change of state here is a plain call.
 """
 
 import asyncio
@@ -10,92 +9,28 @@ from enum import StrEnum
 
 from cachetools import TTLCache
 
-from app.domain.errors import AgentPoolError, SessionNotFound, StoreUnavailable, TurnCancelled
-from app.domain.events import (
-    MessageCompleted,
-    TerminalEvent,
-    ToolCalled,
-    ToolReturned,
-    TurnEvent,
-    TurnFailed,
+from app.domain.errors import (
+    AgentPoolError,
+    IdempotencyMismatch,
+    SessionNotFound,
+    StoreUnavailable,
+    TurnCancelled,
 )
+from app.domain.events import TerminalEvent, TurnEvent, TurnFailed
+from app.domain.idempotency import Binding
 from app.domain.ids import SessionKey
 from app.domain.session import Session
 from app.domain.turn import CancelReason, Turn, TurnError
 from app.ports import Clock, LiveAgent
+from app.services.turn_log import TurnLog
 
 CANCEL_GRACE_S = 1.5  # a cancelled body that still runs then is a zombie
-_EVENT_BYTES = 400  # measured: an event object, its text and its encoded frame, short tokens
-
-
-class TurnLog:
-    """The events of one turn; that at index ``i`` has the sequence number ``i + 1``.
-
-    ``frames`` is where faces keep what they encoded, one list per face parallel
-    to ``events``, so that watchers share it.
-    """
-
-    __slots__ = ("_closed", "_closing", "_waiters", "events", "frames", "turn_id")
-
-    def __init__(self, turn_id: str) -> None:
-        self.turn_id = turn_id
-        self.events: list[TurnEvent] = []
-        self.frames: dict[str, list[bytes]] = {}
-        self._waiters: list[asyncio.Future[None]] = []
-        self._closing: list[asyncio.Future[None]] = []
-        self._closed = False
-
-    @property
-    def is_closed(self) -> bool:
-        """Whether no event will come any more."""
-        return self._closed
-
-    @property
-    def terminal(self) -> TerminalEvent | None:
-        last = self.events[-1] if self.events else None
-        return last if isinstance(last, TerminalEvent) else None
-
-    @property
-    def estimated_bytes(self) -> int:
-        text = next((len(e.text) for e in reversed(self.events[-2:]) if isinstance(e, MessageCompleted)), 0)
-        return _EVENT_BYTES * len(self.events) + 4 * text
-
-    def tool_seqs(self) -> tuple[int, ...]:
-        """Return the sequence numbers of the tool events."""
-        return tuple(n for n, e in enumerate(self.events, 1) if isinstance(e, ToolCalled | ToolReturned))
-
-    def append(self, event: TurnEvent) -> None:
-        """Add an event and wake everyone who waits for it; nothing is added to a closed log."""
-        if self._closed:
-            return
-        self.events.append(event)
-        if self._waiters:
-            _wake(self._waiters)
-
-    def close(self, terminal: TerminalEvent | None = None) -> None:
-        """Add the terminal event, if any, and let nothing follow."""
-        if terminal is not None:
-            self.append(terminal)
-        self._closed = True
-        _wake(self._waiters)
-        _wake(self._closing)
-
-    async def wait_beyond(self, count: int) -> None:
-        """Return once there are more than ``count`` events, or none will come.
-
-        May be cancelled at any time; the log is not changed by that.
-        """
-        while len(self.events) <= count and not self._closed:
-            await _join(self._waiters)
-
-    async def wait_closed(self) -> None:
-        """Return once no event will come any more; may be cancelled at any time."""
-        while not self._closed:
-            await _join(self._closing)
+UNWATCHED_S = 2.0  # how long a turn that ends with its watchers waits for one to come back
 
 
 class FlightState(StrEnum):
     ACCEPTED = "accepted"  # waits for its lease
+    BOARDING = "boarding"  # has its lease; its agent is made ready
     RUNNING = "running"
     COMMITTING = "committing"  # handed to the store: a cancel has lost
     ENDED = "ended"
@@ -106,15 +41,17 @@ class Flight:
 
     ``refusal`` is the error of a turn that never started. ``turn`` is its start
     record, once it runs, and ``body`` the task of its agent. ``cancel_reason`` is set
-    when it is to end early.
+    when it is to end early. ``ends_unwatched``: it is to end when nobody watches any more.
     """
 
     __slots__ = (
         "_agent",
         "_settled",
+        "_watchers",
         "accepted_at",
         "body",
         "cancel_reason",
+        "ends_unwatched",
         "has_timed_out",
         "is_partial_wanted",
         "key",
@@ -127,7 +64,9 @@ class Flight:
         "uid",
     )
 
-    def __init__(self, turn_id: str, session: Session, accepted_at: float) -> None:
+    def __init__(
+        self, turn_id: str, session: Session, accepted_at: float, *, ends_unwatched: bool = False
+    ) -> None:
         self.turn_id = turn_id
         self.key = session.key
         self.uid = session.uid
@@ -140,6 +79,8 @@ class Flight:
         self.cancel_reason: CancelReason | None = None
         self.is_partial_wanted = False
         self.has_timed_out = False
+        self.ends_unwatched = ends_unwatched
+        self._watchers = 0
         self._agent: LiveAgent | None = None
         self.body: asyncio.Task[object] | None = None
         self._settled: asyncio.Future[None] | None = None
@@ -148,6 +89,20 @@ class Flight:
         """Log an event of the body; one that goes on after its end is not heard any more."""
         if self.state is FlightState.RUNNING:
             self.log.append(event)
+
+    def join(self) -> None:
+        """Note one more watcher."""
+        self._watchers += 1
+
+    def leave(self) -> None:
+        """Note that a watcher has gone. Without any, a turn that only waits is dropped."""
+        self._watchers -= 1
+        if self._watchers:
+            return
+        if self.state is FlightState.ACCEPTED:
+            self.cancel(CancelReason.DISCONNECT, keep_partial=False)
+        elif self.ends_unwatched and self.state is not FlightState.ENDED:
+            asyncio.get_running_loop().call_later(UNWATCHED_S, self._end_unwatched)
 
     async def wait_started(self) -> None:
         """Return once ``TurnStarted`` is in the log.
@@ -214,6 +169,10 @@ class Flight:
         self.refusal = error
         self.log.close()
 
+    def _end_unwatched(self) -> None:
+        if not self._watchers:
+            self.cancel(CancelReason.DISCONNECT, keep_partial=True)
+
     def _time_out(self) -> None:
         self.has_timed_out = True
         self._stop()
@@ -231,6 +190,28 @@ class Flight:
             self._settled.set_result(None)
 
 
+class Claim:
+    """An idempotency key in use by a turn in flight, or by a request that is about to make one."""
+
+    __slots__ = ("_decided", "binding", "flight")
+
+    def __init__(self, binding: Binding) -> None:
+        self.binding = binding
+        self.flight: Flight | None = None
+        self._decided: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def decide(self, flight: Flight | None) -> None:
+        """Say which turn it became, ``None`` for none."""
+        self.flight = flight
+        if not self._decided.done():
+            self._decided.set_result(None)
+
+    async def wait(self) -> Flight | None:
+        """Return the turn that the key's first request became; may be cancelled."""
+        await asyncio.shield(self._decided)
+        return self.flight
+
+
 class Turns:
     """Every turn in flight, and for a while the logs of those that ended.
 
@@ -241,6 +222,7 @@ class Turns:
         self._clock = clock
         self._flights: dict[str, Flight] = {}
         self._by_session: dict[SessionKey, list[Flight]] = {}
+        self._claims: dict[tuple[str, str], Claim] = {}
         self._ended: TTLCache[str, tuple[str, TurnLog]] = TTLCache(
             replay_bytes, replay_s, timer=clock.monotonic, getsizeof=lambda item: item[1].estimated_bytes
         )
@@ -248,12 +230,16 @@ class Turns:
     def __len__(self) -> int:
         return len(self._flights)
 
-    def accept(self, turn_id: str, session: Session) -> Flight:
+    def accept(self, turn_id: str, session: Session, *, ends_unwatched: bool = False) -> Flight:
         """Register a new turn, behind those of its session that wait."""
-        flight = Flight(turn_id, session, self._clock.monotonic())
+        flight = Flight(turn_id, session, self._clock.monotonic(), ends_unwatched=ends_unwatched)
         self._flights[turn_id] = flight
         self._by_session.setdefault(flight.key, []).append(flight)
         return flight
+
+    def get(self, turn_id: str | None) -> Flight | None:
+        """Return the turn of that id if it is in flight."""
+        return self._flights.get(turn_id) if turn_id is not None else None
 
     def end(self, flight: Flight) -> None:
         """Take a turn that has ended out of flight, and keep its log for those who come late."""
@@ -277,12 +263,34 @@ class Turns:
         return log if uid == session.uid else None
 
     def of_session(self, key: SessionKey) -> list[Flight]:
-        """Return the session's turns in flight, the running one first."""
+        """Return the session's turns in flight, those that have or had the lease first."""
         flights = self._by_session.get(key, [])
         return sorted(flights, key=lambda flight: flight.state is FlightState.ACCEPTED)
 
     def all(self) -> list[Flight]:
         return list(self._flights.values())
+
+    def find_claim(self, binding: Binding) -> Claim | None:
+        """Return who uses the key now.
+
+        Raises:
+            IdempotencyMismatch: it is in use for another request.
+        """
+        claim = self._claims.get((binding.owner, binding.key))
+        if claim is not None and claim.binding.fingerprint != binding.fingerprint:
+            raise IdempotencyMismatch()
+        return claim
+
+    def claim(self, binding: Binding) -> Claim:
+        """Take a key that nobody uses, until ``release``."""
+        claim = self._claims[binding.owner, binding.key] = Claim(binding)
+        return claim
+
+    def release(self, claim: Claim) -> None:
+        """Give the key back; whoever waits for its turn and finds none may take it."""
+        if self._claims.get((claim.binding.owner, claim.binding.key)) is claim:
+            del self._claims[claim.binding.owner, claim.binding.key]
+        claim.decide(claim.flight)
 
     def sweep(self) -> None:
         """Drop the ended logs whose time is over."""
@@ -292,21 +300,3 @@ class Turns:
 def to_turn_error(error: AgentPoolError) -> TurnError:
     """Return ``error`` as a turn records it."""
     return TurnError(error.code, error.detail, error.retry_after_s, bool(error.extra.get("outcome")))
-
-
-def _wake(waiters: list[asyncio.Future[None]]) -> None:
-    woken = waiters.copy()
-    waiters.clear()
-    for waiter in woken:
-        if not waiter.done():
-            waiter.set_result(None)
-
-
-async def _join(waiters: list[asyncio.Future[None]]) -> None:
-    waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-    waiters.append(waiter)
-    try:
-        await waiter
-    finally:
-        if waiter in waiters:  # cancelled: nobody will take it out
-            waiters.remove(waiter)

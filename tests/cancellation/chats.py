@@ -3,6 +3,7 @@
 import asyncio
 from typing import Any
 
+from app.domain.chat import ChatRequest
 from app.domain.errors import AgentPoolError
 from app.domain.events import TerminalEvent, TurnCancelled, TurnFailed, TurnFinished, TurnStarted
 from app.domain.ids import SessionKey
@@ -11,7 +12,7 @@ from app.domain.turn import Turn, TurnStatus
 from app.pool.limits import PoolLimits
 from app.pool.manager import AgentManager
 from app.services.admission import Admission
-from app.services.chat import ChatRequest, ChatService
+from app.services.chat import ChatService
 from app.services.conductor import Conductor
 from app.services.turns import Flight, Turns
 from tests.fakes import FakeAgent, FakeFactory, FakeStore, Gate, LoopClock, Script, fill, new_ids
@@ -33,7 +34,7 @@ class Chats:
         self.conductor = Conductor(
             store, self.factory, self.pool, self.turns, admission, clock, boot_id="boot-1", turn_timeout_s=20
         )
-        self.chat = ChatService(store, self.factory, admission, self.turns, self.conductor, new_id)
+        self.chat = ChatService(store, self.factory, admission, self.pool, self.turns, self.conductor, new_id)
 
     @classmethod
     async def make(cls, **limits: Any) -> "Chats":

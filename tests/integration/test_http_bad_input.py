@@ -54,8 +54,8 @@ def message(text: str) -> bytes:
         (b'{"message":"x","session_id":"batch-delete"}', 422, "VALIDATION_ERROR"),
         (b'{"message":"x","user_id":"a\\u0007"}', 422, "VALIDATION_ERROR"),
         (b'{"message":"x","api_key":"k"}', 422, "VALIDATION_ERROR"),
-        (b'{"message":"x","on_busy":"rollback"}', 422, "VALIDATION_ERROR"),
-        (b'{"message":"x","on_disconnect":"cancel"}', 422, "VALIDATION_ERROR"),
+        (b'{"message":"x","on_busy":"merge"}', 422, "VALIDATION_ERROR"),
+        (b'{"message":"x","on_disconnect":"stop"}', 422, "VALIDATION_ERROR"),
         (b'{"message":"x","parent":"root"}', 422, "VALIDATION_ERROR"),
         (b'{"message":"x","params":{"temperature":3}}', 422, "VALIDATION_ERROR"),
         (b'{"message":"x","model":"nothing"}', 422, "UNKNOWN_MODEL"),
@@ -256,11 +256,14 @@ def test_event_ids(client: httpx2.Client, value: str) -> None:
         problem(client.get(f"{path}?after={after}"), 422, "VALIDATION_ERROR")
 
 
-def test_an_idempotency_key_is_not_ignored(client: httpx2.Client) -> None:
-    """Until it exists it is refused: nobody believes in a promise that is not kept."""
+@pytest.mark.parametrize("key", ["", "a b", "k" * 129, "\u00e9"])
+def test_idempotency_keys_that_do_not_fit(client: httpx2.Client, key: str) -> None:
+    """A key is 1 to 128 visible ASCII characters; another one is refused, and no turn is made."""
     for path in ("/chat", "/chat/stream"):
-        response = client.post(path, json={"message": "x"}, headers={"Idempotency-Key": "k"})
+        headers = {"Idempotency-Key": key.encode()}
+        response = client.post(path, json={"session_id": "keyless", "message": "x"}, headers=headers)
         assert problem(response, 422, "VALIDATION_ERROR")["errors"][0]["field"] == "Idempotency-Key"
+    problem(client.get("/sessions/keyless"), 404, "SESSION_NOT_FOUND")
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
 
+from app.domain.chat import ChatRequest, OnBusy
 from app.domain.errors import AgentPoolError, ModelError, StoreUnavailable
 from app.domain.events import (
     MessageCompleted,
@@ -23,8 +24,9 @@ from app.pool.limits import PoolLimits
 from app.pool.manager import AgentManager
 from app.pool.slot import SlotState
 from app.services.admission import Admission
-from app.services.chat import ChatRequest, ChatService, OnBusy
-from app.services.conductor import COMMIT_RETRY_S, Conductor
+from app.services.chat import ChatService
+from app.services.conductor import Conductor
+from app.services.landing import COMMIT_RETRY_S
 from app.services.sessions import SessionManager
 from app.services.turns import CANCEL_GRACE_S, Flight, FlightState, Turns
 from app.stores.memory import MemoryStore
@@ -101,7 +103,7 @@ class TurnWorld:
             boot_id="boot-1",
             turn_timeout_s=TURN_TIMEOUT_S,
         )
-        self.chat = ChatService(store, factory, admission, self.turns, self.conductor, new_id)
+        self.chat = ChatService(store, factory, admission, self.pool, self.turns, self.conductor, new_id)
         self.sessions = SessionManager(store, factory, self.pool, self.turns, admission)
 
     def after_step(self) -> None:
@@ -172,7 +174,7 @@ class TurnWorld:
         try:
             await flight.wait_ended()
         finally:
-            self.chat.leave(flight)
+            flight.leave()
         terminal = flight.log.terminal
         if isinstance(terminal, TurnFinished):
             assert self.chat.reply_of(flight).head == flight.turn_id == terminal.head

@@ -1,6 +1,5 @@
 """Chat: one message in, an answer or a stream of events out."""
 
-from functools import partial
 from typing import Annotated
 
 from fastapi import APIRouter, Body, Depends, Header, Query, Response
@@ -14,9 +13,12 @@ from app.api.native.fields import NoQuery, check_message
 from app.api.native.requests import ChatBody
 from app.api.native.responses import ChatAnswer
 from app.api.route import StrictRoute
-from app.api.sse import MEDIA_TYPE, EventStream
-from app.domain.errors import Draining, InvalidInput
+from app.api.sse import MEDIA_TYPE, EventStream, StoredEvents
+from app.domain.chat import PastTurn
+from app.domain.errors import Draining
 from app.domain.events import TurnCancelled
+from app.domain.idempotency import parse_key
+from app.domain.replay import replay
 from app.domain.turn import CancelReason
 from app.services.turns import Flight
 
@@ -34,6 +36,7 @@ _REFUSALS = (
     "POOL_EXHAUSTED",
     "DRAINING",
     "UNKNOWN_MODEL",
+    "IDEMPOTENCY_MISMATCH",
     "HEAD_MOVED",
     "SNAPSHOT_UNREADABLE",
     "STORE_UNAVAILABLE",
@@ -92,7 +95,13 @@ async def _begin(
     body: Annotated[ChatBody, Body(openapi_examples=_EXAMPLES)],
     call: CallDep,
     _query: Annotated[NoQuery, Query()],
-    idempotency_key: Annotated[str | None, Header(include_in_schema=False)] = None,
+    idempotency_key: Annotated[
+        str | None,
+        Header(
+            description="A repeat of the request with the same key gets the same turn.",
+            examples=["5f0c1a4e"],
+        ),
+    ] = None,
     if_match: Annotated[
         str | None,
         Header(
@@ -100,21 +109,23 @@ async def _begin(
             examples=['"0.1"'],
         ),
     ] = None,
-) -> Flight:
-    if idempotency_key is not None:
-        raise InvalidInput("Idempotency-Key", "is not supported yet")
+) -> Flight | PastTurn:
     check_message(body.message, call.options.max_message_chars)
     request = body.to_request(
         call.caller.owner,
         redact_keys=call.options.redact_keys,
         expected_head=parse_expected_head(if_match),
+        idempotency_key=None if idempotency_key is None else parse_key(idempotency_key),
     )
-    flight = await call.services.chat.begin(request)
-    call.exchange.accept_turn(flight.key.session_id, flight.turn_id)
-    return flight
+    begun = await call.services.chat.begin(request)
+    if isinstance(begun, PastTurn):
+        call.exchange.accept_turn(begun.session_id, begun.turn.turn_id)
+    else:
+        call.exchange.accept_turn(begun.key.session_id, begun.turn_id)
+    return begun
 
 
-FlightDep = Annotated[Flight, Depends(_begin)]
+BegunDep = Annotated[Flight | PastTurn, Depends(_begin)]
 
 
 @router.post(
@@ -123,20 +134,22 @@ FlightDep = Annotated[Flight, Depends(_begin)]
     response_model=ChatAnswer,
     responses=problems(*WITH_BODY, *_REFUSALS, *_FAILURES),
 )
-async def chat(flight: FlightDep, call: CallDep) -> Response | ChatAnswer:
+async def chat(begun: BegunDep, call: CallDep) -> Response | ChatAnswer:
     """Carry out one turn of the session, creating the session if there is none of this id.
 
     If the client leaves, a turn that runs goes on; one that still waits is dropped.
     """
-    try:
-        async with client_watched(call.receive):
-            ended = await flight.wait_ended()
-    except ClientLeft:
-        call.services.chat.leave(flight)
-        return Response(status_code=CLIENT_CLOSED_REQUEST)
-    if isinstance(ended, TurnCancelled) and ended.reason is CancelReason.DRAIN:
-        raise Draining()
-    return ChatAnswer.of(call.services.chat.reply_of(flight))
+    if isinstance(begun, Flight):
+        try:
+            async with client_watched(call.receive):
+                ended = await begun.wait_ended()
+        except ClientLeft:
+            return Response(status_code=CLIENT_CLOSED_REQUEST)
+        finally:
+            begun.leave()
+        if isinstance(ended, TurnCancelled) and ended.reason is CancelReason.DRAIN:
+            raise Draining()
+    return ChatAnswer.of(call.services.chat.reply_of(begun))
 
 
 @router.post(
@@ -145,19 +158,21 @@ async def chat(flight: FlightDep, call: CallDep) -> Response | ChatAnswer:
     response_class=Response,
     responses={200: STREAM_DOC, **problems(*WITH_BODY, *_REFUSALS)},
 )
-async def chat_stream(flight: FlightDep, call: CallDep) -> Response:
+async def chat_stream(begun: BegunDep, call: CallDep) -> Response:
     """As `POST /chat`, with server-sent events while the agent works.
 
     What goes wrong before the agent starts is an ordinary error; afterwards it is `turn.failed`.
     If the client leaves, the turn goes on and can be watched again.
     """
-    leave = partial(call.services.chat.leave, flight)
+    encoder = NativeEncoder(call.exchange)
+    if isinstance(begun, PastTurn):
+        return StoredEvents(begun.turn.turn_id, replay(begun.turn, begun.session_id), encoder)
     try:
         async with client_watched(call.receive):
-            await flight.wait_started()
-    except ClientLeft:
-        leave()
-        return Response(status_code=CLIENT_CLOSED_REQUEST)
-    return EventStream(
-        flight.log, NativeEncoder(call.exchange), heartbeat_s=call.options.heartbeat_s, on_leave=leave
-    )
+            await begun.wait_started()
+    except BaseException as stopped:
+        begun.leave()
+        if isinstance(stopped, ClientLeft):
+            return Response(status_code=CLIENT_CLOSED_REQUEST)
+        raise
+    return EventStream(begun.log, encoder, heartbeat_s=call.options.heartbeat_s, on_end=begun.leave)

@@ -24,8 +24,8 @@ from app.api.native.fields import (
     TurnIdField,
 )
 from app.api.native.redact import redact
+from app.domain.chat import ChatRequest, OnBusy, OnDisconnect
 from app.domain.session import UNSET, SessionChange, SessionStatus, Unset
-from app.services.chat import ChatRequest, OnBusy
 from app.services.sessions import NewSession
 
 StatusName = Literal["active", "idle", "archived", "expired"]
@@ -100,18 +100,26 @@ class ChatBody(_Choices):
         examples=["你好，我叫张三"],
         min_length=1,
     )
-    on_busy: Literal["queue", "reject"] | None = Field(
+    on_busy: Literal["queue", "reject", "interrupt", "rollback"] | None = Field(
         default=None,
-        description="While another turn of the session runs: wait for it (`queue`) or be refused (`reject`).",
+        description="While another turn of the session runs: wait for it (`queue`), be refused (`reject`), "
+        "or cancel it, keeping what it has said (`interrupt`) or not (`rollback`).",
         examples=["queue"],
     )
-    on_disconnect: Literal["continue"] | None = Field(
-        default=None, description="The turn goes on when the client leaves.", examples=["continue"]
+    on_disconnect: Literal["continue", "cancel"] | None = Field(
+        default=None,
+        description="When the last watcher has been gone for 2 s: the turn goes on, or is cancelled.",
+        examples=["continue"],
     )
     parent: None = Field(default=None, description="Not available yet.", examples=[None])
 
     def to_request(
-        self, owner: str, *, redact_keys: bool, expected_head: str | Unset | None = UNSET
+        self,
+        owner: str,
+        *,
+        redact_keys: bool,
+        expected_head: str | Unset | None = UNSET,
+        idempotency_key: str | None = None,
     ) -> ChatRequest:
         return ChatRequest(
             owner=owner,
@@ -126,7 +134,9 @@ class ChatBody(_Choices):
             params=None if self.params is None else self.params.to_json(),
             metadata=self.free_metadata(redact_keys),
             on_busy=OnBusy(self.on_busy or "queue"),
+            on_disconnect=OnDisconnect(self.on_disconnect or "continue"),
             expected_head=expected_head,
+            idempotency_key=idempotency_key,
         )
 
 

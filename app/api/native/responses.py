@@ -7,9 +7,9 @@ from pydantic import BaseModel, Field, WithJsonSchema
 from app.api.native.requests import StatusName
 from app.api.native.times import to_optional_time, to_time
 from app.domain.catalog import AgentProfile, ModelOffer
+from app.domain.chat import ActiveTurns, ChatReply
 from app.domain.turn import Turn, TurnPage, TurnStatus
 from app.domain.turn import Usage as TurnUsage
-from app.services.chat import ActiveTurns, ChatReply
 from app.services.sessions import History, SessionView, SessionViews
 
 Time = Annotated[str, WithJsonSchema({"type": "string", "format": "date-time"})]

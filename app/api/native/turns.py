@@ -19,7 +19,8 @@ from app.api.sse import EventStream, StoredEvents
 from app.domain.errors import InvalidInput, NoActiveTurn
 from app.domain.events import MessageCompleted, TerminalEvent
 from app.domain.replay import Numbered
-from app.services.turns import TurnLog
+from app.services.turn_log import TurnLog
+from app.services.turns import Flight
 
 router = APIRouter(route_class=StrictRoute, tags=["turns"])
 
@@ -117,10 +118,12 @@ async def watch_turn(
         return Response(status_code=CLIENT_CLOSED_REQUEST)
     call.exchange.accept_turn(key.session_id, turn_id)
     encoder = NativeEncoder(call.exchange)
-    if isinstance(source, TurnLog):
-        if source.is_closed and position >= len(source.events):
+    if isinstance(source, Flight | TurnLog):
+        log, on_end = (source.log, source.leave) if isinstance(source, Flight) else (source, None)
+        if log.is_closed and position >= len(log.events):
             return Response(status_code=204)
-        return EventStream(source, encoder, position=position, heartbeat_s=call.options.heartbeat_s)
+        heartbeat_s = call.options.heartbeat_s
+        return EventStream(log, encoder, position=position, heartbeat_s=heartbeat_s, on_end=on_end)
     events = _behind(source, position)
     return StoredEvents(turn_id, events, encoder) if events else Response(status_code=204)
 

@@ -5,7 +5,7 @@ import asyncio
 from app.api.sse import HEARTBEAT, RETRY, WRITE_BYTES, EventStream, StoredEvents
 from app.domain.events import TextDelta, TurnCancelled, TurnEvent, TurnFailed
 from app.domain.turn import CancelReason, TurnError
-from app.services.turns import TurnLog
+from app.services.turn_log import TurnLog
 from tests.unit.api.wire import Wire, http_scope
 
 END = TurnCancelled(CancelReason.USER, False, None, 0)
@@ -126,7 +126,7 @@ async def test_a_client_that_leaves_is_noticed_at_once() -> None:
     """The stream ends without a further event, says so once, and leaves no waiter and no task behind."""
     log, wire, left = log_of("a", end=None), Wire(), []
     async with asyncio.TaskGroup() as group:
-        group.create_task(watch(log, wire, on_leave=lambda: left.append(True)))
+        group.create_task(watch(log, wire, on_end=lambda: left.append(True)))
         await written(wire, b"1:a")
         wire.hang_up()
     assert left == [True]
@@ -136,11 +136,11 @@ async def test_a_client_that_leaves_is_noticed_at_once() -> None:
     assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
-async def test_on_leave_is_not_called_at_the_end() -> None:
-    """Who saw the end did not leave."""
+async def test_the_end_is_told_once() -> None:
+    """``on_end`` is called once when everything has been sent."""
     left: list[bool] = []
-    await watch(log_of("a"), Wire(), on_leave=lambda: left.append(True))
-    assert left == []
+    await watch(log_of("a"), Wire(), on_end=lambda: left.append(True))
+    assert left == [True]
 
 
 async def test_a_server_that_says_it_by_oserror_is_understood() -> None:
@@ -151,7 +151,7 @@ async def test_a_server_that_says_it_by_oserror_is_understood() -> None:
         raise OSError("gone")
 
     wire = Wire()
-    stream = EventStream(log_of("a"), PlainEncoder(), on_leave=lambda: left.append(True))
+    stream = EventStream(log_of("a"), PlainEncoder(), on_end=lambda: left.append(True))
     await stream(http_scope(), wire.receive, broken)
     assert left == [True]
 

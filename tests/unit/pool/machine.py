@@ -100,7 +100,7 @@ class TableMachine(RuleBasedStateMachine):
                 assert not may_wait
                 assert is_in_use
             case TurnQueueFull():
-                assert not front
+                assert not front or ticket.kind is TicketKind.TURN
                 assert is_in_use
             case PoolExhausted():
                 assert not is_in_use

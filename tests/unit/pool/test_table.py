@@ -232,6 +232,17 @@ def test_the_first_in_line_for_a_load_does_not_count_as_waiting(depth):
         pool.enter(turn())
 
 
+def test_turns_at_the_front_have_a_limit_of_their_own():
+    """Turns at the front are taken up to twice the depth and one; a hold at the front always."""
+    pool = Pool(queue_depth=2)
+    pool.busy()
+    for _ in range(5):
+        pool.enter(turn(), front=True)
+    with pytest.raises(TurnQueueFull):
+        pool.enter(turn(), front=True)
+    assert pool.enter(hold(), front=True) == []
+
+
 def test_the_front_is_before_all_and_exempt_from_the_depth():
     """An interrupting turn is served before those that wait, also when the queue is full."""
     pool, waiting, urgent = Pool(queue_depth=1), turn(), turn()

@@ -1,0 +1,97 @@
+"""What is asked of a chat, and what it answers."""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from app.domain.idempotency import Binding, fingerprint
+from app.domain.session import UNSET, Unset
+from app.domain.turn import Activation, JsonObject, Turn, Usage
+
+
+class OnBusy(StrEnum):
+    """What a turn does when another one of its session runs."""
+
+    QUEUE = "queue"  # waits for it
+    REJECT = "reject"  # is refused
+    INTERRUPT = "interrupt"  # cancels it and keeps what it has said
+    ROLLBACK = "rollback"  # cancels it and drops what it has said
+
+
+class OnDisconnect(StrEnum):
+    """What becomes of a turn when its last watcher has gone."""
+
+    CONTINUE = "continue"
+    CANCEL = "cancel"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatRequest:
+    """One message and what goes with it.
+
+    ``agent_id``, ``provider``, ``model`` and ``params`` stick to the session when given;
+    ``window_id``, ``app_name`` and ``metadata`` count only if this message creates it.
+    ``expected_head``: the head that the session must have when the turn starts.
+    ``idempotency_key``: a repeat of the request with it gets the same turn.
+    """
+
+    message: str
+    session_id: str | None = None
+    owner: str = ""
+    user_id: str | None = None
+    window_id: str | None = None
+    app_name: str | None = None
+    agent_id: str | None = None
+    provider: str | None = None
+    model: str | None = None
+    params: JsonObject | None = None
+    metadata: JsonObject = field(default_factory=dict)
+    on_busy: OnBusy = OnBusy.QUEUE
+    on_disconnect: OnDisconnect = OnDisconnect.CONTINUE
+    idempotency_key: str | None = None
+    expected_head: str | Unset | None = UNSET
+
+    @property
+    def binding(self) -> Binding | None:
+        """The key and what makes another request with it the same one."""
+        if self.idempotency_key is None:
+            return None
+        chosen = (self.agent_id, self.provider, self.model, self.params, self.metadata)
+        same = fingerprint(self.session_id, self.message, None, *chosen)
+        return Binding(self.owner, self.idempotency_key, same, generated=self.session_id is None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatReply:
+    """A finished turn. Durations are milliseconds, ``created_at`` milliseconds since the epoch."""
+
+    session_id: str
+    turn_id: str
+    head: str
+    reply: str
+    finish_reason: str
+    provider: str
+    model: str
+    agent_id: str
+    usage: Usage
+    message_count: int
+    turn_count: int
+    activation: Activation
+    queued_ms: int
+    duration_ms: int
+    created_at: int
+
+
+@dataclass(frozen=True, slots=True)
+class ActiveTurns:
+    """The running turn, ``None`` when turns only wait, and the ids of those that wait, in order."""
+
+    turn: Turn | None
+    waiting: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PastTurn:
+    """A turn that had ended before it was asked for again with its idempotency key."""
+
+    session_id: str
+    turn: Turn

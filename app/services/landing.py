@@ -1,0 +1,188 @@
+"""How a turn ends: in the store, in the pool, and only then in its log.
+
+Whoever has read the terminal event finds the store and the pool as it says. What
+cannot be stored now is stored later; what may have been stored is never called lost.
+"""
+
+import asyncio
+import logging
+from dataclasses import dataclass, replace
+
+from app.background import TaskOwner
+from app.domain.errors import AgentPoolError, HeadMoved, SessionNotFound, StoreUnavailable
+from app.domain.events import MessageCompleted, TurnCancelled, TurnFailed, TurnFinished
+from app.domain.partial import keep_partial
+from app.domain.session import Session
+from app.domain.stats import DiscardCause
+from app.domain.turn import Answer, CancelReason, Turn, TurnStatus, text_of
+from app.pool.lease import Lease
+from app.ports import Clock, SessionStore
+from app.services.turns import Flight, FlightState, to_turn_error
+
+COMMIT_RETRY_S = 10.0
+_COMMIT_PAUSE_S = 0.1
+_RECORD_PAUSES_S = (1.0, 2.0, 5.0, 10.0, 30.0)
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Airborne:
+    """A turn that has started: its flight, its lease, its session as of then, its start record."""
+
+    flight: Flight
+    lease: Lease
+    session: Session
+    turn: Turn
+
+
+class Landing:
+    """Ends turns. ``tasks`` owns what is left to be recorded while the store is away."""
+
+    def __init__(self, store: SessionStore, clock: Clock, tasks: TaskOwner) -> None:
+        self._store = store
+        self._clock = clock
+        self._tasks = tasks
+
+    async def finish(self, air: Airborne, answer: Answer) -> None:
+        """Commit a good turn, give its agent back, say so."""
+        flight = air.flight
+        flight.state = FlightState.COMMITTING
+        reply = text_of(answer.messages)
+        flight.log.append(MessageCompleted(reply))
+        turn = replace(
+            self._ended(air, TurnStatus.FINISHED),
+            messages=answer.messages,
+            reply=reply,
+            finish_reason=answer.finish_reason,
+            usage=answer.usage,
+        )
+        committed = await self._commit(air, turn)
+        if committed is None:
+            return
+        # Commit, give the agent back, and only then say "finished": a client that has read
+        # it may send its next turn anywhere, and must find this one stored.
+        agent = air.lease.agent
+        agent.stamp = replace(agent.stamp, head=turn.turn_id)
+        air.lease.give_back()
+        flight.log.close(
+            TurnFinished(
+                reply=reply,
+                finish_reason=answer.finish_reason,
+                usage=answer.usage,
+                head=turn.turn_id,
+                message_count=committed.message_count,
+                turn_count=committed.turn_count,
+                queued_ms=turn.queued_ms,
+                duration_ms=turn.duration_ms,
+            )
+        )
+
+    async def cut_short(self, air: Airborne) -> None:
+        """End a cancelled turn: keep what it produced if that is wanted, else leave no trace."""
+        flight = air.flight
+        kept = keep_partial(air.turn.input, flight.log.events) if flight.is_partial_wanted else ()
+        flight.state = FlightState.COMMITTING
+        if not kept:
+            await self.record_dropped(air)
+            self._let_go(air, DiscardCause.CANCEL)
+            flight.log.close(_cancelled(air, None, air.session.message_count))
+            return
+        turn = replace(
+            self._ended(air, TurnStatus.CANCELLED),
+            messages=kept,
+            reply=text_of(kept),
+            kept=True,
+            cancel_reason=flight.cancel_reason,
+        )
+        committed = await self._commit(air, turn)
+        if committed is not None:
+            self._let_go(air, DiscardCause.CANCEL)
+            flight.log.close(_cancelled(air, turn.turn_id, committed.message_count))
+
+    async def fail(self, air: Airborne, error: AgentPoolError, cause: DiscardCause) -> None:
+        """Record a turn that went wrong; its session is as it was before."""
+        air.flight.state = FlightState.COMMITTING
+        await self.record_failed(air, error)
+        self._let_go(air, cause)
+        air.flight.log.close(TurnFailed(to_turn_error(error)))
+
+    async def record_dropped(self, air: Airborne) -> None:
+        """Record a cancelled turn of which nothing is kept; later, if the store does not answer."""
+        reason = air.flight.cancel_reason or CancelReason.DRAIN
+        await self._record(air, replace(self._ended(air, TurnStatus.CANCELLED), cancel_reason=reason))
+
+    async def record_failed(self, air: Airborne, error: AgentPoolError) -> None:
+        """Record a failed turn; later, if the store does not answer."""
+        await self._record(air, replace(self._ended(air, TurnStatus.FAILED), error=to_turn_error(error)))
+
+    def _ended(self, air: Airborne, status: TurnStatus) -> Turn:
+        now, log = self._clock.now_ms(), air.flight.log
+        return replace(
+            air.turn,
+            status=status,
+            finished_at=now,
+            duration_ms=max(0, now - air.turn.started_at),
+            tool_seqs=log.tool_seqs(),
+            last_seq=len(log.events) + 1,
+        )
+
+    async def _commit(self, air: Airborne, turn: Turn) -> Session | None:
+        """Commit the turn and return the session after it; or fail the turn and return ``None``."""
+        try:
+            return await self._commit_surely(air.session, turn)
+        except AgentPoolError as error:
+            conflict = isinstance(error, HeadMoved | SessionNotFound)
+            await self.fail(air, error, DiscardCause.CONFLICT if conflict else DiscardCause.ERROR)
+            return None
+
+    async def _commit_surely(self, session: Session, turn: Turn) -> Session:
+        """Commit; while the outcome is unknown repeat it, which is safe, for up to ``COMMIT_RETRY_S``."""
+        give_up_at = self._clock.monotonic() + COMMIT_RETRY_S
+        is_unknown = False
+        while True:
+            try:
+                return await self._store.commit_turn(session, turn)
+            except StoreUnavailable as error:
+                # Once unknown it stays so, whatever a later attempt says, until one succeeds.
+                is_unknown = error.outcome_unknown = is_unknown or error.outcome_unknown
+                if not is_unknown or self._clock.monotonic() >= give_up_at:
+                    raise
+            await asyncio.sleep(_COMMIT_PAUSE_S)
+
+    async def _record(self, air: Airborne, turn: Turn) -> None:
+        # What it had produced is shown with it, but is never on a path.
+        turn = replace(turn, messages=keep_partial(turn.input, air.flight.log.events))
+        try:
+            await self._store.record_turn(air.session, turn)
+        except AgentPoolError as error:
+            _log.error("turn %s ended as %s but is not recorded yet: %s", turn.turn_id, turn.status, error)
+            self._tasks.spawn(self._record_later(air.session, turn), f"record {turn.turn_id}")
+
+    async def _record_later(self, session: Session, turn: Turn) -> None:
+        """Repeat until the store takes it. If the process ends first, the next start records it."""
+        pauses = iter(_RECORD_PAUSES_S)
+        while True:
+            await asyncio.sleep(next(pauses, _RECORD_PAUSES_S[-1]))
+            try:
+                return await self._store.record_turn(session, turn)
+            except StoreUnavailable:
+                continue
+
+    def _let_go(self, air: Airborne, cause: DiscardCause) -> None:
+        """Give the session back without its agent. Only now: what the store gets is in order, too."""
+        body = air.flight.body
+        if body is None or body.done():
+            air.lease.discard(cause)
+        else:
+            ended = air.lease.abandon(cause)
+            body.add_done_callback(lambda _: ended())
+
+
+def _cancelled(air: Airborne, kept_as: str | None, message_count: int) -> TurnCancelled:
+    return TurnCancelled(
+        reason=air.flight.cancel_reason or CancelReason.DRAIN,
+        partial_kept=kept_as is not None,
+        head=kept_as or air.session.head,
+        message_count=message_count,
+    )

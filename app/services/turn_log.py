@@ -1,0 +1,96 @@
+"""The log of one turn, and those who watch it.
+
+A watcher is a position in the list of events and a future that the plain ``append``
+wakes, so a token costs neither a lock nor a task, and a watcher that is behind costs
+nothing at all.
+"""
+
+import asyncio
+
+from app.domain.events import MessageCompleted, TerminalEvent, ToolCalled, ToolReturned, TurnEvent
+
+_EVENT_BYTES = 400  # measured: an event object, its text and its encoded frame, short tokens
+
+
+class TurnLog:
+    """The events of one turn; that at index ``i`` has the sequence number ``i + 1``.
+
+    ``frames`` is where faces keep what they encoded, one list per face parallel
+    to ``events``, so that watchers share it.
+    """
+
+    __slots__ = ("_closed", "_closing", "_waiters", "events", "frames", "turn_id")
+
+    def __init__(self, turn_id: str) -> None:
+        self.turn_id = turn_id
+        self.events: list[TurnEvent] = []
+        self.frames: dict[str, list[bytes]] = {}
+        self._waiters: list[asyncio.Future[None]] = []
+        self._closing: list[asyncio.Future[None]] = []
+        self._closed = False
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether no event will come any more."""
+        return self._closed
+
+    @property
+    def terminal(self) -> TerminalEvent | None:
+        last = self.events[-1] if self.events else None
+        return last if isinstance(last, TerminalEvent) else None
+
+    @property
+    def estimated_bytes(self) -> int:
+        text = next((len(e.text) for e in reversed(self.events[-2:]) if isinstance(e, MessageCompleted)), 0)
+        return _EVENT_BYTES * len(self.events) + 4 * text
+
+    def tool_seqs(self) -> tuple[int, ...]:
+        """Return the sequence numbers of the tool events."""
+        return tuple(n for n, e in enumerate(self.events, 1) if isinstance(e, ToolCalled | ToolReturned))
+
+    def append(self, event: TurnEvent) -> None:
+        """Add an event and wake everyone who waits for it; nothing is added to a closed log."""
+        if self._closed:
+            return
+        self.events.append(event)
+        if self._waiters:
+            _wake(self._waiters)
+
+    def close(self, terminal: TerminalEvent | None = None) -> None:
+        """Add the terminal event, if any, and let nothing follow."""
+        if terminal is not None:
+            self.append(terminal)
+        self._closed = True
+        _wake(self._waiters)
+        _wake(self._closing)
+
+    async def wait_beyond(self, count: int) -> None:
+        """Return once there are more than ``count`` events, or none will come.
+
+        May be cancelled at any time; the log is not changed by that.
+        """
+        while len(self.events) <= count and not self._closed:
+            await _join(self._waiters)
+
+    async def wait_closed(self) -> None:
+        """Return once no event will come any more; may be cancelled at any time."""
+        while not self._closed:
+            await _join(self._closing)
+
+
+def _wake(waiters: list[asyncio.Future[None]]) -> None:
+    woken = waiters.copy()
+    waiters.clear()
+    for waiter in woken:
+        if not waiter.done():
+            waiter.set_result(None)
+
+
+async def _join(waiters: list[asyncio.Future[None]]) -> None:
+    waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    waiters.append(waiter)
+    try:
+        await waiter
+    finally:
+        if waiter in waiters:  # cancelled: nobody will take it out
+            waiters.remove(waiter)
