@@ -56,8 +56,8 @@ class Runtime:
 
     ``settings`` default to the environment. ``store`` replaces the one that
     ``STORE_URL`` names; it must not be open yet. ``tools`` are plain functions, async ones
-    best, that the agents may call: name, docstring and annotations tell the model how. ``wait_for_store``: wait while another
-    process has it.
+    best, that the agents may call: name, docstring and annotations tell the model how.
+    ``wait_for_store``: wait while another process has the store.
 
     Raises, on entering:
         StoreLocked: another process has the store.
