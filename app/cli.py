@@ -1,7 +1,14 @@
 """The command line: ``agentpool serve``."""
 
+import signal
+
+# Until the server takes the signals over, each simply ends the process: nothing has begun.
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import asyncio
 import ipaddress
+import socket
 import sys
 from typing import Annotated, Any, NoReturn
 
@@ -33,8 +40,21 @@ def serve(
         bool, typer.Option(help="Listen beyond this machine without authentication.")
     ] = False,
     wait_for_store: Annotated[bool, typer.Option(help="Wait while another process has the store.")] = False,
+    fd: Annotated[
+        int | None,
+        typer.Option(min=0, help="Listen on this inherited socket; HOST and PORT do not count then."),
+    ] = None,
 ) -> None:
-    """Serve until a signal comes. Options win over the environment, that over .env."""
+    """Serve until a signal comes. Options win over the environment, that over .env.
+
+    On SIGTERM or SIGINT new turns are refused, and those that run have DRAIN_TIMEOUT_S to end;
+    a second signal skips that wait.
+
+    To restart without an error for anybody, let a supervisor hold the listening socket (systemd
+    does: --fd 3), start the next process with --fd N --wait-for-store, and when that says that it
+    is ready send the old one SIGTERM: it accepts nothing more, connections wait in the socket's
+    queue, and the next process serves them as soon as the old one has closed the store.
+    """
     given = {
         "host": host,
         "port": port,
@@ -45,29 +65,43 @@ def serve(
         "log_format": log_format,
     }
     settings = read_settings({name: value for name, value in given.items() if value is not None})
-    if not insecure and not is_loopback(settings.host):
-        fail(f"HOST {settings.host} is reachable from elsewhere and AUTH_MODE is none; --insecure allows it")
-    run(settings, wait_for_store)
+    if fd is None and not is_loopback(settings.host):
+        require_permission(insecure, f"HOST {settings.host}")
+    listener = listen(settings, fd)
+    if fd is not None and not is_loopback(listener.getsockname()[0]):
+        require_permission(insecure, f"the socket's address {listener.getsockname()[0]}")
+    run(settings, listener, wait_for_store=wait_for_store, is_listener_shared=fd is not None)
 
 
-def run(settings: Settings, wait_for_store: bool) -> None:
-    """Bind, then serve on the fastest event loop there is."""
+def listen(settings: Settings, fd: int | None) -> socket.socket:
+    """Return the socket to listen on, or end with one line that says why there is none."""
+    from app.server import bind, take_over
+
+    try:
+        return bind(settings.host, settings.port) if fd is None else take_over(fd)
+    except OSError as error:
+        where = f"{settings.host}:{settings.port}" if fd is None else f"descriptor {fd}"
+        fail(f"cannot listen on {where}: {error.strerror or error}")
+
+
+def run(
+    settings: Settings, listener: socket.socket, *, wait_for_store: bool, is_listener_shared: bool
+) -> None:
+    """Serve on the fastest event loop there is."""
     from app.domain.errors import StoreLocked, StoreUnavailable
-    from app.server import bind, serve
+    from app.server import serve
     from app.telemetry.logs import configure_logs
 
     configure_logs(settings.log_format, settings.log_level)
     try:
-        listener = bind(settings.host, settings.port)
-    except OSError as error:
-        fail(f"cannot listen on {settings.host}:{settings.port}: {error.strerror or error}")
-    try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-            runner.run(serve(settings, listener, wait_for_store=wait_for_store))
+            runner.run(
+                serve(
+                    settings, listener, wait_for_store=wait_for_store, is_listener_shared=is_listener_shared
+                )
+            )
     except (StoreLocked, StoreUnavailable, ValueError) as error:
         fail(str(error))
-    except KeyboardInterrupt:
-        sys.exit(130)
 
 
 def read_settings(given: dict[str, Any]) -> Settings:
@@ -82,6 +116,12 @@ def read_settings(given: dict[str, Any]) -> Settings:
                 file=sys.stderr,
             )
         sys.exit(2)
+
+
+def require_permission(given: bool, what: str) -> None:
+    """End if strangers could use the server and nobody has said that they may."""
+    if not given:
+        fail(f"{what} is reachable from elsewhere and AUTH_MODE is none; --insecure allows it")
 
 
 def is_loopback(host: str) -> bool:
@@ -107,6 +147,7 @@ def _loop_factory() -> Any:
 
 def main() -> None:
     """Run the command line."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # as above, for the installed command
     cli(prog_name="agentpool")
 
 

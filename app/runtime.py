@@ -7,7 +7,8 @@ gives ``runtime.chat``, ``runtime.sessions``, ``runtime.agents`` and ``runtime.a
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack
 from typing import Any, Self
 
 from uuid_utils import uuid7
@@ -32,6 +33,7 @@ from app.telemetry.logs import PoolLog
 from app.telemetry.memory import read_memory
 
 LAG_PROBE_S = 0.5
+CLOSE_STEP_S = 10.0  # for each step of closing; writes to a healthy disk take milliseconds
 
 _log = logging.getLogger(__name__)
 
@@ -78,6 +80,7 @@ class Runtime:
         if store is None:
             store = open_store(config.store_url, life, wait_for_lock=wait_for_store)
         self._store = store
+        self._wait_for_store = wait_for_store
         self._models = _open_models(config)
         self._clock = clock = SystemClock()
         self._boot_id = new_uuid7()
@@ -123,8 +126,11 @@ class Runtime:
         return len(self._turns)
 
     async def __aenter__(self) -> Self:
+        # Imports: better now than in the first turn, or between another process and this one.
+        self._models.preload()
+        if self._wait_for_store:
+            _log.info("ready to serve as soon as no other process has the store")
         await self._store.open(self._boot_id)
-        self._models.preload()  # imports: better now than in the first turn
         self._timers.spawn(self._sweep_for_ever(), "sweep")
         self._timers.spawn(self._probe_lag_for_ever(), "lag")
         return self
@@ -136,24 +142,37 @@ class Runtime:
         """Refuse new turns; those that run go on."""
         self.agents.begin_drain()
 
-    async def cancel_turns(self) -> None:
-        """Cancel what still runs and keep what it has said so far; return when all have ended."""
+    async def end_turns(self) -> None:
+        """Cancel what still runs and keep what it has said so far; no turn starts after this.
+
+        Returns when all have ended, or after some seconds without those that ignore it.
+        """
         flights = self._turns.all()
         for flight in flights:
             flight.cancel(CancelReason.DRAIN, keep_partial=True)
         tasks = {flight.task for flight in flights if flight.task is not None}
         if tasks:
             await asyncio.wait(tasks, timeout=CANCEL_GRACE_S * 2)
+        await self._conductor.close()
 
     async def close(self) -> None:
-        """End the turns, drop the agents, close models and store. May be called twice."""
+        """End the turns, drop the agents, close the models and last the store. May be called twice.
+
+        Each step is taken, and given up after ``CLOSE_STEP_S``, whatever happens in the others.
+
+        Raises:
+            TimeoutError, …: a step failed.
+        """
         self.begin_drain()
-        await self._timers.close()
-        await self.cancel_turns()
-        await self._conductor.close()
-        await self.agents.close()
-        await self._models.close()
-        await self._store.close()
+        async with AsyncExitStack() as last_first:
+            for step in (
+                self._store.close,
+                self._models.close,
+                self.agents.close,
+                self.end_turns,
+                self._timers.close,
+            ):
+                last_first.push_async_callback(_take, step)
 
     async def _sweep_for_ever(self) -> None:
         while True:
@@ -168,6 +187,11 @@ class Runtime:
             due = self._clock.monotonic() + LAG_PROBE_S
             await asyncio.sleep(LAG_PROBE_S)
             self.admin.loop_lag_s = max(0.0, self._clock.monotonic() - due)
+
+
+async def _take(step: Callable[[], Awaitable[None]]) -> None:
+    async with asyncio.timeout(CLOSE_STEP_S):
+        await step()
 
 
 def _open_models(settings: Settings) -> ModelRegistry:

@@ -1,64 +1,166 @@
-"""One server process: bind, open, say where, serve; on a signal drain, then close."""
+"""One server process: listen, open, say where, serve; on a signal drain, then close.
+
+The end has an order, which ``PoolServer.shutdown`` is:
+
+1. turns that come and turns that wait are refused; every answer says ``Connection: close``;
+2. running turns end, for ``DRAIN_TIMEOUT_S`` at most or until a second signal;
+3. the others are cancelled, and what they have said is kept;
+4. answers that are being written are finished, and the connections closed;
+5. the pool, the models and last the store are closed: from then on another process may have it.
+"""
 
 import asyncio
+import errno
+import logging
+import os
 import socket
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
 
 import uvicorn
 
 from app.config import Settings
 from app.main import create_app
-from app.runtime import Runtime
+from app.runtime import Runtime, SystemClock
 
 BACKLOG = 2048
-LEFTOVER_CONNECTIONS_S = 3  # for responses that are being written when all turns have ended
+SAME_SIGNAL_S = 1.0  # a terminal and a supervisor may both pass on the signal that is meant
+LAST_CALL_S = 0.5  # for requests that are on their way on connections which are about to be closed
+LAST_WORDS_S = 3.0  # for answers that are being written when all turns have ended
 _POLL_S = 0.05
+
+_log = logging.getLogger(__name__)
 
 
 class PoolServer(uvicorn.Server):
-    """A uvicorn server that lets turns end before it closes its listeners.
+    """A uvicorn server that lets turns end before it closes its connections.
 
-    Stock uvicorn closes them first, which fails requests that a load balancer has
-    already sent, and never stops while a stream is open.
+    Stock uvicorn closes its listeners first, which fails requests that a load balancer
+    has already sent; it hangs up on connections whose first request is on its way, and
+    never stops while a stream is open.
+
+    ``is_listener_shared``: whoever else holds the listening socket takes the connections
+    that come from the first signal on. Otherwise they are accepted here, to be told.
     """
 
-    def __init__(self, config: uvicorn.Config, runtime: Runtime) -> None:
-        super().__init__(config)
-        self._runtime = runtime
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Refuse new turns, let running ones end for ``DRAIN_TIMEOUT_S``, cancel the rest, then close."""
-        self._runtime.begin_drain()
-        loop = asyncio.get_running_loop()
-        give_up_at = loop.time() + self._runtime.settings.drain_timeout_s
-        # Polling, as uvicorn does: a second Ctrl-C only sets ``force_exit``.
-        while (  # noqa: ASYNC110
-            self._runtime.turns_in_flight and loop.time() < give_up_at and not self.force_exit
-        ):
-            await asyncio.sleep(_POLL_S)
-        await self._runtime.cancel_turns()
-        await super().shutdown(sockets)
-        # Before the signal is raised again, which ends the process at once.
-        await self._runtime.close()
-
-
-async def serve(settings: Settings, listener: socket.socket, *, wait_for_store: bool = False) -> None:
-    """Serve on ``listener`` until a signal comes.
-
-    Raises:
-        StoreLocked, StoreUnavailable, ValueError: the store cannot be opened.
-    """
-    async with Runtime(settings, wait_for_store=wait_for_store) as runtime:
-        app = create_app(runtime=runtime)
+    def __init__(self, runtime: Runtime, *, is_listener_shared: bool = False) -> None:
         config = uvicorn.Config(
-            app,
+            create_app(runtime=runtime),
             lifespan="off",
+            ws="none",
             log_config=None,
             access_log=False,
             server_header=False,
             proxy_headers=False,
-            timeout_graceful_shutdown=LEFTOVER_CONNECTIONS_S,
+            backlog=BACKLOG,
+            timeout_graceful_shutdown=1,  # never needed: shutdown leaves no connection to it
         )
-        server = PoolServer(config, runtime)
+        config.load()
+        super().__init__(config)
+        self._runtime = runtime
+        self._is_listener_shared = is_listener_shared
+        self._is_wait_over = False
+        self._clock = SystemClock()
+        self._last_signal = (0, float("-inf"))
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Note a signal: the first ends the server, a later one the wait for its turns."""
+        now, (last, at) = self._clock.monotonic(), self._last_signal
+        if sig == last and now - at < SAME_SIGNAL_S:
+            return
+        self._last_signal = (sig, now)
+        self._is_wait_over = self.should_exit
+        super().handle_exit(sig, frame)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """End in the order of this module's first lines; no wait in it is without a bound."""
+        runtime, loop = self._runtime, asyncio.get_running_loop()
+        runtime.begin_drain()
+        # In place: requests under way share this list. Those older than its last renewal do not.
+        self.server_state.default_headers.append((b"connection", b"close"))
+        self._wind_down(_is_answering)
+        last_call = loop.call_later(LAST_CALL_S, self._wind_down, _is_used)
+        if self._is_listener_shared:
+            self._stop_accepting()
+        await self._wait(self._may_cancel, runtime.settings.drain_timeout_s)
+        await runtime.end_turns()
+        self._stop_accepting()
+        await self._wait(self._is_alone, LAST_CALL_S)
+        last_call.cancel()
+        self._wind_down(_is_any)
+        await self._wait(self._is_alone, LAST_WORDS_S)
+        self._hang_up()
+        await super().shutdown(sockets)
+        # Here, since uvicorn then raises the signal again, which ends the process at once.
+        await self._close_runtime()
+
+    def _may_cancel(self) -> bool:
+        return self._is_wait_over or not self._runtime.turns_in_flight
+
+    def _is_alone(self) -> bool:
+        return not self.server_state.connections
+
+    async def _wait(self, condition: Callable[[], bool], limit_s: float) -> None:
+        # Polling, as uvicorn does: its connections and a signal's handler can wake nobody.
+        give_up_at = self._clock.monotonic() + limit_s
+        while not condition() and self._clock.monotonic() < give_up_at:  # noqa: ASYNC110
+            await asyncio.sleep(_POLL_S)
+
+    def _stop_accepting(self) -> None:
+        for server in self.servers:
+            server.close()
+
+    def _wind_down(self, concerns: Callable[[Any], bool]) -> None:
+        """Close these connections, those that are answering after their answer."""
+        for connection in list(self.server_state.connections):
+            if concerns(connection):
+                connection.shutdown()
+
+    def _hang_up(self) -> None:
+        """Close what is left at once: clients that do not read, or do not end their request."""
+        for connection in list(self.server_state.connections):
+            _log.warning("a connection did not end in time and is closed")
+            connection.transport.abort()
+
+    async def _close_runtime(self) -> None:
+        try:
+            await self._runtime.close()
+        except Exception:
+            _log.exception("closing failed; every turn that was acknowledged is stored")
+
+
+def _is_answering(connection: Any) -> bool:
+    return connection.cycle is not None and not connection.cycle.response_complete
+
+
+def _is_used(connection: Any) -> bool:
+    """Whether it has had a request: on a fresh one a client does not expect to be hung up on."""
+    return connection.cycle is not None
+
+
+def _is_any(connection: Any) -> bool:
+    return True
+
+
+async def serve(
+    settings: Settings,
+    listener: socket.socket,
+    *,
+    wait_for_store: bool = False,
+    is_listener_shared: bool = False,
+) -> None:
+    """Serve on ``listener`` until a signal comes.
+
+    Everything is made ready before the store is opened, so that a process that waits for
+    it serves as soon as it has it. Connections wait in the listener's backlog meanwhile.
+
+    Raises:
+        StoreLocked, StoreUnavailable, ValueError: the store cannot be opened.
+    """
+    runtime = Runtime(settings, wait_for_store=wait_for_store)
+    server = PoolServer(runtime, is_listener_shared=is_listener_shared)
+    async with runtime:
         announce(settings, listener)
         await server.serve(sockets=[listener])
 
@@ -71,6 +173,22 @@ def bind(host: str, port: int) -> socket.socket:
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.create_server((host, port), family=family, backlog=BACKLOG)
+    listener.setblocking(False)
+    return listener
+
+
+def take_over(descriptor: int) -> socket.socket:
+    """Return the listening socket that this process was started with as ``descriptor``.
+
+    Raises:
+        OSError: it is closed, or something else.
+    """
+    listener = socket.socket(fileno=descriptor)
+    is_tcp = listener.family in (socket.AF_INET, socket.AF_INET6) and listener.type == socket.SOCK_STREAM
+    if not is_tcp or not listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        listener.detach()
+        raise OSError(errno.EINVAL, "it is not a listening TCP socket")
+    os.set_inheritable(descriptor, False)
     listener.setblocking(False)
     return listener
 
