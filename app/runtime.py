@@ -142,7 +142,7 @@ class Runtime:
         """Refuse new turns; those that run go on."""
         self.agents.begin_drain()
 
-    async def end_turns(self) -> None:
+    async def cancel_turns(self) -> None:
         """Cancel what still runs and keep what it has said so far; no turn starts after this.
 
         Returns when all have ended, or after some seconds without those that ignore it.
@@ -169,7 +169,7 @@ class Runtime:
                 self._store.close,
                 self._models.close,
                 self.agents.close,
-                self.end_turns,
+                self.cancel_turns,
                 self._timers.close,
             ):
                 last_first.push_async_callback(_take, step)

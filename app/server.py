@@ -84,7 +84,7 @@ class PoolServer(uvicorn.Server):
         if self._is_listener_shared:
             self._stop_accepting()
         await self._wait(self._may_cancel, runtime.settings.drain_timeout_s)
-        await runtime.end_turns()
+        await runtime.cancel_turns()
         self._stop_accepting()
         await self._wait(self._is_alone, LAST_CALL_S)
         last_call.cancel()
