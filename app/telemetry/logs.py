@@ -12,7 +12,7 @@ from app.domain.stats import DiscardCause, EvictionCause
 LogFormat = Literal["console", "json"]
 
 _log = logging.getLogger("app.pool")
-_NOISY = ("asyncio", "httpx", "httpx2", "openai", "uvicorn.access")
+_NOISY = ("asyncio", "httpx", "httpx2", "openai", "uvicorn.access", "uvicorn.error")
 
 
 def configure_logs(log_format: LogFormat, level: str) -> None:
