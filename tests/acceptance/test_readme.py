@@ -12,12 +12,18 @@ import pytest
 
 from tests.serverprocess import Reply, ServerProcess
 
-README = (Path(__file__).parents[2] / "README.md").read_text()
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+CHINESE = (ROOT / "README.zh-CN.md").read_text()
 SETTINGS = {"store_url": "memory://", "model_provider": "demo"}
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+def blocks(language: str, text: str = README) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+def curl_lines(text: str) -> list[str]:
+    return [line for block in blocks("bash", text) for line in block.splitlines() if line.startswith("curl ")]
 
 
 def curl(server: ServerProcess, line: str) -> Reply:
@@ -32,14 +38,21 @@ def curl(server: ServerProcess, line: str) -> Reply:
 
 def test_curl_lines_work(server):
     """The five curl lines answer 200, and the second one knows the name that the first one told."""
-    lines = [line for block in blocks("bash") for line in block.splitlines() if line.startswith("curl ")]
-    replies = [curl(server, line) for line in lines]
+    replies = [curl(server, line) for line in curl_lines(README)]
     assert [reply.status for reply in replies] == [200] * 5
     assert "Alice" in replies[1].body["reply"]
     assert b"event: turn.finished" in replies[2].raw
     assert "张三" in replies[2].raw.decode()
     assert [m["role"] for m in replies[3].body["messages"]] == ["user", "assistant"] * 2
     assert replies[4].body["total_agents"] == 2
+
+
+def test_chinese_curl_lines_work(server):
+    """The Chinese README's lines answer 200; the first session knows the name, the second one does not."""
+    replies = [curl(server, line.replace("user_00", "zh_00")) for line in curl_lines(CHINESE)]
+    assert [reply.status for reply in replies] == [200] * 5
+    assert "张三" in replies[1].body["reply"]
+    assert "张三" not in replies[2].raw.decode()
 
 
 def test_program_without_http_runs(tmp_path):
