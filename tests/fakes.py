@@ -173,12 +173,13 @@ async def _hold_out(holdout: Gate | None) -> None:
 class FakeFactory:
     """Builds ``FakeAgent``s; ``build_error`` is raised instead, when set.
 
-    ``revision`` is the profile's: raise it to make every stamp stale.
+    ``revision`` is the profile's: raise it to make every stamp stale. ``models`` is what is offered.
     """
 
     def __init__(self, script_for: ScriptFor | None = None) -> None:
         self.script_for = script_for
         self.revision = 1
+        self.models = {("fake", "echo")}
         self.build_error: Exception | None = None
         self.built: list[FakeAgent] = []
         self.refits = 0
@@ -192,7 +193,7 @@ class FakeFactory:
     def check(self, session: Session) -> None:
         if session.agent_id != "assistant":
             raise AgentNotFound
-        if (session.provider or "fake", session.model or "echo") != ("fake", "echo"):
+        if self.model_of(session) not in self.models:
             raise UnknownModel
 
     def model_of(self, session: Session) -> tuple[str, str]:

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from app.domain.idempotency import Binding, fingerprint
-from app.domain.session import UNSET, Unset
+from app.domain.session import UNSET, Session, SessionChange, Unset
 from app.domain.turn import Activation, JsonObject, Turn, Usage
 
 
@@ -58,6 +58,25 @@ class ChatRequest:
         chosen = (self.agent_id, self.provider, self.model, self.params, self.metadata)
         same = fingerprint(self.session_id, self.message, None, *chosen)
         return Binding(self.owner, self.idempotency_key, same, generated=self.session_id is None)
+
+
+@dataclass(frozen=True, slots=True)
+class Choices:
+    """What a turn chooses for itself and for those after it; ``None`` leaves it as it is then."""
+
+    agent_id: str | None = None
+    provider: str | None = None
+    model: str | None = None
+    params: JsonObject | None = None
+
+    def change_of(self, session: Session) -> SessionChange | None:
+        """Return what ``session`` has not yet, ``None`` if it has it all."""
+        names = ("agent_id", "provider", "model", "params")
+        given = {name: getattr(self, name) for name in names}
+        changed = {name: v for name, v in given.items() if v is not None and v != getattr(session, name)}
+        if "params" in changed:  # as a whole: what is not given any more goes back to the default
+            changed["params"] = dict.fromkeys(session.params) | changed["params"]
+        return SessionChange(**changed) if changed else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

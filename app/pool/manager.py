@@ -24,6 +24,7 @@ from app.pool.table import PoolTable
 from app.ports import AgentFactory, Clock, PoolObserver, SessionStore
 
 _entered: ContextVar[frozenset[Ticket]] = ContextVar("agentpool_entered", default=frozenset())
+_QUEUE_WAIT_AGAIN_S = 1.0
 _LIVE_STATUS = {
     SlotState.IDLE: LiveStatus.IDLE,
     SlotState.BUSY: LiveStatus.BUSY,
@@ -72,9 +73,10 @@ class AgentManager:
         """Hold the session's live agent for one turn, activating it if need be.
 
         Waits for earlier turns of the session (``queue_wait_s``) and for a place
-        (``capacity_wait_s``); with ``front`` before all turns that wait. ``on_entered`` is
-        called once it is in line, before anybody else runs. When cancelled while it waits,
-        the claim is gone; leaving the block without ``give_back`` discards the agent.
+        (``capacity_wait_s``); with ``front`` before all turns that wait, unless a hold is next,
+        after which nothing may be as it was. ``on_entered`` is called once it is in line, before
+        anybody else runs. When cancelled while it waits, the claim is gone; leaving the block
+        without ``give_back`` discards the agent.
 
         Raises:
             SessionBusy: a turn runs and ``may_wait`` is false.
@@ -83,6 +85,7 @@ class AgentManager:
             SessionNotFound, SnapshotUnreadable, StoreUnavailable, …: the activation failed.
         """
         ticket = Ticket(key, TicketKind.TURN, user=user, turn_id=turn_id)
+        front = front and not self._is_hold_next(key)
         await self._claim(ticket, may_wait=may_wait, front=front, on_entered=on_entered)
         lease = self._to_lease(ticket)
         try:
@@ -214,6 +217,10 @@ class AgentManager:
             too_long.cancel()
             del self._futures[ticket]
 
+    def _is_hold_next(self, key: SessionKey) -> bool:
+        slot = self._table.slots.get(key)
+        return slot is not None and bool(slot.waiters) and slot.waiters[0].kind is TicketKind.HOLD
+
     def _to_lease(self, ticket: Ticket) -> Lease:
         assert ticket.slot is not None
         return Lease(ticket, ticket.slot, self._activator, self._release, self._abandon)
@@ -261,6 +268,10 @@ class AgentManager:
 
     def _queue_wait_over(self, ticket: Ticket) -> None:
         self._carry_out(self._table.queue_wait_over(ticket))
+        if ticket.state is TicketState.WAITING:
+            # First in line for an agent on its way, it was spared; it may be overtaken yet.
+            wait_s = max(self.limits.queue_wait_s, _QUEUE_WAIT_AGAIN_S)
+            asyncio.get_running_loop().call_later(wait_s, self._queue_wait_over, ticket)
 
     def _room_wait_over(self, slot: Slot, wait_number: int) -> None:
         self._carry_out(self._table.room_wait_over(slot, wait_number))

@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from app.domain.catalog import AgentProfile, ModelOffer
-from app.domain.chat import ActiveTurns, ChatReply, ChatRequest, OnBusy, OnDisconnect, PastTurn
+from app.domain.chat import ActiveTurns, ChatReply, ChatRequest, Choices, OnBusy, OnDisconnect, PastTurn
 from app.domain.errors import (
     AgentPoolError,
     IdempotencyMismatch,
@@ -17,7 +17,7 @@ from app.domain.events import TurnEvent, TurnFailed, TurnFinished
 from app.domain.idempotency import Binding
 from app.domain.ids import SessionKey, parse_session_id
 from app.domain.replay import Numbered, replay
-from app.domain.session import TITLE_FROM_MESSAGE_CHARS, Session, SessionChange
+from app.domain.session import TITLE_FROM_MESSAGE_CHARS, Session
 from app.domain.turn import CancelReason, TurnError
 from app.pool.manager import AgentManager
 from app.ports import AgentFactory, NewId, SessionStore
@@ -125,11 +125,10 @@ class ChatService:
         binding = request.binding
         if binding is None:
             return await self._accept(request, None)
-        while (claim := self._turns.find_claim(binding)) is not None:
-            flight = await claim.wait()
-            if flight is not None:
-                flight.join()
-                return flight
+        flight = await self._find_flight(binding)
+        if flight is not None:
+            flight.join()
+            return flight
         claim = self._turns.claim(binding)  # no await since nobody had it
         try:
             past = await self._find_past(binding)
@@ -137,8 +136,6 @@ class ChatService:
                 return past
             flight = await self._accept(request, binding)
             claim.decide(flight)
-            assert flight.task is not None
-            flight.task.add_done_callback(lambda _: self._turns.release(claim))
             return flight
         finally:
             if claim.flight is None:
@@ -258,6 +255,20 @@ class ChatService:
             raise
         return flight
 
+    async def _find_flight(self, binding: Binding) -> Flight | None:
+        """Return the turn in flight that the key made, ``None`` once nobody has it."""
+        while (claim := self._turns.find_claim(binding)) is not None:
+            flight = await claim.wait()
+            if flight is None:
+                continue  # refused before acceptance, so it has bound nothing
+            if flight.is_lost:
+                await flight.log.wait_closed()  # its key is free in the same step
+                continue
+            if claim.binding.fingerprint != binding.fingerprint:
+                raise IdempotencyMismatch(session_id=flight.key.session_id, turn_id=flight.turn_id)
+            return flight
+        return None
+
     async def _find_past(self, binding: Binding) -> PastTurn | None:
         bound = await self._store.find_bound(binding.owner, binding.key)
         if bound is None:
@@ -278,7 +289,7 @@ class ChatService:
         flight.join()
         departure = Departure(
             message=request.message,
-            choices=_sticky(request, session),
+            choices=Choices(request.agent_id, request.provider, request.model, request.params),
             user=session.user_id,
             may_wait=request.on_busy is not OnBusy.REJECT,
             interrupts=_INTERRUPTS.get(request.on_busy),
@@ -314,13 +325,3 @@ class ChatService:
         except SessionExists:  # somebody else's first message came in between
             assert request.session_id is not None
             return await self._admission.get(SessionKey(request.owner, request.session_id), request.user_id)
-
-
-def _sticky(request: ChatRequest, session: Session) -> SessionChange | None:
-    """Return the choices in ``request`` that the session has not yet, ``None`` if there are none."""
-    names = ("agent_id", "provider", "model", "params")
-    given = {name: getattr(request, name) for name in names}
-    changed = {name: v for name, v in given.items() if v is not None and v != getattr(session, name)}
-    if "params" in changed:  # as a whole: what is not given any more goes back to the default
-        changed["params"] = dict.fromkeys(session.params) | changed["params"]
-    return SessionChange(**changed) if changed else None

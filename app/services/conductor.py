@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from app.background import TaskOwner
+from app.domain.chat import Choices
 from app.domain.errors import (
     AgentPoolError,
     Draining,
@@ -23,7 +24,7 @@ from app.domain.errors import (
 )
 from app.domain.events import TurnStarted
 from app.domain.idempotency import Binding
-from app.domain.session import UNSET, Session, SessionChange, Unset
+from app.domain.session import UNSET, Session, Unset
 from app.domain.stats import DiscardCause
 from app.domain.turn import Answer, CancelReason, Turn, TurnStatus
 from app.pool.lease import Lease
@@ -40,7 +41,8 @@ _log = logging.getLogger(__name__)
 class Departure:
     """What a turn sets out with.
 
-    ``choices`` stick to the session. ``user`` is whose share of the pool it takes.
+    ``choices`` stick to the session as it is when the turn starts.
+    ``user`` is whose share of the pool it takes.
     ``may_wait``: whether it waits for a turn of its session that runs.
     ``interrupts``: it cancels that turn for this reason instead, and goes before all that wait.
     ``expected_head``: it is refused if the session's head is another one by then.
@@ -48,7 +50,7 @@ class Departure:
     """
 
     message: str
-    choices: SessionChange | None = None
+    choices: Choices
     user: str | None = None
     may_wait: bool = True
     interrupts: CancelReason | None = None
@@ -149,8 +151,12 @@ class Conductor:
         self._admission.require_open(session)
         if not isinstance(departure.expected_head, Unset) and session.head != departure.expected_head:
             raise HeadMoved(session_id=flight.key.session_id)
-        if departure.choices is not None:
-            session = await self._store.update_session(flight.key, departure.choices, self._clock.now_ms())
+        if (change := departure.choices.change_of(session)) is not None:
+            chosen = departure.choices  # what fitted when the turn came may not fit any more
+            self._admission.check(
+                session, agent_id=chosen.agent_id, provider=chosen.provider, model=chosen.model
+            )
+            session = await self._store.update_session(flight.key, change, self._clock.now_ms())
         await lease.fit(session)
         return session
 

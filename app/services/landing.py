@@ -157,7 +157,10 @@ class Landing:
             await self._store.record_turn(air.session, turn)
         except AgentPoolError as error:
             _log.error("turn %s ended as %s but is not recorded yet: %s", turn.turn_id, turn.status, error)
-            self._tasks.spawn(self._record_later(air.session, turn), f"record {turn.turn_id}")
+            try:
+                self._tasks.spawn(self._record_later(air.session, turn), f"record {turn.turn_id}")
+            except RuntimeError:
+                pass  # the server stops: the next start records it
 
     async def _record_later(self, session: Session, turn: Turn) -> None:
         """Repeat until the store takes it. If the process ends first, the next start records it."""

@@ -1,8 +1,8 @@
 """The log of one turn, and those who watch it.
 
-A watcher is a position in the list of events and a future that the plain ``append``
-wakes, so a token costs neither a lock nor a task, and a watcher that is behind costs
-nothing at all.
+A watcher is a position in the list of events and, while there is nothing behind it, a
+future that the plain ``append`` resolves: a token costs neither a lock nor a task, and
+a watcher that is behind costs nothing at all.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ class TurnLog:
     """The events of one turn; that at index ``i`` has the sequence number ``i + 1``.
 
     ``frames`` is where faces keep what they encoded, one list per face parallel
-    to ``events``, so that watchers share it.
+    to ``events``, so that watchers share it; ``None`` stands for what nobody needed yet.
     """
 
     __slots__ = ("_closed", "_closing", "_waiters", "events", "frames", "turn_id")
@@ -24,9 +24,10 @@ class TurnLog:
     def __init__(self, turn_id: str) -> None:
         self.turn_id = turn_id
         self.events: list[TurnEvent] = []
-        self.frames: dict[str, list[bytes]] = {}
-        self._waiters: list[asyncio.Future[None]] = []
-        self._closing: list[asyncio.Future[None]] = []
+        self.frames: dict[str, list[bytes | None]] = {}
+        # Not sets: woken in the order in which they came, a run can be repeated.
+        self._waiters: dict[asyncio.Future[bool], None] = {}
+        self._closing: dict[asyncio.Future[bool], None] = {}
         self._closed = False
 
     @property
@@ -64,6 +65,14 @@ class TurnLog:
         _wake(self._waiters)
         _wake(self._closing)
 
+    def add_waiter(self, waiter: asyncio.Future[bool]) -> None:
+        """Resolve ``waiter`` with ``True`` at the next event, or when the log is closed."""
+        self._waiters[waiter] = None
+
+    def drop_waiter(self, waiter: asyncio.Future[bool]) -> None:
+        """Take out a waiter that may have given up; one that was resolved is not there any more."""
+        self._waiters.pop(waiter, None)
+
     async def wait_beyond(self, count: int) -> None:
         """Return once there are more than ``count`` events, or none will come.
 
@@ -78,19 +87,18 @@ class TurnLog:
             await _join(self._closing)
 
 
-def _wake(waiters: list[asyncio.Future[None]]) -> None:
-    woken = waiters.copy()
+def _wake(waiters: dict[asyncio.Future[bool], None]) -> None:
+    woken = list(waiters)
     waiters.clear()
     for waiter in woken:
         if not waiter.done():
-            waiter.set_result(None)
+            waiter.set_result(True)
 
 
-async def _join(waiters: list[asyncio.Future[None]]) -> None:
-    waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-    waiters.append(waiter)
+async def _join(waiters: dict[asyncio.Future[bool], None]) -> None:
+    waiter: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+    waiters[waiter] = None
     try:
         await waiter
     finally:
-        if waiter in waiters:  # cancelled: nobody will take it out
-            waiters.remove(waiter)
+        waiters.pop(waiter, None)  # cancelled: nobody else takes it out

@@ -11,7 +11,6 @@ from cachetools import TTLCache
 
 from app.domain.errors import (
     AgentPoolError,
-    IdempotencyMismatch,
     SessionNotFound,
     StoreUnavailable,
     TurnCancelled,
@@ -42,15 +41,18 @@ class Flight:
     ``refusal`` is the error of a turn that never started. ``turn`` is its start
     record, once it runs, and ``body`` the task of its agent. ``cancel_reason`` is set
     when it is to end early. ``ends_unwatched``: it is to end when nobody watches any more.
+    ``claim`` is its idempotency key, which it gives back when it ends.
     """
 
     __slots__ = (
         "_agent",
         "_settled",
+        "_unwatched",
         "_watchers",
         "accepted_at",
         "body",
         "cancel_reason",
+        "claim",
         "ends_unwatched",
         "has_timed_out",
         "is_partial_wanted",
@@ -80,10 +82,18 @@ class Flight:
         self.is_partial_wanted = False
         self.has_timed_out = False
         self.ends_unwatched = ends_unwatched
+        self.claim: Claim | None = None
         self._watchers = 0
+        self._unwatched: asyncio.TimerHandle | None = None
         self._agent: LiveAgent | None = None
         self.body: asyncio.Task[object] | None = None
         self._settled: asyncio.Future[None] | None = None
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether it cannot answer anybody any more: it has ended, or its clients left it in the queue."""
+        is_dropped = self.state is FlightState.ACCEPTED and self.cancel_reason is CancelReason.DISCONNECT
+        return is_dropped or self.state is FlightState.ENDED
 
     def emit(self, event: TurnEvent) -> None:
         """Log an event of the body; one that goes on after its end is not heard any more."""
@@ -93,6 +103,9 @@ class Flight:
     def join(self) -> None:
         """Note one more watcher."""
         self._watchers += 1
+        if self._unwatched is not None:
+            self._unwatched.cancel()
+            self._unwatched = None
 
     def leave(self) -> None:
         """Note that a watcher has gone. Without any, a turn that only waits is dropped."""
@@ -102,7 +115,8 @@ class Flight:
         if self.state is FlightState.ACCEPTED:
             self.cancel(CancelReason.DISCONNECT, keep_partial=False)
         elif self.ends_unwatched and self.state is not FlightState.ENDED:
-            asyncio.get_running_loop().call_later(UNWATCHED_S, self._end_unwatched)
+            loop = asyncio.get_running_loop()
+            self._unwatched = loop.call_later(UNWATCHED_S, self._end_unwatched)
 
     async def wait_started(self) -> None:
         """Return once ``TurnStarted`` is in the log.
@@ -170,8 +184,8 @@ class Flight:
         self.log.close()
 
     def _end_unwatched(self) -> None:
-        if not self._watchers:
-            self.cancel(CancelReason.DISCONNECT, keep_partial=True)
+        self._unwatched = None
+        self.cancel(CancelReason.DISCONNECT, keep_partial=True)
 
     def _time_out(self) -> None:
         self.has_timed_out = True
@@ -203,6 +217,8 @@ class Claim:
     def decide(self, flight: Flight | None) -> None:
         """Say which turn it became, ``None`` for none."""
         self.flight = flight
+        if flight is not None:
+            flight.claim = self
         if not self._decided.done():
             self._decided.set_result(None)
 
@@ -242,8 +258,13 @@ class Turns:
         return self._flights.get(turn_id) if turn_id is not None else None
 
     def end(self, flight: Flight) -> None:
-        """Take a turn that has ended out of flight, and keep its log for those who come late."""
+        """Take a turn that has ended out of flight, and keep its log for those who come late.
+
+        In the step in which its log was closed: whoever has read the end finds its key free.
+        """
         flight.state = FlightState.ENDED
+        if flight.claim is not None:
+            self.release(flight.claim)
         del self._flights[flight.turn_id]
         flights = self._by_session[flight.key]
         flights.remove(flight)
@@ -271,15 +292,8 @@ class Turns:
         return list(self._flights.values())
 
     def find_claim(self, binding: Binding) -> Claim | None:
-        """Return who uses the key now.
-
-        Raises:
-            IdempotencyMismatch: it is in use for another request.
-        """
-        claim = self._claims.get((binding.owner, binding.key))
-        if claim is not None and claim.binding.fingerprint != binding.fingerprint:
-            raise IdempotencyMismatch()
-        return claim
+        """Return who uses the key now, for whatever request."""
+        return self._claims.get((binding.owner, binding.key))
 
     def claim(self, binding: Binding) -> Claim:
         """Take a key that nobody uses, until ``release``."""

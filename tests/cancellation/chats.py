@@ -3,17 +3,20 @@
 import asyncio
 from typing import Any
 
-from app.domain.chat import ChatRequest
+from app.domain.chat import ChatRequest, PastTurn
 from app.domain.errors import AgentPoolError
 from app.domain.events import TerminalEvent, TurnCancelled, TurnFailed, TurnFinished, TurnStarted
 from app.domain.ids import SessionKey
 from app.domain.session import LifeSpan
+from app.domain.stats import ProcessMemory
 from app.domain.turn import Turn, TurnStatus
 from app.pool.limits import PoolLimits
 from app.pool.manager import AgentManager
+from app.services.admin import AdminService
 from app.services.admission import Admission
 from app.services.chat import ChatService
 from app.services.conductor import Conductor
+from app.services.sessions import SessionManager
 from app.services.turns import Flight, Turns
 from tests.fakes import FakeAgent, FakeFactory, FakeStore, Gate, LoopClock, Script, fill, new_ids
 
@@ -35,6 +38,8 @@ class Chats:
             store, self.factory, self.pool, self.turns, admission, clock, boot_id="boot-1", turn_timeout_s=20
         )
         self.chat = ChatService(store, self.factory, admission, self.pool, self.turns, self.conductor, new_id)
+        self.sessions = SessionManager(store, self.factory, self.pool, self.turns, admission)
+        self.admin = AdminService(store, self.pool, self.turns, clock, lambda: ProcessMemory(0, 0))
 
     @classmethod
     async def make(cls, **limits: Any) -> "Chats":
@@ -45,8 +50,13 @@ class Chats:
     def _script_for(self, agent: FakeAgent, message: str) -> Script:
         return self.scripts.pop(0) if self.scripts else Script()
 
-    async def begin(self, message: str = "hello") -> Flight:
-        return await self.chat.begin(ChatRequest(session_id="a", message=message))
+    async def ask(self, message: str = "hello", **how: Any) -> Flight | PastTurn:
+        return await self.chat.begin(ChatRequest(**{"session_id": "a", "message": message, **how}))
+
+    async def begin(self, message: str = "hello", **how: Any) -> Flight:
+        flight = await self.ask(message, **how)
+        assert isinstance(flight, Flight)
+        return flight
 
     def path(self) -> list[Turn]:
         """Return the committed turns, oldest first."""
