@@ -7,6 +7,7 @@ from app.domain.catalog import AgentProfile, ModelOffer
 from app.domain.chat import ActiveTurns, ChatReply, ChatRequest, Choices, OnBusy, OnDisconnect, PastTurn
 from app.domain.errors import (
     AgentPoolError,
+    Draining,
     IdempotencyMismatch,
     NoActiveTurn,
     SessionExists,
@@ -307,6 +308,8 @@ class ChatService:
                 return session
             if not self._auto_create:
                 raise SessionNotFound(session_id=request.session_id)
+        if self._pool.stats().draining:  # a turn will be refused: leave no empty session behind
+            raise Draining(session_id=request.session_id, retry_after_s=1)
         new = NewSession(
             owner=request.owner,
             session_id=request.session_id,
