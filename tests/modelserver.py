@@ -7,6 +7,7 @@ From a test (everything here is synchronous and short, so it serves async tests 
         server.script({"mode": "status", "status": 500, "repeat": 2}, {"mode": "text", "text": "fine"})
         ...                                            # the next three completions get these answers
         server.requests()                              # bodies received, oldest first (last 1,000)
+        server.bodies()                                # the same as they were sent, text
         server.stats()                                 # {"requests", "open", "streaming", "aborted"}
         server.reset()                                 # forget bodies, counters and script
 
@@ -25,17 +26,24 @@ What a completion answers is a *step*, a JSON object. In order of precedence: a 
     reasoning      ``reasoning`` in ``reasoning_content``, then as text
     think          ``<think>`` ``reasoning`` ``</think>`` in the content, then as text
     tools          asks for ``calls`` [{"name", "arguments", "id"}], having said ``say``, ``reasoning``; for
-                   ``rounds`` (1), then echoes; only when tools are offered, unless ``force``
+                   ``rounds`` (1), then echoes, or does the step ``next``; only when tools are offered,
+                   unless ``force``
     never_headers  reads and stays silent; ``drop``: closes without answering
     stall_first    headers, then silence; ``comments`` (false): a comment every 50 ms
     stall_mid      ``text``, then the same
     cut            ``text``, then a clean end without finish_reason
+    drip           ``text`` (may be ""), then one byte every ``delay_s`` (0.02), which never make an event
+    endless        ``text`` every ``delay_s`` (0.02), for ever; with ``finish``: once, and its end, and then
+                   chunks without choices for ever
+    flood          ``text`` (may be ""), then ``bytes`` (50,000,000) as one delta, or, with ``line`` false,
+                   without any newline
     rst, fin       ``text``, then a reset, or a close, inside a chunk; ``after`` (1): texts before it
     html           200 with a web page
     bad_json       ``text``, then a chunk that is not JSON
     error_event    ``text`` (may be ""), then ``{"error": ...}``
     empty_choices  only chunks without choices; ``empty_text``: finish_reason stop without text
-    status         HTTP ``status`` (500), ``retry_after``, ``code``; its body echoes the Authorization header
+    status         HTTP ``status`` (500), ``retry_after``, ``code``; its body echoes the Authorization header;
+                   ``times``: only the first so many requests of one body, the next does the step ``next``
     redirect       307 to ``location``
     raw            ``data`` as it is, cut into ``pieces`` (1); ``then`` ("rst" or "fin"): breaks off after it
 
@@ -51,7 +59,7 @@ import struct
 import subprocess
 import sys
 import urllib.request
-from collections import deque
+from collections import Counter, deque
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, Self
@@ -71,8 +79,8 @@ class ModelServer:
         self.port = 0
 
     def start(self) -> Self:
-        """Start the process and return when it listens."""
-        command = [sys.executable, "-m", "tests.modelserver", "--port", "0"]
+        """Start the process and return when it listens; again after ``stop`` on the same port."""
+        command = [sys.executable, "-m", "tests.modelserver", "--port", str(self.port)]
         root = Path(__file__).resolve().parent.parent
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, cwd=root, text=True)
         assert self._process.stdout is not None
@@ -107,6 +115,10 @@ class ModelServer:
         """Return the bodies of the completions asked for, oldest first."""
         return list(self._ask("GET", "/requests")["requests"])
 
+    def bodies(self) -> list[str]:
+        """Return the bodies of ``requests()`` byte by byte as they came."""
+        return list(self._ask("GET", "/requests")["raw"])
+
     def headers(self) -> list[dict[str, str]]:
         """Return the headers that came with ``requests()``, names in lower case."""
         return list(self._ask("GET", "/requests")["headers"])
@@ -133,6 +145,8 @@ class _Book:
     def __init__(self) -> None:
         self.bodies: deque[Json] = deque(maxlen=1000)
         self.headers: deque[dict[str, str]] = deque(maxlen=1000)
+        self.raw: deque[str] = deque(maxlen=1000)
+        self.times: Counter[str] = Counter()
         self.script: deque[Json] = deque()
         self.open = 0
         self.clear()
@@ -140,6 +154,8 @@ class _Book:
     def clear(self) -> None:
         self.bodies.clear()
         self.headers.clear()
+        self.raw.clear()
+        self.times.clear()
         self.script.clear()
         self.requests = self.streaming = self.aborted = 0
 
@@ -194,6 +210,8 @@ class _Connection(asyncio.Protocol):
         self.buffer = b""
         self.answering: asyncio.Task[None] | None = None
         self.counted = True
+        self.writable = asyncio.Event()
+        self.writable.set()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
@@ -207,6 +225,12 @@ class _Connection(asyncio.Protocol):
             self.book.open -= 1
         if self.answering is not None:
             self.answering.cancel()
+
+    def pause_writing(self) -> None:
+        self.writable.clear()
+
+    def resume_writing(self) -> None:
+        self.writable.set()
 
     def data_received(self, data: bytes) -> None:
         self.buffer += data
@@ -224,6 +248,7 @@ class _Connection(asyncio.Protocol):
         self.buffer = rest[length:]
         method, path, _ = lines[0].split(" ", 2)
         body = json.loads(rest[:length]) if length else {}
+        self.raw = rest[:length].decode()
         answer = self._answer(method, path.partition("?")[0], headers, body)
         self.answering = asyncio.get_running_loop().create_task(answer)
 
@@ -258,7 +283,9 @@ class _Connection(asyncio.Protocol):
         elif path == "/reset":
             book.clear()
         if path == "/requests":
-            self._json(200, {"requests": list(book.bodies), "headers": list(book.headers)})
+            self._json(
+                200, {"requests": list(book.bodies), "headers": list(book.headers), "raw": list(book.raw)}
+            )
         elif path.endswith("/models"):
             self._json(200, {"object": "list", "data": [{"id": "scripted", "object": "model"}]})
         elif path in {"/script", "/reset", "/stats"}:
@@ -280,9 +307,12 @@ class _Connection(asyncio.Protocol):
         book.requests += 1
         book.bodies.append(body)
         book.headers.append(headers)
+        book.raw.append(self.raw)
+        book.times[self.raw] += 1
         book.streaming += 1
         try:
-            await self._perform(book.next_step(body["messages"]), headers, body)
+            step = book.next_step(body["messages"])
+            await self._perform(_due(step, body, book.times[self.raw]), headers, body)
         except asyncio.CancelledError:
             book.aborted += 1
             raise
@@ -320,6 +350,7 @@ class _Connection(asyncio.Protocol):
                 pending += data
             else:
                 self._chunk(data)
+                await self.writable.wait()
         if pending:
             self._chunk(pending)
         self.transport.write(b"0\r\n\r\n")
@@ -358,6 +389,14 @@ def _awaits_tools(step: Json, body: Json) -> bool:
     asked = sum(1 for m in body["messages"][last_user + 1 :] if m.get("tool_calls"))
     offered = bool(body.get("tools")) or step.get("force", False)
     return bool(step["mode"] == "tools" and offered and asked < step.get("rounds", 1))
+
+
+def _due(step: Json, body: Json, time: int) -> Json:
+    """Return ``step``, or what comes after it; ``time``: how often this body has been sent by now."""
+    if "next" not in step:
+        return step
+    is_over = time > step["times"] if "times" in step else not _awaits_tools(step, body)
+    return _due(step["next"], body, time) if is_over else step
 
 
 def _calls(step: Json) -> list[Json]:
@@ -399,6 +438,9 @@ async def _events(step: Json, body: Json) -> AsyncIterator[bytes]:
         if "then" in step:
             await asyncio.sleep(0.05)
             yield _RST if step["then"] == "rst" else _FIN
+    elif mode in _ENDLESS:
+        async for event in _ENDLESS[mode](step, body):
+            yield event
     elif mode in _BROKEN:
         async for event in _broken(step, body):
             yield event
@@ -483,6 +525,41 @@ async def _silence(step: Json) -> AsyncIterator[bytes]:
         yield b": still here\n\n"
         await asyncio.sleep(0.05)
     await asyncio.Event().wait()
+
+
+async def _drip(step: Json, body: Json) -> AsyncIterator[bytes]:
+    if text := step.get("text", "Half of an answer"):
+        yield _delta(body, {"role": "assistant", "content": text})
+    yield b'data: {"choices": [{"delta": {"content": "'
+    while True:
+        yield b"x"
+        await asyncio.sleep(step.get("delay_s", 0.02))
+
+
+async def _endless(step: Json, body: Json) -> AsyncIterator[bytes]:
+    text, finish = step.get("text", "word "), step.get("finish")
+    if finish is not None:
+        yield _delta(body, {"role": "assistant", "content": text})
+        yield _delta(body, {}, finish)
+    while True:
+        yield _event(_frame(body) | {"choices": []}) if finish else _delta(body, {"content": text})
+        await asyncio.sleep(step.get("delay_s", 0.02))
+
+
+async def _flood(step: Json, body: Json) -> AsyncIterator[bytes]:
+    if text := step.get("text", "Half of an answer"):
+        yield _delta(body, {"role": "assistant", "content": text})
+    is_line, part = step.get("line", True), b"x" * 65_536
+    if is_line:
+        yield b'data: {"choices": [{"index": 0, "delta": {"content": "'
+    for _ in range(step.get("bytes", 50_000_000) // len(part)):
+        yield part
+        await asyncio.sleep(0)
+    if is_line:
+        yield b'"}, "finish_reason": "stop"}]}\n\ndata: [DONE]\n\n'
+
+
+_ENDLESS = {"drip": _drip, "endless": _endless, "flood": _flood}
 
 
 async def _serve(port: int) -> None:

@@ -99,7 +99,9 @@ class ModelCall(CancellationToken):
         if self._bytes > self._limits.max_bytes:
             raise ModelError("The model's answer was too long.")
         self._said = self._said or said
-        self.finished = self.finished or finish
+        if self.finished:
+            return  # whatever goes on after the end, its time is not extended
+        self.finished = finish
         self.begun = self.begun or told or finish
         if self.begun:
             patience = min(self._limits.idle_s, _AFTER_FINISH_S) if self.finished else self._limits.idle_s
@@ -118,19 +120,22 @@ class ModelCall(CancellationToken):
         if not self._said:
             raise ModelError("The model's answer was empty.")
 
-    def may_retry(self, failure: Failure) -> bool:
-        """Say whether another attempt makes sense; never once the answer has begun."""
-        asked = failure.error.retry_after_s or 0.0
-        return (
-            failure.passing
-            and not self.begun
-            and self._attempt < self._limits.attempts
-            and asked <= _LONGEST_PAUSE_S
-        )
+    def pick_pause(self, failure: Failure) -> float | None:
+        """Return how long to wait before another attempt: longer each time, never two callers in step.
 
-    async def pause(self, failure: Failure) -> None:
-        """Wait before the next attempt: longer each time, never two callers in step."""
-        backoff = self._limits.retry_base_s * 2 ** (self._attempt - 1)
-        seconds = max(failure.error.retry_after_s or 0.0, backoff) * _dice.uniform(1.0, 1.5)
+        ``None``: none makes sense. The answer has begun, the provider asks for more patience
+        than there is, or the deadline would pass meanwhile and hide what went wrong.
+        """
+        asked = failure.error.retry_after_s or 0.0
+        if not failure.passing or self.begun or self._attempt >= self._limits.attempts:
+            return None
+        backoff = self._limits.retry_base_s * 2.0 ** (self._attempt - 1)
+        seconds = max(asked, backoff) * _dice.uniform(1.0, 1.5)
+        if asked > _LONGEST_PAUSE_S or self._loop.time() + seconds >= self._deadline:
+            return None
+        return seconds
+
+    async def pause(self, seconds: float) -> None:
+        """Wait, and make the next attempt."""
         await self.wait(lambda: asyncio.sleep(seconds))
         self.begin_attempt()

@@ -103,10 +103,11 @@ class CheckedClient(BaseOpenAIChatCompletionClient):
                     raise
             finally:
                 await stream.aclose()
-            if not call.may_retry(failure):
+            pause_s = call.pick_pause(failure)
+            if pause_s is None:
                 _log.warning("%s: %s", self._label, failure.error.detail)
                 raise failure.error
-            await call.pause(failure)
+            await call.pause(pause_s)
 
     async def create(
         self,

@@ -4,7 +4,7 @@ Only the method that reads chunks is replaced, by one that does the same and als
 the response, keeps the deadlines and judges the answer.
 """
 
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from typing import Any, cast
 
 import httpx2
@@ -20,6 +20,7 @@ from app.models.checked import CheckedClient
 from app.models.failure import Failure, broken_off, malformed, refused, reported
 from app.models.limits import CallLimits
 from app.models.providers import Provider
+from app.models.sse import EventSplitter
 
 
 class StockPool:
@@ -39,8 +40,13 @@ class StockPool:
                 timeout=timeout,
                 follow_redirects=False,
                 limits=httpx2.Limits(max_connections=None, max_keepalive_connections=None),
+                event_hooks={"response": [self._bound]},
             ),
         )
+
+    async def _bound(self, response: httpx2.Response) -> None:
+        # The library collects a line, an event or an error of any length before it shows it.
+        response.stream = _Bounded(cast(httpx2.AsyncByteStream, response.stream), self._limits.max_bytes)
 
     def client(self, model: str, params: Mapping[str, Any]) -> "StockClient":
         return StockClient(self._library, self._provider, model, params, self._limits)
@@ -79,6 +85,8 @@ class StockClient(CheckedClient):
         try:
             while (chunk := await _next(stream, call)) is not None:
                 _note(chunk, call)
+                if not chunk.usage and not chunk.choices:
+                    continue  # nothing in it; AutoGen warns of the tenth
                 if chunk.usage and chunk.choices:
                     # AutoGen ignores the finish_reason of a chunk that carries usage, which
                     # is how DeepSeek ends: told one after the other it hears both.
@@ -103,6 +111,22 @@ class StockClient(CheckedClient):
         if isinstance(error, openai.APIError):
             return Failure(reported())
         return Failure(malformed()) if isinstance(error, ValueError) else None
+
+
+class _Bounded(httpx2.AsyncByteStream):
+    """A body that breaks off with ``ModelError`` where the lean client would refuse to read on."""
+
+    def __init__(self, body: httpx2.AsyncByteStream, max_bytes: int) -> None:
+        self._body = body
+        self._splitter = EventSplitter(max_bytes)
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        async for part in self._body:
+            self._splitter.feed(part)
+            yield part
+
+    async def aclose(self) -> None:
+        await self._body.aclose()
 
 
 async def _next(stream: AsyncStream[ChatCompletionChunk], call: ModelCall) -> ChatCompletionChunk | None:
