@@ -45,7 +45,8 @@ What a completion answers is a *step*, a JSON object. In order of precedence: a 
     status         HTTP ``status`` (500), ``retry_after``, ``code``; its body echoes the Authorization header;
                    ``times``: only the first so many requests of one body, the next does the step ``next``
     redirect       307 to ``location``
-    raw            ``data`` as it is, cut into ``pieces`` (1); ``then`` ("rst" or "fin"): breaks off after it
+    raw            ``data`` as it is, cut into ``pieces`` (1); ``then`` ("rst" or "fin"): breaks off after it;
+                   ``hold`` (false): is silent after it
 
 ``repeat`` (1) on a scripted step: serve it that many times. ``n`` in a body is not supported.
 """
@@ -435,6 +436,8 @@ async def _events(step: Json, body: Json) -> AsyncIterator[bytes]:
         for i in range(0, len(data), size):
             yield data[i : i + size]
             await asyncio.sleep(0)
+        if step.get("hold"):
+            await asyncio.Event().wait()
         if "then" in step:
             await asyncio.sleep(0.05)
             yield _RST if step["then"] == "rst" else _FIN

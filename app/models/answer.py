@@ -70,13 +70,15 @@ class StreamedAnswer:
         """Read one event; return whether it told anything, said anything, and was the end."""
         if event.get("error"):
             raise reported()
-        if usage := event.get("usage"):
-            self._usage = (usage.get("prompt_tokens") or 0, usage.get("completion_tokens") or 0)
+        if isinstance(usage := event.get("usage"), dict):
+            self._usage = _count(usage, "prompt_tokens"), _count(usage, "completion_tokens")
         choices = event.get("choices")
         if not choices:
             return False, False, False
         choice = choices[0]
         finish = choice.get("finish_reason")
+        if not isinstance(finish, str | None):
+            raise TypeError
         if finish is not None and self._finish is None:
             self._finish = finish
         delta = choice.get("delta") or {}
@@ -131,3 +133,8 @@ class StreamedAnswer:
             self._pieces[-1] += text
         else:
             self._pieces.append(text)
+
+
+def _count(usage: dict[str, Any], name: str) -> int:
+    number = usage.get(name)
+    return number if isinstance(number, int) else 0

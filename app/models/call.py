@@ -37,6 +37,7 @@ class ModelCall(CancellationToken):
         self._waiting: asyncio.Timeout | None = None
         self._attempt = 0
         self._stopped = False
+        self.close_response: Callable[[], Awaitable[None]] | None = None  # for those who cannot reach it
         self.begin_attempt()
         if token is not None:
             token.add_callback(self.stop)
@@ -86,6 +87,11 @@ class ModelCall(CancellationToken):
             return ModelUnavailable(f"The model stopped in its answer for {self._limits.idle_s:g} s.")
         return ModelUnavailable(f"The model did not begin to answer within {self._limits.first_event_s:g} s.")
 
+    @property
+    def has_heard(self) -> bool:
+        """Whether this attempt has got any event at all."""
+        return self._bytes > 0
+
     def heard(self, size: int, *, told: bool, said: bool, finish: bool) -> None:
         """Note an event of the answer.
 
@@ -113,7 +119,7 @@ class ModelCall(CancellationToken):
         Raises:
             ModelError: it was cut off, or is empty.
         """
-        if not self._bytes:
+        if not self.has_heard:
             raise malformed()
         if not self.finished:
             raise ModelError("The model's answer was cut off.")

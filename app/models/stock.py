@@ -22,6 +22,9 @@ from app.models.limits import CallLimits
 from app.models.providers import Provider
 from app.models.sse import EventSplitter
 
+# The library checks nothing: a chunk of another shape breaks whatever touches it first.
+_STUMBLES = (AttributeError, TypeError, LookupError)
+
 
 class StockPool:
     """All connections to one provider: one ``AsyncOpenAI``."""
@@ -67,6 +70,9 @@ class StockClient(CheckedClient):
                 yield piece
         finally:
             await stream.aclose()
+            if call.close_response is not None:
+                # What AutoGen's generator broke on left the one below it open.
+                await call.close_response()
 
     async def _create_stream_chunks(
         self,
@@ -82,6 +88,7 @@ class StockClient(CheckedClient):
         create = self._client.chat.completions.create
         made = await call.wait(lambda: create(messages=oai_messages, stream=True, **create_args))
         stream = cast(AsyncStream[ChatCompletionChunk], made)
+        call.close_response = stream.close
         try:
             while (chunk := await _next(stream, call)) is not None:
                 _note(chunk, call)
@@ -110,7 +117,9 @@ class StockClient(CheckedClient):
             return broken_off(begun=call.begun)
         if isinstance(error, openai.APIError):
             return Failure(reported())
-        return Failure(malformed()) if isinstance(error, ValueError) else None
+        if isinstance(error, ValueError) or (call.has_heard and isinstance(error, _STUMBLES)):
+            return Failure(malformed())
+        return None
 
 
 class _Bounded(httpx2.AsyncByteStream):
@@ -141,6 +150,17 @@ async def _next(stream: AsyncStream[ChatCompletionChunk], call: ModelCall) -> Ch
 
 
 def _note(chunk: ChatCompletionChunk, call: ModelCall) -> None:
+    try:
+        size, told, said, finish = _weigh(chunk)
+    except _STUMBLES:
+        size = 0
+    if not size:
+        raise malformed()
+    call.heard(size, told=told, said=said, finish=finish)
+
+
+def _weigh(chunk: ChatCompletionChunk) -> tuple[int, bool, bool, bool]:
+    """Return the size of a chunk, and whether it told anything, said anything, and was the end."""
     choice = chunk.choices[0] if chunk.choices else None
     delta = choice.delta if choice else None
     text = (delta.content if delta else None) or ""
@@ -148,9 +168,5 @@ def _note(chunk: ChatCompletionChunk, call: ModelCall) -> None:
     reasoning = ((delta.model_extra or {}).get("reasoning_content") if delta else None) or ""
     arguments = sum(len(t.function.arguments or "") for t in tools if t.function)
     said = bool(text or tools)
-    call.heard(
-        1 + len(text) + len(reasoning) + arguments,
-        told=said or bool(reasoning),
-        said=said,
-        finish=choice is not None and choice.finish_reason is not None,
-    )
+    finish = choice is not None and choice.finish_reason is not None
+    return 1 + len(text) + len(reasoning) + arguments, said or bool(reasoning), said, finish
