@@ -20,6 +20,7 @@ from typing import Any
 
 import uvicorn
 
+from app.api.protocol import BoundedProtocol, limit_send_buffer
 from app.config import Settings
 from app.main import create_app
 from app.runtime import Runtime, SystemClock
@@ -47,6 +48,7 @@ class PoolServer(uvicorn.Server):
     def __init__(self, runtime: Runtime, *, is_listener_shared: bool = False) -> None:
         config = uvicorn.Config(
             create_app(runtime=runtime),
+            http=BoundedProtocol,
             lifespan="off",
             ws="none",
             log_config=None,
@@ -158,6 +160,7 @@ async def serve(
     Raises:
         StoreLocked, StoreUnavailable, ValueError: the store cannot be opened.
     """
+    limit_send_buffer(listener)
     runtime = Runtime(settings, wait_for_store=wait_for_store)
     server = PoolServer(runtime, is_listener_shared=is_listener_shared)
     async with runtime:

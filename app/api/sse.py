@@ -1,12 +1,12 @@
 """Server-sent events over a turn's log; plain ASGI.
 
 A watcher is a position in the log. Frames are encoded once per event and face and kept
-beside the events, so that any number of watchers share them; a watcher that is behind
-gets many whole events in one write, and holds nothing of its own.
+beside the events, so that any number of watchers share them. A watcher that is behind
+gets several whole events in one write, and holds no more than that write.
 """
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from starlette.responses import Response
@@ -14,12 +14,12 @@ from starlette.types import Receive, Scope, Send
 
 from app.api.departure import ClientLeft, client_watched
 from app.domain.events import TurnEvent, TurnFailed
-from app.services.turn_log import TurnLog
+from app.services.turn_log import TurnLog, Watch
 
 MEDIA_TYPE = "text/event-stream"
 RETRY = b"retry: 2000\n\n"
 HEARTBEAT = b": still here\n\n"
-WRITE_BYTES = 64 * 1024
+WRITE_BYTES = 16 * 1024  # with the transport's own buffer, what one watcher that stalls holds
 _HEADERS = {"Content-Type": MEDIA_TYPE, "Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
 Numbered = tuple[int, TurnEvent]
@@ -66,38 +66,51 @@ class EventStream(_EventResponse):
         super().__init__()
         self._log = log
         self._encoder = encoder
+        self._frames = log.frames.setdefault(encoder.face, [])
         self._position = position
         self._heartbeat_s = heartbeat_s
         self._on_end = on_end
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        watch = self._log.watch(self._heartbeat_s)
         try:
             async with client_watched(receive):
                 await self.start(send)
-                await self._follow(send)
+                await self._follow(send, watch)
             await _write(send, b"", more=False)
         except (ClientLeft, OSError):  # servers may tell a departure by OSError from send()
             pass
         finally:
+            watch.end()
             if self._on_end is not None:
                 self._on_end()
 
-    async def _follow(self, send: Send) -> None:
-        log, position = self._log, self._position
+    async def _follow(self, send: Send, watch: Watch) -> None:
+        events, position = self._log.events, self._position
         while True:
-            if position < len(log.events):
-                frames = _frames_from(log, self._encoder, position)
-                position = len(log.events)
-                for piece in _pieces(frames):
-                    await _write(send, piece)
-            elif log.is_closed:
+            if position < len(events):
+                frames = _take(map(self._frame, range(position, len(events))))
+                position += len(frames)
+                await _write(send, b"".join(frames))
+                if position < len(events):
+                    # Where there is room, or nobody any more, send() does not suspend: others
+                    # would wait until all was sent, and a departure would not be noticed.
+                    await asyncio.sleep(0)
+            elif self._log.is_closed:
                 return
-            else:
-                try:
-                    async with asyncio.timeout(self._heartbeat_s):
-                        await log.wait_beyond(position)
-                except TimeoutError:
-                    await _write(send, HEARTBEAT)
+            elif not await watch.wait_change():
+                await _write(send, HEARTBEAT)
+
+    def _frame(self, index: int) -> bytes:
+        frames = self._frames
+        if index < len(frames) and (frame := frames[index]) is not None:
+            return frame
+        event = self._log.events[index]
+        frame = self._encoder.encode(self._log.turn_id, index + 1, event)
+        if not isinstance(event, TurnFailed):  # that names the request it answers, so nobody shares it
+            frames.extend([None] * (index + 1 - len(frames)))
+            frames[index] = frame
+        return frame
 
 
 class StoredEvents(_EventResponse):
@@ -109,35 +122,23 @@ class StoredEvents(_EventResponse):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self.start(send)
-        for piece in _pieces(self._frames):
-            await _write(send, piece)
+        frames = iter(self._frames)
+        while taken := _take(frames):
+            await _write(send, b"".join(taken))
+            await asyncio.sleep(0)
         await _write(send, b"", more=False)
 
 
-def _frames_from(log: TurnLog, encoder: Encoder, position: int) -> list[bytes]:
-    """Return the frames after ``position``; encodes what no watcher of this face has needed yet."""
-    frames = log.frames.setdefault(encoder.face, [])
-    for index in range(len(frames), len(log.events)):
-        event = log.events[index]
-        frame = encoder.encode(log.turn_id, index + 1, event)
-        if isinstance(event, TurnFailed):  # names the request it answers, so nobody shares it
-            return [*frames[position:], frame]
-        frames.append(frame)
-    return frames[position:]
-
-
-def _pieces(frames: Sequence[bytes]) -> Iterator[bytes]:
-    """Join whole frames into writes of about ``WRITE_BYTES``."""
-    piece: list[bytes] = []
+def _take(frames: Iterable[bytes]) -> list[bytes]:
+    """Return the first of ``frames``, as many as make a write."""
+    taken: list[bytes] = []
     size = 0
     for frame in frames:
-        piece.append(frame)
+        taken.append(frame)
         size += len(frame)
         if size >= WRITE_BYTES:
-            yield b"".join(piece)
-            piece, size = [], 0
-    if piece:
-        yield b"".join(piece)
+            break
+    return taken
 
 
 async def _write(send: Send, body: bytes, *, more: bool = True) -> None:

@@ -65,13 +65,9 @@ class TurnLog:
         _wake(self._waiters)
         _wake(self._closing)
 
-    def add_waiter(self, waiter: asyncio.Future[bool]) -> None:
-        """Resolve ``waiter`` with ``True`` at the next event, or when the log is closed."""
-        self._waiters[waiter] = None
-
-    def drop_waiter(self, waiter: asyncio.Future[bool]) -> None:
-        """Take out a waiter that may have given up; one that was resolved is not there any more."""
-        self._waiters.pop(waiter, None)
+    def watch(self, limit_s: float) -> "Watch":
+        """Return what a watcher waits with, ``limit_s`` at most each time; to be ended."""
+        return Watch(self._waiters, limit_s)
 
     async def wait_beyond(self, count: int) -> None:
         """Return once there are more than ``count`` events, or none will come.
@@ -85,6 +81,50 @@ class TurnLog:
         """Return once no event will come any more; may be cancelled at any time."""
         while not self._closed:
             await _join(self._closing)
+
+
+class Watch:
+    """One watcher's waiting for a log to change.
+
+    It has one timer, which is moved when it fires: to move it with each event would cost
+    as much as all the rest of the waiting.
+    """
+
+    __slots__ = ("_limit_s", "_loop", "_since", "_timer", "_waiter", "_waiters")
+
+    def __init__(self, waiters: dict[asyncio.Future[bool], None], limit_s: float) -> None:
+        self._waiters = waiters
+        self._limit_s = limit_s
+        self._loop = asyncio.get_running_loop()
+        self._since = self._loop.time()
+        self._waiter: asyncio.Future[bool] | None = None
+        self._timer = self._loop.call_later(limit_s, self._look)
+
+    async def wait_change(self) -> bool:
+        """Return ``True`` at the next change, ``False`` after ``limit_s`` without one.
+
+        May be cancelled at any time; the log is not changed by that.
+        """
+        self._since = self._loop.time()
+        waiter: asyncio.Future[bool] = self._loop.create_future()
+        self._waiter = waiter
+        self._waiters[waiter] = None
+        try:
+            return await waiter
+        finally:
+            self._waiters.pop(waiter, None)
+
+    def end(self) -> None:
+        """Stop the timer."""
+        self._timer.cancel()
+
+    def _look(self) -> None:
+        left_s = self._since + self._limit_s - self._loop.time()
+        if left_s <= 0:
+            left_s = self._limit_s
+            if self._waiter is not None and not self._waiter.done():
+                self._waiter.set_result(False)
+        self._timer = self._loop.call_later(left_s, self._look)
 
 
 def _wake(waiters: dict[asyncio.Future[bool], None]) -> None:

@@ -121,6 +121,8 @@ async def watch_turn(
     if isinstance(source, Flight | TurnLog):
         log, on_end = (source.log, source.leave) if isinstance(source, Flight) else (source, None)
         if log.is_closed and position >= len(log.events):
+            if on_end is not None:
+                on_end()
             return Response(status_code=204)
         heartbeat_s = call.options.heartbeat_s
         return EventStream(log, encoder, position=position, heartbeat_s=heartbeat_s, on_end=on_end)

@@ -89,6 +89,34 @@ async def test_silence_is_filled() -> None:
     assert wire.body.endswith(b"1:TurnCancelled\n\n")
 
 
+async def test_who_is_not_silent_gets_no_filler() -> None:
+    """Events put the comment off, although the timer is not moved by them."""
+    log, wire = log_of(end=None), Wire()
+    loop = asyncio.get_running_loop()
+    async with asyncio.TaskGroup() as group:
+        group.create_task(watch(log, wire, heartbeat_s=0.05))
+        begun, count = loop.time(), 0
+        while loop.time() < begun + 0.2:
+            count += 1
+            log.append(TextDelta("x"))
+            await written(wire, b"%d:x" % count)
+        log.close(END)
+    assert HEARTBEAT not in wire.body
+
+
+async def test_from_the_middle_nothing_before_it_is_encoded() -> None:
+    """The frames of a long log that nobody watched so far are made as they are needed."""
+    log, late, early = log_of(*"abcd"), PlainEncoder(), PlainEncoder()
+    wire = Wire()
+    await watch(log, wire, encoder=late, position=3)
+    assert wire.writes[1] == b"4:d\n\n5:TurnCancelled\n\n"
+    assert late.encoded == 2
+    wire = Wire()
+    await watch(log, wire, encoder=early)
+    assert wire.writes[1] == b"1:a\n\n2:b\n\n3:c\n\n4:d\n\n5:TurnCancelled\n\n"
+    assert early.encoded == 3
+
+
 async def test_watchers_share_frames() -> None:
     """However many watch, an event is encoded once."""
     log, encoders = log_of("a", "b"), [PlainEncoder(), PlainEncoder(), PlainEncoder()]
@@ -131,9 +159,35 @@ async def test_a_client_that_leaves_is_noticed_at_once() -> None:
         wire.hang_up()
     assert left == [True]
     assert not wire.is_complete
-    assert log._waiters == []
+    assert log._waiters == {}
     await asyncio.sleep(0)
     assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+async def test_a_server_whose_send_never_waits_is_not_blocked_by_a_long_log() -> None:
+    """A departure is noticed while a backlog is being sent, and others have their turn."""
+    wire, encoder = Wire(), PlainEncoder()
+    log = log_of(*["x" * 1000] * 10_000, end=None)
+    async with asyncio.TaskGroup() as group:
+        group.create_task(watch(log, wire, encoder=encoder))
+        await written(wire, b"1:x")
+        wire.hang_up()
+    assert encoder.encoded < 1000
+    assert log._waiters == {}
+
+
+async def test_a_watcher_beyond_the_end_waits_in_silence() -> None:
+    """Events that it claims to have seen are not sent, nor is anything in their place."""
+    log, wire = log_of("a", end=None), Wire()
+    async with asyncio.TaskGroup() as group:
+        group.create_task(watch(log, wire, position=3))
+        await written(wire, RETRY)
+        for text in "bcd":
+            log.append(TextDelta(text))
+            await asyncio.sleep(0)
+        await written(wire, b"4:d")
+        log.close(END)
+    assert wire.writes == [RETRY, b"4:d\n\n", b"5:TurnCancelled\n\n", b""]
 
 
 async def test_the_end_is_told_once() -> None:

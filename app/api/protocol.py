@@ -1,0 +1,75 @@
+"""One HTTP connection, as uvicorn with httptools has it, and what its client may cost.
+
+A client that does not read is closed; until then it holds a few tens of KiB here and at
+most 256 KB in the kernel. uvicorn alone would wait for ever, with up to 4 MB of kernel
+memory for each connection.
+
+These limits come with ``app.server``, which gives this class to uvicorn and passes its
+listener to ``limit_send_buffer``. Under someone else's uvicorn (an embedded
+``create_app``) they are absent, unless it does the same.
+"""
+
+import asyncio
+import logging
+import socket
+import struct
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+# Linux doubles it for its own bookkeeping, and may go beyond that by one packet of 64 KiB.
+SEND_BUFFER_BYTES = 64 * 1024
+WRITE_BUFFER_BYTES = 16 * 1024
+_RESET = struct.pack("ii", 1, 0)
+
+_log = logging.getLogger(__name__)
+
+
+class BoundedProtocol(HttpToolsProtocol):
+    """A connection that is cut when its client stalls.
+
+    While writing is paused the client has to take ``WRITE_BUFFER_BYTES`` in every
+    ``STALLED_S``, or all there is.
+    """
+
+    STALLED_S = 30.0
+    _stall: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        transport.set_write_buffer_limits(high=WRITE_BUFFER_BYTES)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._forget_stall()
+        super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._await_progress()
+
+    def resume_writing(self) -> None:
+        self._forget_stall()
+        super().resume_writing()
+
+    def _await_progress(self) -> None:
+        unsent = self.transport.get_write_buffer_size()
+        self._stall = self.loop.call_later(self.STALLED_S, self._check_progress, unsent)
+
+    def _check_progress(self, unsent_before: int) -> None:
+        if unsent_before - self.transport.get_write_buffer_size() >= WRITE_BUFFER_BYTES:
+            self._await_progress()  # slow, but it reads: one large answer may take long
+            return
+        _log.info("closed a connection whose client did not read for %g s", self.STALLED_S)
+        self._stall = None
+        # With a reset: after a mere close the kernel would keep what it holds, and try on.
+        self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        self.transport.abort()
+
+    def _forget_stall(self) -> None:
+        if self._stall is not None:
+            self._stall.cancel()
+            self._stall = None
+
+
+def limit_send_buffer(listener: socket.socket) -> None:
+    """Bound the kernel's send buffer of every connection that ``listener`` accepts from now on."""
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)

@@ -1,0 +1,148 @@
+"""A connection whose client does not read: how much it holds, and when it is cut."""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+import uvicorn
+
+from app.api.protocol import SEND_BUFFER_BYTES, WRITE_BUFFER_BYTES, BoundedProtocol, limit_send_buffer
+
+PIECE = b"x" * 16 * 1024
+
+
+class Impatient(BoundedProtocol):
+    STALLED_S = 0.1
+
+
+class Source:
+    """An application that sends ``pieces`` and tells how far it came and how it ended."""
+
+    def __init__(self, pieces: int) -> None:
+        self.pieces = pieces
+        self.sent = 0
+        self.left = asyncio.Event()
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        try:
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            for _ in range(self.pieces):
+                await send({"type": "http.response.body", "body": PIECE, "more_body": True})
+                self.sent += 1
+            await send({"type": "http.response.body", "body": b""})
+        finally:
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            self.left.set()
+
+
+@asynccontextmanager
+async def serving(app: Any, protocol: type[asyncio.Protocol]) -> AsyncIterator[tuple[int, uvicorn.Server]]:
+    config = uvicorn.Config(app, http=protocol, lifespan="off", log_config=None, access_log=False)
+    server = uvicorn.Server(config)
+    config.load()
+    listener = socket.create_server(("127.0.0.1", 0))
+    listener.setblocking(False)
+    limit_send_buffer(listener)
+    server.lifespan = config.lifespan_class(config)
+    await server.startup(sockets=[listener])
+    try:
+        yield listener.getsockname()[1], server
+    finally:
+        server.servers[0].close()
+        await server.shutdown(sockets=[listener])
+
+
+def connect(port: int) -> socket.socket:
+    """Return a connection that has asked and takes little."""
+    client = socket.socket()
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    client.connect(("127.0.0.1", port))
+    client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+    client.setblocking(False)
+    return client
+
+
+async def until(done: Callable[[], bool]) -> None:
+    for _ in range(1_000_000):
+        if done():
+            return
+        await asyncio.sleep(0)
+    raise AssertionError("it never happened")
+
+
+async def test_a_client_that_does_not_read_is_cut() -> None:
+    """After the limit its connection is reset; until then a few writes of it were held."""
+    app = Source(1000)
+    async with asyncio.timeout(10), serving(app, Impatient) as (port, server):
+        with connect(port) as client:
+            await until(lambda: any(c._stall for c in server.server_state.connections))  # type: ignore[union-attr]
+            assert app.sent * len(PIECE) < 3 * SEND_BUFFER_BYTES + 3 * WRITE_BUFFER_BYTES
+            await app.left.wait()
+            assert not server.server_state.connections
+            with pytest.raises(ConnectionResetError):
+                while client.recv(1 << 20):
+                    pass
+
+
+async def test_a_client_that_reads_in_time_is_not_cut() -> None:
+    """A client that reads, however late each time, gets everything, and no timer is left."""
+    app = Source(50)
+    loop = asyncio.get_running_loop()
+    async with asyncio.timeout(10), serving(app, Impatient) as (port, server):
+        with connect(port) as client:
+            got = 0
+            while got < 50 * len(PIECE):
+                got += len(await loop.sock_recv(client, 4096))
+            (connection,) = server.server_state.connections
+            assert isinstance(connection, Impatient)
+            assert connection._stall is None
+
+
+async def test_a_slow_client_is_not_cut_while_it_takes_enough() -> None:
+    """One large answer may take longer than the limit, as long as it gets shorter."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        headers = [(b"content-length", b"%d" % (1 << 20))]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": b"x" * (1 << 20)})
+
+    loop = asyncio.get_running_loop()
+    async with asyncio.timeout(20), serving(app, Impatient) as (port, _):
+        with connect(port) as client:
+            begun, got, due = loop.time(), 0, loop.time()
+            while got < 1 << 20:
+                chunk = await loop.sock_recv(client, 16 * 1024)
+                assert chunk
+                got += len(chunk)
+                due += Impatient.STALLED_S / 16
+                await until(lambda due=due: loop.time() > due)  # type: ignore[misc]
+            assert loop.time() - begun > 3 * Impatient.STALLED_S
+
+
+async def test_the_kernel_holds_little() -> None:
+    """A connection's send buffer is inherited from the listener and at most 256 KB, not 4 MB."""
+    app = Source(0)
+    async with asyncio.timeout(10), serving(app, BoundedProtocol) as (port, server):
+        with connect(port):
+            await until(lambda: bool(server.server_state.connections))
+            (connection,) = server.server_state.connections
+            accepted = connection.transport.get_extra_info("socket")
+            assert accepted.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) <= 256_000
+    assert BoundedProtocol.STALLED_S == 30
+
+
+async def test_a_client_that_leaves_takes_its_timer_along() -> None:
+    """A stalled client that hangs up before the limit leaves no timer behind."""
+    app = Source(1000)
+    async with asyncio.timeout(10), serving(app, BoundedProtocol) as (port, server):
+        client = connect(port)
+        await until(lambda: any(c._stall for c in server.server_state.connections))  # type: ignore[union-attr]
+        (connection,) = server.server_state.connections
+        client.close()
+        await app.left.wait()
+        assert isinstance(connection, BoundedProtocol)
+        assert connection._stall is None
