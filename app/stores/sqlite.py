@@ -3,7 +3,11 @@
 No call waits for the disk on the event loop's thread. Writes go to the
 ``Writer``, which commits what waits together; reads go to an executor whose two
 threads share two connections. A ``SqliteStore`` is opened and closed on the event
-loop that uses it.
+loop that uses it. No call waits for ever either: a read that takes too long has
+failed, a write that does has an unknown outcome, since the thread may yet do it.
+
+What would end with a write that must fail is refused before it begins: a turn or a
+new session while the disk is full, refuses writes, or does not answer.
 """
 
 import asyncio
@@ -11,6 +15,7 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from math import inf
 from queue import SimpleQueue
 from threading import Event
 from typing import Concatenate, ParamSpec, TypeVar
@@ -27,6 +32,9 @@ from app.stores.sqlite_rows import Names
 from app.stores.sqlite_writer import Unit, Writer
 
 READERS = 2
+READ_TIMEOUT_S = 10.0
+WRITE_TIMEOUT_S = 10.0
+ROOM_CHECK_S = 1.0
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -38,6 +46,7 @@ class _Files:
     def __init__(self, path: str, boot_id: str, *, wait_for_lock: bool) -> None:
         self.boot_id = boot_id
         self.names = Names()
+        self.directory = os.path.dirname(os.path.realpath(path))
         self._path = path
         self._wait_for_lock = wait_for_lock
         self._given_up = Event()
@@ -102,6 +111,8 @@ class SqliteStore:
         self._wait_for_lock = wait_for_lock
         self._files: _Files | None = None
         self._writer: Writer | None = None
+        self._has_room = True
+        self._look_again_at = -inf
 
     async def open(self, boot_id: str) -> None:
         """Open, migrate and recover. Cancelled while it waits for the lock, it gives up.
@@ -147,6 +158,7 @@ class SqliteStore:
         return self._writer.transactions if self._writer else 0
 
     async def create_session(self, session: Session) -> None:
+        self._check_room()
         await self._write("create_session", sqlite_writes.create_session, session)
 
     async def find_session(self, key: SessionKey) -> Session | None:
@@ -169,7 +181,12 @@ class SqliteStore:
         return await self._read(sqlite_reads.load_path, session)
 
     async def start_turn(self, session: Session, turn: Turn) -> None:
-        """Queue the start record and return; a failure to write it is logged, not raised."""
+        """Queue the start record and return; a failure to write it is logged, not raised.
+
+        Raises:
+            StoreUnavailable: the turn's commit could not be written, so it must not begin.
+        """
+        self._check_room()
         work = partial(sqlite_writes.start_turn, session=session, turn=turn, life=self._life)
         self._get_writer().post(partial(work, body=to_turn_body(turn)), "start_turn")
 
@@ -212,7 +229,12 @@ class SqliteStore:
         def bound(unit: Unit) -> T:
             return work(unit, *args, **kwargs)
 
-        return await writer.submit(bound, label)
+        try:
+            async with asyncio.timeout(WRITE_TIMEOUT_S):
+                return await writer.submit(bound, label)
+        except TimeoutError as error:
+            writer.is_stuck = True
+            raise StoreUnavailable("The database takes too long to write.", outcome_unknown=True) from error
 
     async def _read(
         self, work: Callable[Concatenate[apsw.Connection, P], T], *args: P.args, **kwargs: P.kwargs
@@ -222,7 +244,29 @@ class SqliteStore:
         def bound(connection: apsw.Connection) -> T:
             return work(connection, *args, **kwargs)
 
-        return await asyncio.get_running_loop().run_in_executor(files.executor, files.read, bound)
+        try:
+            async with asyncio.timeout(READ_TIMEOUT_S):
+                return await asyncio.get_running_loop().run_in_executor(files.executor, files.read, bound)
+        except TimeoutError as error:
+            raise StoreUnavailable("The database takes too long to read.") from error
+
+    def _check_room(self) -> None:
+        """Refuse what the disk would not take.
+
+        Raises:
+            StoreUnavailable
+        """
+        writer = self._get_writer()
+        now = asyncio.get_running_loop().time()
+        if now >= self._look_again_at:
+            self._has_room = sqlite_file.has_room(self._get_files().directory)
+            self._look_again_at = now + ROOM_CHECK_S
+        if not self._has_room:
+            raise StoreUnavailable("The disk is full.")
+        if writer.trouble is not None:
+            raise StoreUnavailable("The disk refuses writes.") from writer.trouble
+        if writer.is_stuck:
+            raise StoreUnavailable("The database does not finish its writes.")
 
     def _get_writer(self) -> Writer:
         if self._writer is None or not self._writer.is_open:

@@ -20,6 +20,8 @@ BUSY_TIMEOUT_MS = 1000
 CACHE_KIB = 8192
 LOCK_POLL_S = 0.1
 WAL_LIMIT_BYTES = 64 * 1024 * 1024
+MIN_FREE_BYTES = 8 * 1024 * 1024
+"""Room for the largest answer (``MODEL_MAX_BYTES``, 4 MiB): in the WAL, and in the database."""
 NETWORK_FILE_SYSTEMS = frozenset(
     {"nfs", "nfs4", "cifs", "smb2", "smb3", "smbfs", "ncpfs", "afs", "ceph", "lustre"}
     | {"fuse.sshfs", "fuse.glusterfs", "fuse.ceph", "fuse.rclone", "fuse.smbnetfs"}
@@ -63,6 +65,16 @@ def network_file_system(directory: str, mounts: str) -> str | None:
         if inside and len(point) >= len(best):
             best, kind = point, fields[2]
     return kind if kind in NETWORK_FILE_SYSTEMS else None
+
+
+def has_room(directory: str) -> bool:
+    """Say whether the file system of ``directory`` has room for a turn; asks the kernel, not the disk."""
+    try:
+        found = os.statvfs(directory)
+    except OSError:
+        return True  # it cannot tell: the write will
+    # A file system that does not count its blocks shows none.
+    return found.f_blocks == 0 or found.f_bavail * found.f_frsize >= MIN_FREE_BYTES
 
 
 def take_lock(path: str, *, wait: bool, given_up: Event) -> int:

@@ -8,7 +8,12 @@ commits once, so that they share one sync of the disk. Always true:
 * a caller hears of its work only after the commit, and then all callers of a
   group hear in one call to the event loop;
 * a caller that was cancelled does not undo its work, and its result is dropped;
-* a work may run twice, but only after everything it did was rolled back.
+* a work may run twice, but only after everything it did was rolled back;
+* if the thread dies, everybody who waits hears it, and nobody waits any more.
+
+While the disk refuses writes (``trouble``), one small write a second finds out
+whether it takes them again; any other that succeeds tells as well. ``is_stuck`` is
+set by a caller whose patience ended, and ends with the next result of any work.
 """
 
 import asyncio
@@ -28,6 +33,9 @@ from app.domain.errors import AgentPoolError, StoreUnavailable
 from app.stores.sqlite_file import unavailable
 
 GROUP_LIMIT = 64
+PROBE_S = 1.0
+DISK_ERRORS = (apsw.FullError, apsw.IOError, apsw.ReadOnlyError, apsw.CantOpenError, OSError)
+"""What the next write will most likely hear, too, whatever it is."""
 
 T = TypeVar("T")
 
@@ -106,7 +114,7 @@ Work = Callable[[Unit], T]
 class _Item(NamedTuple):
     work: Work[Any]
     future: "asyncio.Future[Any] | None"  # None: nobody waits
-    label: str
+    label: str  # what the log calls it; "": its failure is not logged
 
 
 class _Failed(NamedTuple):
@@ -120,8 +128,14 @@ class Writer:
         self._keeper = keeper
         self._loop = asyncio.get_running_loop()
         self._queue: SimpleQueue[_Item | None] = SimpleQueue()
+        self._held: list[_Item | None] = []
         self._is_stopping = False
         self._is_committing = False
+        self._has_written = False
+        self._refusal = "The store is closed."
+        self._next_probe: asyncio.TimerHandle | None = None
+        self.trouble: BaseException | None = None
+        self.is_stuck = False
         self.unit: Unit | None = None
         self.opened: asyncio.Future[None] = self._loop.create_future()
         self.closed: asyncio.Future[None] = self._loop.create_future()
@@ -160,8 +174,31 @@ class Writer:
     def _put(self, item: _Item) -> None:
         # Submitting and stopping happen on one thread, so nothing can follow the end mark.
         if self._is_stopping:
-            raise StoreUnavailable("The store is closed.")
+            raise StoreUnavailable(self._refusal)
         self._queue.put(item)
+
+    def _end(self, group: list[_Item], outcomes: list[Any]) -> None:
+        self.is_stuck = False
+        _end_all(group, outcomes)
+
+    def _expect_probe(self) -> None:
+        if self._next_probe is None:
+            self._next_probe = self._loop.call_later(PROBE_S, self._post_probe)
+
+    def _post_probe(self) -> None:
+        self._next_probe = None
+        if self.trouble is not None and not self._is_stopping:
+            self._put(_Item(_probe, None, ""))
+
+    def _mourn(self, group: list[_Item]) -> None:
+        """The thread has died over ``group``: tell all who wait, and accept nothing more."""
+        self._is_stopping = True
+        self._refusal = "The database's writing thread has died; the log says why."
+        _end_all(group, [_Failed(StoreUnavailable(self._refusal, outcome_unknown=True)) for _ in group])
+        while not self._queue.empty():  # nobody else takes from it now
+            item = self._queue.get_nowait()
+            if item is not None:
+                _end_all([item], [_Failed(StoreUnavailable(self._refusal))])
 
     # From here on: the writer's thread.
 
@@ -173,9 +210,14 @@ class Writer:
             self._tell(partial(_resolve, self.closed, None))
             return
         self._tell(partial(_resolve, self.opened, None))
+        group: list[_Item] | None = []
         try:
             while (group := self._next_group()) is not None:
                 self._run(unit, group)
+        except BaseException:
+            # Not raised again: this is the top of the thread, and whom it concerns is told.
+            _log.critical("the writing thread has died", exc_info=True)
+            self._tell(partial(self._mourn, group or []))
         finally:
             self._close(unit)
 
@@ -188,16 +230,16 @@ class Writer:
             self._tell(partial(_resolve, self.closed, None))
 
     def _next_group(self) -> list[_Item] | None:
-        """Wait for work and return what waits, ``None`` at the end."""
-        first = self._queue.get()
+        """Wait for work and return what waits, ``None`` at the end; a probe makes a group of its own."""
+        first = self._held.pop() if self._held else self._queue.get()
         if first is None:
             return None
         group = [first]
         try:
-            while len(group) < GROUP_LIMIT:
+            while len(group) < GROUP_LIMIT and first.work is not _probe:
                 item = self._queue.get_nowait()
-                if item is None:
-                    self._queue.put(None)  # for the next call; nothing is behind the end mark
+                if item is None or item.work is _probe:
+                    self._held.append(item)  # for the next call
                     break
                 group.append(item)
         except Empty:
@@ -216,10 +258,12 @@ class Writer:
                     self._run(unit, [item])
                 return
             outcomes = [_Failed(_translated(error, is_unknown)) for _ in group]
+        self._judge(outcomes)
         self._deliver(group, outcomes)
 
     def _transact(self, unit: Unit, group: list[_Item]) -> list[Any]:
-        self._is_committing = False
+        self._is_committing = self._has_written = False
+        before = unit.connection.total_changes()
         unit.connection.execute("BEGIN IMMEDIATE")
         outcomes = [self._run_item(unit, item) for item in group]
         unit.write_counts()
@@ -227,6 +271,7 @@ class Writer:
         unit.connection.execute("COMMIT")
         unit.end_group()
         self.transactions += 1
+        self._has_written = unit.connection.total_changes() != before
         return outcomes
 
     def _run_item(self, unit: Unit, item: _Item) -> Any:
@@ -254,17 +299,37 @@ class Writer:
         except apsw.Error:
             _log.exception("rolling back failed")
 
+    def _judge(self, outcomes: list[Any]) -> None:
+        """Note whether the disk takes writes."""
+        errors = [outcome.error for outcome in outcomes if isinstance(outcome, _Failed)]
+        trouble = next((error for error in errors if isinstance(error.__cause__, DISK_ERRORS)), None)
+        if trouble is not None:
+            if self.trouble is None:
+                _log.error("the disk refuses writes; no turn begins until it takes them: %s", trouble)
+            self.trouble = trouble
+            self._tell(self._expect_probe)
+        elif self._has_written and self.trouble is not None:
+            self.trouble = None
+            _log.warning("the disk takes writes again")
+
     def _deliver(self, group: list[_Item], outcomes: list[Any]) -> None:
         for item, outcome in zip(group, outcomes, strict=True):
-            if item.future is None and isinstance(outcome, _Failed):
+            if item.future is None and item.label and isinstance(outcome, _Failed):
                 _log.error("%s failed: %s", item.label, outcome.error, exc_info=outcome.error)
-        self._tell(partial(_end_all, group, outcomes))
+        self._tell(partial(self._end, group, outcomes))
 
     def _tell(self, call: Callable[[], None]) -> None:
         try:
             self._loop.call_soon_threadsafe(call)
         except RuntimeError:
             pass  # the event loop is closed, so nobody is left to hear
+
+
+def _probe(unit: Unit) -> None:
+    unit.connection.execute(
+        "INSERT INTO counters (name, value) VALUES ('probes', 1)"
+        " ON CONFLICT (name) DO UPDATE SET value = value + 1"
+    )
 
 
 def _end_all(group: list[_Item], outcomes: list[Any]) -> None:
