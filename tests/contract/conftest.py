@@ -12,6 +12,8 @@ from app.stores.sqlite import SqliteStore
 
 from .builders import BOOT, LIFE
 
+CUTS = 20
+
 
 class Place:
     """Where one kind of store keeps its content, so that it can be opened again after an end."""
@@ -34,6 +36,16 @@ class Place:
         if self._kind == "memory":
             return MemoryStore(self._life)
         return SqliteStore(str(self._folder / "agentpool.db"), self._life)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--cuts", type=int, default=CUTS, help="power cuts that the SQLite store must survive")
+
+
+@pytest.fixture
+def cuts(pytestconfig: pytest.Config) -> int:
+    """How many power cuts to try; the option exists only where this folder is named on the command line."""
+    return int(pytestconfig.getoption("--cuts", default=CUTS))
 
 
 @pytest.fixture(params=["memory", "sqlite"])

@@ -10,6 +10,7 @@ import apsw
 import pytest
 
 from app.domain.errors import StoreUnavailable
+from app.domain.idempotency import Binding
 from app.stores import sqlite_file
 from app.stores.sqlite import SqliteStore
 
@@ -17,7 +18,7 @@ from .builders import BOOT, LIFE, extend, make_session, make_turn, running
 from .faulty_disk import faulty_disk
 
 KILLS = 20
-CUTS = 60
+TURNS = 60
 TESTS = Path(__file__).parents[1]
 
 
@@ -62,13 +63,13 @@ async def _write_and_kill(path: str, boot_id: str, after: int) -> set[tuple[str,
     return {(session_id, turn_id) for session_id, turn_id in whole}
 
 
-async def test_a_power_cut_loses_no_acknowledged_turn(tmp_path: Path) -> None:
-    """At sixty random cuts, with unsynced writes there or not, the acknowledged turns are all there."""
-    assert await _turns_lost_in_cuts(tmp_path) == 0
+async def test_a_power_cut_loses_no_acknowledged_turn(tmp_path: Path, cuts: int) -> None:
+    """At random cuts, with unsynced writes there or not, the acknowledged turns are all there."""
+    assert await _turns_lost_in_cuts(tmp_path, cuts) == 0
 
 
 async def test_the_power_cut_test_notices_missing_syncs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, cuts: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same cuts lose acknowledged turns when commits are not synced."""
 
@@ -79,19 +80,20 @@ async def test_the_power_cut_test_notices_missing_syncs(
 
     sqlite_file_connect = sqlite_file.connect
     monkeypatch.setattr(sqlite_file, "connect", connect_unsynced)
-    assert await _turns_lost_in_cuts(tmp_path) > 0
+    assert await _turns_lost_in_cuts(tmp_path, cuts) > 0
 
 
-async def _turns_lost_in_cuts(tmp_path: Path) -> int:
-    """Commit sixty turns, cut the power at ``CUTS`` random points, return how many were lost in all."""
+async def _turns_lost_in_cuts(tmp_path: Path, cuts: int) -> int:
+    """Commit sixty turns, cut the power at ``cuts`` random points, return how many were lost in all."""
     session = make_session()
     acknowledged: list[tuple[int, int]] = []  # (steps of the disk, depth) at each acknowledgement
     with faulty_disk() as disk:
         store = SqliteStore(str(tmp_path / "agentpool.db"), LIFE)
         await store.open(BOOT)
         await store.create_session(session)
-        for _ in range(60):
-            turn = make_turn(session, answer="word " * 2000)
+        for _ in range(TURNS):
+            binding = Binding("", f"key-{session.depth + 1}", b"f" * 16)
+            turn = make_turn(session, answer="word " * 2000, binding=binding)
             await store.start_turn(session, running(turn))
             session = await store.commit_turn(session, turn)
             acknowledged.append((len(disk.steps), session.depth))
@@ -99,7 +101,7 @@ async def _turns_lost_in_cuts(tmp_path: Path) -> int:
         del store
     chance = random.Random(60)
     lost = 0
-    for number in range(CUTS):
+    for number in range(cuts):
         cut = chance.randint(acknowledged[0][0], len(disk.steps))
         folder = tmp_path / str(number)
         folder.mkdir()
@@ -116,6 +118,8 @@ async def _depth_in_image(path: str) -> int:
     session = await store.find_session(make_session().key)
     if session is not None:
         assert len((await store.load_path(session)).messages) == 2 * session.depth
+        bound = [await store.find_bound("", f"key-{depth + 1}") for depth in range(session.depth)]
+        assert [found and found.turn.depth for found in bound] == [*range(1, session.depth + 1)]
     await store.close()
     connection = apsw.Connection(path)
     assert connection.pragma("integrity_check") == "ok"
