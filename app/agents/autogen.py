@@ -5,6 +5,7 @@ lives. After a failed or cancelled turn the context is in an unknown state: Auto
 never cleans up. The pool drops such an agent.
 """
 
+import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any, Final, Literal
@@ -16,7 +17,8 @@ from autogen_core.tools import Tool, ToolSchema
 from pydantic import BaseModel
 
 from app.agents.context import SessionContext
-from app.agents.tools import CachedWorkbench, PruningToken
+from app.agents.token import PruningToken
+from app.agents.tools import CachedWorkbench
 from app.agents.translate import AGENT_NAME, TurnReader, size_of, to_llm
 from app.domain.errors import ModelError
 from app.domain.session import Path, Stamp
@@ -72,7 +74,8 @@ class AutogenAgent:
     async def run(self, message: str, emit: Emit) -> Answer:
         """Carry out one turn; see ``LiveAgent.run``.
 
-        Cancelling the task, or the token through ``cancel()``, raises ``CancelledError``.
+        Cancelling the task, or the token through ``cancel()``, raises ``CancelledError``, once
+        every thread that a tool runs in has ended.
         """
         assert self._token is None, "one turn at a time"
         token = self._token = PruningToken()
@@ -84,6 +87,11 @@ class AutogenAgent:
             async for event in stream:
                 reader.take(event)
             answer = reader.answer()
+        except asyncio.CancelledError:
+            token.cancel()
+            # No thread can be stopped, and while one works for this turn it has not ended.
+            await token.wait_threads()
+            raise
         except BaseException as error:
             # AutoGen's tool tasks outlive an exception, and a cancellation too.
             token.cancel()

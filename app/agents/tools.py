@@ -1,4 +1,4 @@
-"""Tools that cannot hang a turn, and the token that ends them.
+"""Tools that cannot hang a turn.
 
 AutoGen 0.7.5 waits for ever when a tool ends with anything but a result: an exception
 from the workbench, a ``CancelledError`` of the tool's own, a token cancelled while it
@@ -6,8 +6,8 @@ runs (autogen #7956). So the workbench here always returns one.
 """
 
 import asyncio
+import inspect
 import logging
-from asyncio import Future
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from typing import Any, Final
 
@@ -23,6 +23,8 @@ from autogen_core.tools import (
 )
 from pydantic import ValidationError
 
+from app.agents.threads import ThreadTool
+
 ToolSource = BaseTool[Any, Any] | Callable[..., Any]
 """A tool: one of AutoGen's, or a typed function, async or not, whose docstring describes it."""
 
@@ -31,52 +33,11 @@ _CANCELLED: Final = "Error: the tool call was cancelled."
 _log = logging.getLogger(__name__)
 
 
-class PruningToken(CancellationToken):
-    """A token for one turn that forgets what has ended; the stock one keeps every chunk's future.
-
-    For one event loop. Callbacks may ask the token anything.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._ended = False
-        self._running: set[Future[Any]] = set()
-        self._calls: list[Callable[[], None]] = []
-
-    def cancel(self) -> None:
-        """Cancel what is linked and call the callbacks, once."""
-        if self._ended:
-            return
-        self._ended = True
-        for future in tuple(self._running):
-            future.cancel()
-        calls, self._calls = self._calls, []
-        for call in calls:
-            call()
-
-    def is_cancelled(self) -> bool:
-        return self._ended
-
-    def add_callback(self, callback: Callable[[], None]) -> None:
-        if self._ended:
-            callback()
-        else:
-            self._calls.append(callback)
-
-    def link_future(self, future: Future[Any]) -> Future[Any]:
-        if self._ended:
-            future.cancel()
-        else:
-            self._running.add(future)
-            future.add_done_callback(self._running.discard)
-        return future
-
-
 class CachedWorkbench(StaticStreamWorkbench):
     """A set of tools, made once and shared by all agents that have it.
 
-    Every call ends with a result within ``timeout_s`` (a function in a thread runs on
-    unseen) and at most ``max_output_chars`` of text. An exception's own text goes to the
+    Every call ends with a result within ``timeout_s`` (a function in a thread runs on)
+    and at most ``max_output_chars`` of text. An exception's own text goes to the
     log, never to the model, but for arguments that do not fit: those it can correct.
     """
 
@@ -191,7 +152,9 @@ def to_tool(source: ToolSource) -> BaseTool[Any, Any]:
     """
     if isinstance(source, BaseTool):
         return source
-    return FunctionTool(source, description=(source.__doc__ or "").strip())
+    description = (source.__doc__ or "").strip()
+    is_async = inspect.iscoroutinefunction(source)
+    return FunctionTool(source, description) if is_async else ThreadTool(source, description)
 
 
 async def _run(

@@ -9,7 +9,8 @@ import pytest
 from autogen_core import CancellationToken
 from autogen_core.tools import FunctionTool, ToolResult
 
-from app.agents.tools import CachedWorkbench, PruningToken
+from app.agents.token import PruningToken
+from app.agents.tools import CachedWorkbench
 
 
 async def add(a: int, b: int) -> int:
