@@ -70,7 +70,7 @@ def serve(
     listener = listen(settings, fd)
     if fd is not None and not is_loopback(listener.getsockname()[0]):
         require_permission(insecure, f"the socket's address {listener.getsockname()[0]}")
-    run(settings, listener, wait_for_store=wait_for_store, is_listener_shared=fd is not None)
+    run(settings, listener, wait_for_store=wait_for_store, shares_listener=fd is not None)
 
 
 def listen(settings: Settings, fd: int | None) -> socket.socket:
@@ -84,9 +84,7 @@ def listen(settings: Settings, fd: int | None) -> socket.socket:
         fail(f"cannot listen on {where}: {error.strerror or error}")
 
 
-def run(
-    settings: Settings, listener: socket.socket, *, wait_for_store: bool, is_listener_shared: bool
-) -> None:
+def run(settings: Settings, listener: socket.socket, *, wait_for_store: bool, shares_listener: bool) -> None:
     """Serve on the fastest event loop there is."""
     from app.domain.errors import StoreLocked, StoreUnavailable
     from app.server import serve
@@ -96,9 +94,7 @@ def run(
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             runner.run(
-                serve(
-                    settings, listener, wait_for_store=wait_for_store, is_listener_shared=is_listener_shared
-                )
+                serve(settings, listener, wait_for_store=wait_for_store, shares_listener=shares_listener)
             )
     except (StoreLocked, StoreUnavailable, ValueError) as error:
         fail(str(error))

@@ -6,7 +6,7 @@ The end has an order, which ``PoolServer.shutdown`` is:
 2. running turns end, for ``DRAIN_TIMEOUT_S`` at most or until a second signal;
 3. the others are cancelled, and what they have said is kept;
 4. answers that are being written are finished, and the connections closed;
-5. the pool, the models and last the store are closed: from then on another process may have it.
+5. pool, models and last the store are closed: from then on another process may have it.
 """
 
 import asyncio
@@ -15,6 +15,7 @@ import logging
 import os
 import socket
 from collections.abc import Callable
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -23,6 +24,7 @@ import uvicorn
 from app.api.protocol import BoundedProtocol, limit_send_buffer
 from app.config import Settings
 from app.main import create_app
+from app.ports import Clock
 from app.runtime import Runtime, SystemClock
 
 BACKLOG = 2048
@@ -37,15 +39,17 @@ _log = logging.getLogger(__name__)
 class PoolServer(uvicorn.Server):
     """A uvicorn server that lets turns end before it closes its connections.
 
-    Stock uvicorn closes its listeners first, which fails requests that a load balancer
-    has already sent; it hangs up on connections whose first request is on its way, and
-    never stops while a stream is open.
+    Stock uvicorn closes its listeners first, which fails requests that are on their way,
+    and never stops while a stream is open.
 
-    ``is_listener_shared``: whoever else holds the listening socket takes the connections
+    ``shares_listener``: whoever else holds the listening socket takes the connections
     that come from the first signal on. Otherwise they are accepted here, to be told.
+    ``is_wait_over``: a later signal has said that running turns need not be waited for.
     """
 
-    def __init__(self, runtime: Runtime, *, is_listener_shared: bool = False) -> None:
+    def __init__(
+        self, runtime: Runtime, *, shares_listener: bool = False, clock: Clock | None = None
+    ) -> None:
         config = uvicorn.Config(
             create_app(runtime=runtime),
             http=BoundedProtocol,
@@ -61,9 +65,9 @@ class PoolServer(uvicorn.Server):
         config.load()
         super().__init__(config)
         self._runtime = runtime
-        self._is_listener_shared = is_listener_shared
-        self._is_wait_over = False
-        self._clock = SystemClock()
+        self._shares_listener = shares_listener
+        self._clock = clock or SystemClock()
+        self.is_wait_over = False
         self._last_signal = (0, float("-inf"))
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -72,33 +76,35 @@ class PoolServer(uvicorn.Server):
         if sig == last and now - at < SAME_SIGNAL_S:
             return
         self._last_signal = (sig, now)
-        self._is_wait_over = self.should_exit
+        self.is_wait_over = self.should_exit
         super().handle_exit(sig, frame)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """End in the order of this module's first lines; no wait in it is without a bound."""
-        runtime, loop = self._runtime, asyncio.get_running_loop()
+        runtime = self._runtime
         runtime.begin_drain()
         # In place: requests under way share this list. Those older than its last renewal do not.
         self.server_state.default_headers.append((b"connection", b"close"))
-        self._wind_down(_is_answering)
-        last_call = loop.call_later(LAST_CALL_S, self._wind_down, _is_used)
-        if self._is_listener_shared:
+        self._wind_down()
+        last_call = asyncio.get_running_loop().call_later(LAST_CALL_S, partial(self._wind_down, idle=True))
+        if self._shares_listener:
             self._stop_accepting()
-        await self._wait(self._may_cancel, runtime.settings.drain_timeout_s)
+        await self._wait(
+            lambda: self.is_wait_over or not runtime.turns_in_flight, runtime.settings.drain_timeout_s
+        )
         await runtime.cancel_turns()
         self._stop_accepting()
         await self._wait(self._is_alone, LAST_CALL_S)
         last_call.cancel()
-        self._wind_down(_is_any)
+        self._wind_down(idle=True, fresh=True)
         await self._wait(self._is_alone, LAST_WORDS_S)
         self._hang_up()
         await super().shutdown(sockets)
         # Here, since uvicorn then raises the signal again, which ends the process at once.
-        await self._close_runtime()
-
-    def _may_cancel(self) -> bool:
-        return self._is_wait_over or not self._runtime.turns_in_flight
+        try:
+            await runtime.close()
+        except Exception:
+            _log.exception("closing failed; every turn that was acknowledged is stored")
 
     def _is_alone(self) -> bool:
         return not self.server_state.connections
@@ -113,10 +119,15 @@ class PoolServer(uvicorn.Server):
         for server in self.servers:
             server.close()
 
-    def _wind_down(self, concerns: Callable[[Any], bool]) -> None:
-        """Close these connections, those that are answering after their answer."""
-        for connection in list(self.server_state.connections):
-            if concerns(connection):
+    def _wind_down(self, *, idle: bool = False, fresh: bool = False) -> None:
+        """Close connections that are answering after that; ``idle`` ones, and ``fresh`` ones, now.
+
+        On a fresh one, which has had no request yet, no client expects to be hung up on.
+        """
+        connections: list[Any] = list(self.server_state.connections)
+        for connection in connections:
+            cycle = connection.cycle
+            if fresh if cycle is None else (idle or not cycle.response_complete):
                 connection.shutdown()
 
     def _hang_up(self) -> None:
@@ -125,32 +136,13 @@ class PoolServer(uvicorn.Server):
             _log.warning("a connection did not end in time and is closed")
             connection.transport.abort()
 
-    async def _close_runtime(self) -> None:
-        try:
-            await self._runtime.close()
-        except Exception:
-            _log.exception("closing failed; every turn that was acknowledged is stored")
-
-
-def _is_answering(connection: Any) -> bool:
-    return connection.cycle is not None and not connection.cycle.response_complete
-
-
-def _is_used(connection: Any) -> bool:
-    """Whether it has had a request: on a fresh one a client does not expect to be hung up on."""
-    return connection.cycle is not None
-
-
-def _is_any(connection: Any) -> bool:
-    return True
-
 
 async def serve(
     settings: Settings,
     listener: socket.socket,
     *,
     wait_for_store: bool = False,
-    is_listener_shared: bool = False,
+    shares_listener: bool = False,
 ) -> None:
     """Serve on ``listener`` until a signal comes.
 
@@ -162,7 +154,7 @@ async def serve(
     """
     limit_send_buffer(listener)
     runtime = Runtime(settings, wait_for_store=wait_for_store)
-    server = PoolServer(runtime, is_listener_shared=is_listener_shared)
+    server = PoolServer(runtime, shares_listener=shares_listener)
     async with runtime:
         announce(settings, listener)
         await server.serve(sockets=[listener])
