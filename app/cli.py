@@ -70,7 +70,7 @@ def serve(
     listener = listen(settings, fd)
     if fd is not None and not is_loopback(listener.getsockname()[0]):
         require_permission(insecure, f"the socket's address {listener.getsockname()[0]}")
-    run(settings, listener, wait_for_store=wait_for_store, shares_listener=fd is not None)
+    run(settings, listener, wait_for_store=wait_for_store, shares_socket=fd is not None)
 
 
 def listen(settings: Settings, fd: int | None) -> socket.socket:
@@ -84,7 +84,7 @@ def listen(settings: Settings, fd: int | None) -> socket.socket:
         fail(f"cannot listen on {where}: {error.strerror or error}")
 
 
-def run(settings: Settings, listener: socket.socket, *, wait_for_store: bool, shares_listener: bool) -> None:
+def run(settings: Settings, listener: socket.socket, *, wait_for_store: bool, shares_socket: bool) -> None:
     """Serve on the fastest event loop there is."""
     from app.domain.errors import StoreLocked, StoreUnavailable
     from app.server import serve
@@ -93,9 +93,7 @@ def run(settings: Settings, listener: socket.socket, *, wait_for_store: bool, sh
     configure_logs(settings.log_format, settings.log_level)
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-            runner.run(
-                serve(settings, listener, wait_for_store=wait_for_store, shares_listener=shares_listener)
-            )
+            runner.run(serve(settings, listener, wait_for_store=wait_for_store, shares_socket=shares_socket))
     except (StoreLocked, StoreUnavailable, ValueError) as error:
         fail(str(error))
 

@@ -42,14 +42,12 @@ class PoolServer(uvicorn.Server):
     Stock uvicorn closes its listeners first, which fails requests that are on their way,
     and never stops while a stream is open.
 
-    ``shares_listener``: whoever else holds the listening socket takes the connections
+    ``shares_socket``: whoever else holds the listening socket takes the connections
     that come from the first signal on. Otherwise they are accepted here, to be told.
     ``is_wait_over``: a later signal has said that running turns need not be waited for.
     """
 
-    def __init__(
-        self, runtime: Runtime, *, shares_listener: bool = False, clock: Clock | None = None
-    ) -> None:
+    def __init__(self, runtime: Runtime, *, shares_socket: bool = False, clock: Clock | None = None) -> None:
         config = uvicorn.Config(
             create_app(runtime=runtime),
             http=BoundedProtocol,
@@ -65,7 +63,7 @@ class PoolServer(uvicorn.Server):
         config.load()
         super().__init__(config)
         self._runtime = runtime
-        self._shares_listener = shares_listener
+        self._shares_socket = shares_socket
         self._clock = clock or SystemClock()
         self.is_wait_over = False
         self._last_signal = (0, float("-inf"))
@@ -87,7 +85,7 @@ class PoolServer(uvicorn.Server):
         self.server_state.default_headers.append((b"connection", b"close"))
         self._wind_down()
         last_call = asyncio.get_running_loop().call_later(LAST_CALL_S, partial(self._wind_down, idle=True))
-        if self._shares_listener:
+        if self._shares_socket:
             self._stop_accepting()
         await self._wait(
             lambda: self.is_wait_over or not runtime.turns_in_flight, runtime.settings.drain_timeout_s
@@ -138,11 +136,7 @@ class PoolServer(uvicorn.Server):
 
 
 async def serve(
-    settings: Settings,
-    listener: socket.socket,
-    *,
-    wait_for_store: bool = False,
-    shares_listener: bool = False,
+    settings: Settings, listener: socket.socket, *, wait_for_store: bool = False, shares_socket: bool = False
 ) -> None:
     """Serve on ``listener`` until a signal comes.
 
@@ -154,7 +148,7 @@ async def serve(
     """
     limit_send_buffer(listener)
     runtime = Runtime(settings, wait_for_store=wait_for_store)
-    server = PoolServer(runtime, shares_listener=shares_listener)
+    server = PoolServer(runtime, shares_socket=shares_socket)
     async with runtime:
         announce(settings, listener)
         await server.serve(sockets=[listener])
