@@ -94,6 +94,8 @@ class StockClient(CheckedClient):
                 _note(chunk, call)
                 if not chunk.usage and not chunk.choices:
                     continue  # nothing in it; AutoGen warns of the tenth
+                if len(chunk.choices or ()) > 1:  # a second opinion, not asked for; AutoGen warns of each
+                    chunk = chunk.model_copy(update={"choices": chunk.choices[:1]})
                 if chunk.usage and chunk.choices:
                     # AutoGen ignores the finish_reason of a chunk that carries usage, which
                     # is how DeepSeek ends: told one after the other it hears both.

@@ -12,7 +12,7 @@ from app.agents.translate import AGENT_NAME, USER_SOURCE
 from app.domain.turn import AssistantText, UserText, text_of
 from app.models.registry import ModelRegistry
 from tests.modelserver import ModelServer
-from tests.unit.agents.making import make_agent, run, server_models
+from tests.unit.agents.making import make_agent, run, server_models, until
 
 
 async def clock() -> str:
@@ -76,6 +76,25 @@ async def test_every_call_streams_with_usage(models: ModelRegistry, model_server
     for body in model_server.requests():
         assert body["stream"] is True
         assert body["stream_options"] == {"include_usage": True}
+
+
+async def test_whatever_autogen_breaks_on_closes_the_connection(
+    model_server: ModelServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even while somebody keeps the exception, and with it every frame that it came through."""
+
+    def fail(**_: object) -> None:
+        raise RuntimeError("boom")
+
+    monkeypatch.setattr("autogen_ext.models.openai._openai_client.LLMStreamStartEvent", fail)
+    model_server.reset()
+    model_server.script({"mode": "stall_mid"})
+    registry = server_models(model_server, "stock")
+    with pytest.raises(RuntimeError, match="boom") as caught:
+        await run(make_agent(registry), "hello")
+    await until(lambda: model_server.stats()["streaming"] == 0, 1)
+    assert caught.tb is not None
+    await registry.close()
 
 
 async def test_a_long_history_costs_the_lean_client_a_fraction(model_server: ModelServer) -> None:

@@ -59,6 +59,12 @@ SHAPES: dict[str, Any] = {
     "a tool call with a number for an id": choice(
         {"tool_calls": [{"index": 0, "id": 7, "function": {"name": "clock", "arguments": "{}"}}]}
     ),
+    "two choices": {
+        "choices": [*choice({"content": "hi"})["choices"], {"index": 1, "delta": {"content": "ho"}}]
+    },
+    "logprobs": choice({"content": "hi"}, logprobs={"content": [{"token": 5}]}),
+    "finish of old": choice({"content": "hi"}, "function_call"),
+    "model a number": choice({"content": "hi"}) | {"model": 5},
     "finish a number": choice({"content": "hi"}, 5),
     "finish an object": choice({"content": "hi"}, {"a": 1}),
     "usage a text": {"choices": [], "usage": "much"},
