@@ -2,13 +2,14 @@
 
 from collections import defaultdict
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 from app.domain.errors import AgentPoolError
 from app.domain.ids import SessionKey
 from app.pool.effects import Effect, Granted, Load, Refused
 from app.pool.limits import PoolLimits
-from app.pool.slot import Slot, SlotState, Ticket
+from app.pool.slot import Slot, SlotState, Ticket, TicketKind
 from app.pool.table import PoolTable
 from tests.unit.pool.invariants import check_table
 
@@ -24,6 +25,16 @@ _CHANGES = (
 )
 
 
+@dataclass(frozen=True)
+class Entry:
+    """A ticket that entered, who had the session then, and whether a hold was next in line."""
+
+    ticket: Ticket
+    owner: Ticket | None
+    is_front: bool
+    is_hold_next: bool
+
+
 class CheckedTable:
     """Stands in for the table inside ``AgentManager``. ``line`` is who must be served, in order."""
 
@@ -32,6 +43,7 @@ class CheckedTable:
         self.line: dict[SessionKey, list[Ticket]] = defaultdict(list)
         self.owners: dict[SessionKey, Ticket] = {}
         self.loads: list[Slot] = []
+        self.entries: list[Entry] = []
         for name in _CHANGES:
             setattr(self, name, self._watched(name))
 
@@ -50,6 +62,8 @@ class CheckedTable:
 
     def enter(self, ticket: Ticket, *, may_wait: bool = True, front: bool = False) -> list[Effect]:
         line = self.line[ticket.key]
+        is_hold_next = bool(line) and line[0].kind is TicketKind.HOLD
+        entry = Entry(ticket, self.owners.get(ticket.key), front, is_hold_next)
         line.insert(0 if front else len(line), ticket)
         try:
             effects = self.inner.enter(ticket, may_wait=may_wait, front=front)
@@ -57,6 +71,7 @@ class CheckedTable:
             line.remove(ticket)
             check_table(self.inner)
             raise
+        self.entries.append(entry)
         return self._apply(effects)
 
     def leave(self, ticket: Ticket, now: float) -> list[Effect]:

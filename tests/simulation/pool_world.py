@@ -27,6 +27,7 @@ from tests.simulation.checked import CheckedTable
 
 CLIENTS = 14
 CLAIMS_PER_CLIENT = 4
+LONGEST_WORLD_S = 3000.0
 EXPECTED = (
     Draining,
     PoolExhausted,
@@ -70,11 +71,19 @@ class PoolWorld:
         self.pool._table = self.table  # type: ignore[assignment]
         self.inside: dict[SessionKey, object] = {}
         self.dead: set[int] = set()
+        self.idle_at_drain: set[SessionKey] | None = None
         self.zombies = 0
 
     def after_step(self) -> None:
         self.table.check()
-        assert self.pool.stats().zombies == self.zombies
+        self.table.entries.clear()
+        assert asyncio.get_event_loop().time() < LONGEST_WORLD_S, "somebody waits for ever"
+        stats = self.pool.stats()
+        assert stats.zombies == self.zombies
+        if stats.draining:
+            idle = set(self.table.idle)
+            assert self.idle_at_drain is None or idle <= self.idle_at_drain, "idle after the drain began"
+            self.idle_at_drain = idle
 
     async def play(self) -> None:
         await fill(self.store, *(key.session_id for key in self.keys))
@@ -110,7 +119,8 @@ class PoolWorld:
         user = dice.choice((None, "ann", "bob"))
         asked_at = asyncio.get_running_loop().time()
         try:
-            async with self.pool.lease(key, user=user, may_wait=dice.random() < 0.8) as lease:
+            may_wait, front = dice.random() < 0.8, self.has_fronts and dice.random() < 0.2
+            async with self.pool.lease(key, user=user, may_wait=may_wait, front=front) as lease:
                 self._check_wait(asked_at)
                 await self._use(key, lease)
         except AgentPoolError:

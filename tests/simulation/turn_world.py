@@ -2,27 +2,22 @@
 
 import asyncio
 import random
+import uuid
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
-from app.domain.chat import ChatRequest, OnBusy
-from app.domain.errors import AgentPoolError, ModelError, StoreUnavailable
-from app.domain.events import (
-    MessageCompleted,
-    TerminalEvent,
-    TextDelta,
-    TurnCancelled,
-    TurnFailed,
-    TurnFinished,
-    TurnStarted,
-)
+from app.domain.chat import ChatRequest, OnBusy, OnDisconnect, PastTurn
+from app.domain.errors import AgentPoolError, IdempotencyMismatch, ModelError, StoreUnavailable
 from app.domain.ids import SessionKey
-from app.domain.session import LifeSpan, SessionChange
-from app.domain.turn import CancelReason, ContextMessage, Turn, TurnStatus
+from app.domain.session import LifeSpan, SessionChange, SessionStatus
+from app.domain.stats import ProcessMemory
+from app.domain.turn import CancelReason
 from app.pool.limits import PoolLimits
 from app.pool.manager import AgentManager
 from app.pool.slot import SlotState
+from app.pool.table import PoolTable
+from app.services.admin import AdminService
 from app.services.admission import Admission
 from app.services.chat import ChatService
 from app.services.conductor import Conductor
@@ -30,44 +25,41 @@ from app.services.landing import COMMIT_RETRY_S
 from app.services.sessions import SessionManager
 from app.services.turns import CANCEL_GRACE_S, Flight, FlightState, Turns
 from app.stores.memory import MemoryStore
-from tests.fakes import FakeAgent, FakeFactory, FakeStore, Fault, Gate, LoopClock, Script, new_ids
+from tests.fakes import (
+    FakeAgent,
+    FakeFactory,
+    FakeStore,
+    Fault,
+    Gate,
+    LoopClock,
+    Script,
+    make_session,
+    new_ids,
+)
 from tests.simulation.checked import CheckedTable
+from tests.simulation.turn_book import Book, Outcome, follow, path_of
 
 CLIENTS = 7
 REQUESTS_PER_CLIENT = 4
 TURN_TIMEOUT_S = 6.0
 SLOWEST_CALL_S = 1.0
+LONGEST_WORLD_S = 1500.0
 WRITES = {"create_session", "update_session", "delete_session", "start_turn", "commit_turn", "record_turn"}
-
-
-@dataclass
-class Outcome:
-    """What the client of one turn was told; ``head`` is that which the terminal event named."""
-
-    flight: Flight
-    terminal: TerminalEvent | None = None
-    refusal: AgentPoolError | None = None
-
-    @property
-    def is_on_path(self) -> bool | None:
-        """Whether the turn must be on the path, ``None`` if the client was told that this is unknown."""
-        if isinstance(self.terminal, TurnFailed) and self.terminal.error.outcome_unknown:
-            return None
-        if isinstance(self.terminal, TurnCancelled):
-            return self.terminal.partial_kept
-        return isinstance(self.terminal, TurnFinished)
 
 
 class TurnWorld:
     """``play`` lets the clients at the services and then checks what is left."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, table_class: type[PoolTable] = PoolTable) -> None:
         self.dice = dice = random.Random(f"turns {seed}")
         self.names = [f"s{number}" for number in range(dice.randint(1, 4))]
-        self.failure_rate = dice.choice((0, 0.05, 0.2, 0.6))
+        self.failure_rate = dice.choice((0, 0, 0.05, 0.2, 0.6))
         self.outage_from = dice.uniform(0, 15) if dice.random() < 0.4 else 1e9
         self.outage_s = dice.choice((1, 5, 15))
         self.has_deletes = dice.random() < 0.3
+        self.interrupt_rate = dice.choice((0, 0, 0.3, 0.6))
+        self.key_rate = dice.choice((0, 0.4, 0.9))
+        self.leave_rate = dice.choice((0.1, 0.3, 0.6))
         self.stops_at = dice.uniform(1, 15) if dice.random() < 0.25 else None
         self.limits = PoolLimits(
             max_instances=dice.randint(1, 4),
@@ -78,41 +70,44 @@ class TurnWorld:
             queue_wait_s=dice.choice((2, 20, 20)),
             activation_timeout_s=2,
         )
-        self.outcomes: list[Outcome] = []
-        self.deleted: set[str] = set()
+        self.keyed: list[ChatRequest] = []
         self.trackers: list[asyncio.Task[None]] = []
-        self.bodies = 0
-        self._build()
+        self.requests = self.made = 0
+        self.broken: AssertionError | None = None
+        self.table = CheckedTable(self.limits, table_class)
 
     def _build(self) -> None:
         clock, new_id, life = LoopClock(), new_ids(), LifeSpan()
-        self.store = store = FakeStore(_NotedDeletes(life, self.deleted), self._fault)
+        deleted: set[str] = set()
+        inner = _NotedDeletes(life, deleted)
+        self.book = Book(inner, deleted)
+        self.store = store = FakeStore(inner, self._fault)
         self.factory = factory = FakeFactory(self._script)
-        self.pool = AgentManager(store, factory, self.limits, clock)
-        self.table = CheckedTable(self.limits)
-        self.pool._table = self.table  # type: ignore[assignment]
-        self.turns = Turns(clock, replay_s=30)
+        self.pool = pool = AgentManager(store, factory, self.limits, clock)
+        pool._table = self.table  # type: ignore[assignment]
+        self.turns = turns = Turns(clock, replay_s=30)
         admission = Admission(store, factory, clock, new_id, life)
         self.conductor = Conductor(
-            store,
-            factory,
-            self.pool,
-            self.turns,
-            admission,
-            clock,
-            boot_id="boot-1",
-            turn_timeout_s=TURN_TIMEOUT_S,
+            store, factory, pool, turns, admission, clock, boot_id="boot-1", turn_timeout_s=TURN_TIMEOUT_S
         )
-        self.chat = ChatService(store, factory, admission, self.pool, self.turns, self.conductor, new_id)
-        self.sessions = SessionManager(store, factory, self.pool, self.turns, admission)
+        self.chat = ChatService(store, factory, admission, pool, turns, self.conductor, new_id)
+        self.sessions = SessionManager(store, factory, pool, turns, admission)
+        self.admin = AdminService(store, pool, turns, clock, lambda: ProcessMemory(0, 0))
 
     def after_step(self) -> None:
+        if self.broken is not None:
+            raise self.broken
+        assert asyncio.get_event_loop().time() < LONGEST_WORLD_S, "somebody waits for ever"
         self.table.check()
+        for entry in self.table.entries:
+            self.book.entered(entry)
+        self.table.entries.clear()
         for key, flights in self.turns._by_session.items():
             under_way = [f for f in flights if f.state in (FlightState.RUNNING, FlightState.COMMITTING)]
             assert len(under_way) <= 1, f"two turns at once in {key.session_id}"
 
     async def play(self) -> None:
+        self._build()
         await self.store.inner.open("boot-1")
         clients = [self._start(self._client(), f"client {number}") for number in range(CLIENTS)]
         operator = self._start(self._operate(), "operator")
@@ -127,7 +122,7 @@ class TurnWorld:
             self._check_the_rest()
         else:
             await self._stop()
-        await self._check_history()
+        self.book.check_history()
         await self._stop()
         self._check_nothing_is_left()
 
@@ -137,7 +132,7 @@ class TurnWorld:
         for _ in range(REQUESTS_PER_CLIENT):
             await asyncio.sleep(self._moment() * 2)
             task = self._start(self._bounded(self._pick_request()), "request")
-            if self.dice.random() < 0.3:
+            if self.dice.random() < self.leave_rate:
                 asyncio.get_running_loop().call_later(self._moment(), task.cancel)
             await asyncio.wait([task])
             if not task.cancelled():
@@ -145,13 +140,15 @@ class TurnWorld:
 
     def _pick_request(self) -> Callable[[], Coroutine[Any, Any, None]]:
         kind = self.dice.random()
-        if self.has_deletes and kind < 0.1:
+        if self.has_deletes and kind < 0.15:
             return self._delete
-        if kind < 0.25:
+        if kind < 0.22:
             return self._cancel
+        if kind < 0.26:
+            return self._force
         if kind < 0.35:
             return self._change
-        return self._watch if kind < 0.6 else self._chat
+        return self._watch if kind < 0.5 else self._chat
 
     async def _bounded(self, request: Callable[[], Coroutine[Any, Any, None]]) -> None:
         try:
@@ -159,44 +156,90 @@ class TurnWorld:
         except AgentPoolError:
             pass
 
-    async def _begin(self) -> Flight:
-        on_busy = self.dice.choice((OnBusy.QUEUE, OnBusy.QUEUE, OnBusy.REJECT))
-        self.bodies += 1
-        request = ChatRequest(
-            session_id=self.dice.choice(self.names), message=f"message {self.bodies}", on_busy=on_busy
-        )
-        flight = await self.chat.begin(request)
-        self.trackers.append(self._start(self._track(flight), f"tracker {flight.turn_id}"))
-        return flight
-
     async def _chat(self) -> None:
-        flight = await self._begin()
+        request = self._make_request()
         try:
+            begun = await self.chat.begin(request)
+        except IdempotencyMismatch:
+            self.book.mismatched(request)
+            return
+        if isinstance(begun, PastTurn):
+            self.book.was_past(begun, request)
+        else:
+            await self._attend(begun, request)
+        self.book.answered(self.chat.reply_of(begun))
+
+    async def _attend(self, flight: Flight, request: ChatRequest) -> None:
+        try:
+            outcome = self.book.began(flight, request)
+            if outcome is not None:
+                self.trackers.append(self._start(self._track(outcome), f"tracker {flight.turn_id}"))
             await flight.wait_ended()
+        except AgentPoolError:
+            is_dropped = flight.cancel_reason is CancelReason.DISCONNECT and not flight.ends_unwatched
+            assert not is_dropped, "dropped although somebody waited for it"
+            raise
         finally:
             flight.leave()
-        terminal = flight.log.terminal
-        if isinstance(terminal, TurnFinished):
-            assert self.chat.reply_of(flight).head == flight.turn_id == terminal.head
+
+    def _make_request(self) -> ChatRequest:
+        dice = self.dice
+        how = {
+            "on_busy": self._pick_policy(),
+            "on_disconnect": dice.choice((OnDisconnect.CONTINUE, OnDisconnect.CANCEL)),
+        }
+        self.requests += 1
+        message = f"message {self.requests}"
+        if self.keyed and dice.random() < self.key_rate:
+            request = replace(dice.choice(self.keyed), **how)
+            return replace(request, message=message) if dice.random() < 0.1 else request
+        name = dice.choice(self.names)
+        if dice.random() >= self.key_rate:
+            return ChatRequest(session_id=name, message=message, **how)
+        session_id = None if dice.random() < 0.1 else name
+        key = f"k{self.requests}"
+        self.keyed.append(ChatRequest(session_id=session_id, message=message, idempotency_key=key, **how))
+        return self.keyed[-1]
+
+    def _pick_policy(self) -> OnBusy:
+        if self.dice.random() < self.interrupt_rate:
+            return self.dice.choice((OnBusy.INTERRUPT, OnBusy.ROLLBACK))
+        return self.dice.choice((OnBusy.QUEUE, OnBusy.QUEUE, OnBusy.REJECT))
 
     async def _watch(self) -> None:
-        flight = await self._begin()
-        position = 0
-        while position < len(flight.log.events) or not flight.log.is_closed:
-            await flight.log.wait_beyond(position)
-            position = len(flight.log.events)
+        """Watch a turn in flight for a while, whoever made it."""
+        flights = self.turns.all()
+        if not flights:
+            return
+        flight = self.dice.choice(flights)
+        watched = await self.chat.watch(flight.key, flight.turn_id)
+        if isinstance(watched, Flight):
+            try:
+                position = 0
+                while position < len(watched.log.events) or not watched.log.is_closed:
+                    await watched.log.wait_beyond(position)
+                    position = len(watched.log.events)
+            finally:
+                watched.leave()
 
     async def _cancel(self) -> None:
         keep, everything = self.dice.random() < 0.5, self.dice.random() < 0.3
-        key = SessionKey("", self.dice.choice(self.names))
-        await self.chat.cancel(key, keep_partial=keep, all_turns=everything)
+        await self.chat.cancel(self._pick_key(), keep_partial=keep, all_turns=everything)
+
+    async def _force(self) -> None:
+        await self.admin.evict(self._pick_key(), force=self.dice.random() < 0.8)
 
     async def _change(self) -> None:
         change = SessionChange(title=f"title {self.dice.random()}")
-        await self.sessions.update(SessionKey("", self.dice.choice(self.names)), change)
+        if self.dice.random() < 0.2:
+            change = SessionChange(status=self.dice.choice((SessionStatus.ARCHIVED, SessionStatus.ACTIVE)))
+        await self.sessions.update(self._pick_key(), change)
 
     async def _delete(self) -> None:
-        await self.sessions.delete(SessionKey("", self.dice.choice(self.names)))
+        await self.sessions.delete(self._pick_key())
+
+    def _pick_key(self) -> SessionKey:
+        return SessionKey("", self.dice.choice(self.names))
 
     async def _operate(self) -> None:
         loop, dice = asyncio.get_running_loop(), self.dice
@@ -204,6 +247,8 @@ class TurnWorld:
             await asyncio.sleep(dice.choice((0.5, 1.5)))
             if self.stops_at is not None and loop.time() >= self.stops_at:
                 await self._stop()
+            if self.has_deletes and dice.random() < 0.2:
+                await self._make_anew()
             match dice.randrange(3):
                 case 0:
                     self.pool.sweep()
@@ -211,7 +256,15 @@ class TurnWorld:
                 case 1:
                     self.pool.cleanup_oldest(1)
                 case 2:
-                    self.pool.evict(SessionKey("", dice.choice(self.names)))
+                    self.pool.evict(self._pick_key())
+
+    async def _make_anew(self) -> None:
+        """Delete a session and make it again, behind the services' back as another process would."""
+        key = self._pick_key()
+        if await self.store.inner.delete_session(key):
+            self.made += 1
+            uid = str(uuid.UUID(int=self.made))
+            await self.store.inner.create_session(make_session(key.session_id, uid=uid))
 
     async def _stop(self) -> None:
         """End everything as the runtime does."""
@@ -244,11 +297,29 @@ class TurnWorld:
                 return Fault(late_delay_s=delay_s, late_error=unknown)
 
     def _script(self, agent: FakeAgent, message: str) -> Script:
-        name = agent.session_id
-        stored = self._committed(name)
-        assert tuple(agent.messages) == stored, f"{name} runs with another context than the stored one"
-        flight = self.turns.of_session(SessionKey("", name))[0]
-        assert self.table.owners[flight.key].turn_id == flight.turn_id, "runs without the lease"
+        try:
+            self._check_context(agent, message)
+        except AssertionError as error:  # for the services it is only an agent that failed
+            self.broken = error
+            raise
+        return self._fate()
+
+    def _check_context(self, agent: FakeAgent, message: str) -> None:
+        key = SessionKey("", agent.session_id)
+        assert key in self.table.owners, "runs without the lease"
+        flight = self.turns.get(self.table.owners[key].turn_id)
+        at_work = sum(each.is_running for each in self.factory.built)
+        assert at_work <= self.limits.max_instances, "more agents work than there are places"
+        assert flight is not None
+        assert flight.turn is not None
+        assert flight.turn.input == message, "runs with another turn's lease"
+        record = self.store.inner._records[key]
+        if record.session.uid == flight.uid:  # else made anew since it boarded: it cannot commit
+            stored = tuple(m for turn in path_of(record) for m in turn.messages)
+            assert tuple(agent.messages) == stored, f"{key} runs with another context than the stored one"
+        self.book.body_begins(flight)
+
+    def _fate(self) -> Script:
         fate, pause_s = self.dice.random(), self._moment()
         if fate < 0.1:
             return Script(pause_s=pause_s, error=self.dice.choice((ModelError(), ValueError("a bug"))))
@@ -266,96 +337,31 @@ class TurnWorld:
     def _start(self, coroutine: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
         return asyncio.get_running_loop().create_task(coroutine, name=name)
 
-    # -- what clients were told
+    # -- what must be true
 
-    async def _track(self, flight: Flight) -> None:
-        outcome = Outcome(flight)
-        self.outcomes.append(outcome)
-        asked_at = asyncio.get_running_loop().time()
-        try:
-            outcome.terminal = await flight.wait_ended()
-        except AgentPoolError as error:
-            outcome.refusal = error
-        if not self.has_deletes:  # a delete goes to the front
-            took = asyncio.get_running_loop().time() - asked_at
-            assert took <= self._bound_s(), f"{flight.turn_id} took {took} s of {self._bound_s()}"
-        self._check_log(flight)
-        self._check_told(outcome)
+    async def _track(self, outcome: Outcome) -> None:
+        await follow(outcome, self._bound_s())
+        self.book.check_end(outcome)
 
     def _bound_s(self) -> float:
+        if self.has_deletes:  # a delete goes to the front
+            return 1e9
         limits = self.limits
         waits = limits.queue_wait_s + limits.capacity_wait_s + limits.activation_timeout_s
         board_and_start = 5 * SLOWEST_CALL_S
         commit_and_record = COMMIT_RETRY_S + 3 * SLOWEST_CALL_S
-        return waits + board_and_start + TURN_TIMEOUT_S + CANCEL_GRACE_S + commit_and_record + 1
-
-    def _check_log(self, flight: Flight) -> None:
-        events = flight.log.events
-        if flight.refusal is not None:
-            assert events == []
-            return
-        assert isinstance(events[0], TurnStarted), events
-        assert isinstance(events[-1], TerminalEvent)
-        assert not any(isinstance(event, TurnStarted | TerminalEvent) for event in events[1:-1])
-        if isinstance(events[-1], TurnFinished):
-            text = "".join(event.text for event in events if isinstance(event, TextDelta))
-            assert [e.text for e in events if isinstance(e, MessageCompleted)] == [text]
-            assert events[-1].reply == text
-
-    def _check_told(self, outcome: Outcome) -> None:
-        """In the moment in which the end is told, the store and the pool are as it says."""
-        turn = self._find(outcome.flight)
-        must = outcome.is_on_path
-        if must is not None and outcome.flight.uid not in self.deleted:
-            is_committed = turn is not None and turn.is_committed
-            assert is_committed == must, f"told {outcome.terminal or outcome.refusal}, stored {turn}"
-
-    # -- what is stored
-
-    def _committed(self, name: str) -> tuple[ContextMessage, ...]:
-        record = self.store.inner._records[SessionKey("", name)]
-        return tuple(message for turn in _path(record) for message in turn.messages)
-
-    def _find(self, flight: Flight) -> Turn | None:
-        record = self.store.inner._records.get(flight.key)
-        if record is None or record.session.uid != flight.uid:
-            return None
-        return record.turns.get(flight.turn_id)
-
-    async def _check_history(self) -> None:
-        told = {outcome.flight.turn_id: outcome for outcome in self.outcomes}
-        order = [outcome.flight.turn_id for outcome in self.outcomes]
-        assert len(order) == len(set(order))
-        for record in self.store.inner._records.values():
-            path = _path(record)
-            on_path = {turn.turn_id for turn in path}
-            assert record.session.depth == len(path)
-            for turn in path:
-                assert told[turn.turn_id].is_on_path in (True, None), f"{turn.turn_id} was not acknowledged"
-            for turn_id, outcome in told.items():
-                if outcome.is_on_path and outcome.flight.uid == record.session.uid:
-                    assert turn_id in on_path, f"{turn_id} was acknowledged and is lost"
-            finished = [turn.finished_at for turn in path]
-            assert finished == sorted(finished)
-        present = {record.session.uid for record in self.store.inner._records.values()}
-        for outcome in self.outcomes:
-            if outcome.is_on_path:
-                assert outcome.flight.uid in present | self.deleted, "a session is lost"
+        bound = waits + board_and_start + TURN_TIMEOUT_S + CANCEL_GRACE_S + commit_and_record + 1
+        return bound + (waits if self.interrupt_rate else 0)  # who is overtaken waits anew
 
     def _check_the_rest(self) -> None:
         assert all(slot.state is SlotState.IDLE for slot in self.pool._table.slots.values())
         assert len(self.conductor._tasks) == 0
-        running = [
-            turn.turn_id
-            for record in self.store.inner._records.values()
-            for turn in record.turns.values()
-            if turn.status is TurnStatus.RUNNING
-        ]
-        assert not running, f"recorded as running for ever: {running}"
+        self.book.check_nothing_runs()
 
     def _check_nothing_is_left(self) -> None:
         assert len(self.turns) == 0
         assert not self.turns._by_session
+        assert not self.turns._claims
         assert len(self.conductor._tasks) == len(self.pool._tasks) == 0
         assert not self.pool._futures
         assert not self.pool._table.slots
@@ -373,12 +379,3 @@ class _NotedDeletes(MemoryStore):
         if record := self._records.get(key):
             self._deleted.add(record.session.uid)
         return await super().delete_session(key)
-
-
-def _path(record: Any) -> list[Turn]:
-    path: list[Turn] = []
-    turn_id = record.session.head
-    while turn_id is not None:
-        path.append(record.turns[turn_id])
-        turn_id = path[-1].parent
-    return path[::-1]

@@ -1,0 +1,215 @@
+"""What clients asked for and were told in a simulated world, and what must follow from it."""
+
+import asyncio
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import Any
+
+from app.domain.chat import ChatReply, ChatRequest, OnBusy, PastTurn
+from app.domain.errors import AgentPoolError, SessionNotFound
+from app.domain.events import (
+    MessageCompleted,
+    TerminalEvent,
+    TextDelta,
+    TurnCancelled,
+    TurnFailed,
+    TurnFinished,
+    TurnStarted,
+)
+from app.domain.turn import CancelReason, Turn, TurnStatus
+from app.pool.slot import TicketKind
+from app.services.turns import Flight, FlightState
+from app.stores.memory import MemoryStore
+from tests.simulation.checked import Entry
+
+INTERRUPTS = {OnBusy.INTERRUPT: CancelReason.INTERRUPT, OnBusy.ROLLBACK: CancelReason.ROLLBACK}
+DROPPED = {CancelReason.ROLLBACK, CancelReason.DELETED, CancelReason.ADMIN}
+
+
+@dataclass
+class Outcome:
+    """One turn, the request that made it, and what its clients were told."""
+
+    flight: Flight
+    request: ChatRequest
+    terminal: TerminalEvent | None = None
+    refusal: AgentPoolError | None = None
+    has_run: bool = False
+    reply: ChatReply | None = None
+
+    @property
+    def is_on_path(self) -> bool | None:
+        """Whether the turn must be on the path, ``None`` if the client was told that this is unknown."""
+        if isinstance(self.terminal, TurnFailed) and self.terminal.error.outcome_unknown:
+            return None
+        if isinstance(self.terminal, TurnCancelled):
+            return self.terminal.partial_kept
+        return isinstance(self.terminal, TurnFinished)
+
+
+@dataclass
+class Book:
+    """``deleted`` are the incarnations of sessions that are gone; ``by_key`` the turns of one key."""
+
+    store: MemoryStore
+    deleted: set[str]
+    outcomes: dict[str, Outcome] = field(default_factory=dict)
+    by_key: dict[str, list[Outcome]] = field(default_factory=lambda: defaultdict(list))
+    interrupted: dict[str, set[CancelReason]] = field(default_factory=lambda: defaultdict(set))
+
+    # -- while the world goes on
+
+    def began(self, flight: Flight, request: ChatRequest) -> Outcome | None:
+        """Note the turn that a request got; return it if it is a new one."""
+        if (known := self.outcomes.get(flight.turn_id)) is not None:
+            assert request.idempotency_key is not None, "one turn for two requests"
+            assert known.request.idempotency_key == request.idempotency_key
+            assert known.request.message == request.message, "another request's turn"
+            return None
+        outcome = self.outcomes[flight.turn_id] = Outcome(flight, request)
+        if request.idempotency_key is not None:
+            self.by_key[request.idempotency_key].append(outcome)
+        return outcome
+
+    def was_past(self, past: PastTurn, request: ChatRequest) -> None:
+        known = self.outcomes[past.turn.turn_id]
+        assert known.request.idempotency_key == request.idempotency_key
+        assert past.turn.is_committed, "a turn without trace was answered again"
+        assert past.turn.input == request.message
+        assert past.session_id == known.flight.key.session_id
+
+    def mismatched(self, request: ChatRequest) -> None:
+        others = self.by_key[request.idempotency_key or ""]
+        assert any(other.request.message != request.message for other in others), "the same request"
+
+    def answered(self, reply: ChatReply) -> None:
+        """Every answer of one turn is the same."""
+        outcome = self.outcomes[reply.turn_id]
+        assert outcome.reply in (None, reply)
+        outcome.reply = reply
+
+    def entered(self, entry: Entry) -> None:
+        """An interrupter is next, and whose turn runs has been told, or is being stored."""
+        outcome = self.outcomes.get(entry.ticket.turn_id or "")
+        reason = INTERRUPTS.get(outcome.request.on_busy) if outcome is not None else None
+        if reason is None:
+            return
+        assert entry.is_front != entry.is_hold_next, "an interrupter at the back, or before a delete"
+        if entry.owner is None or entry.owner.kind is TicketKind.HOLD:
+            return
+        other = self.outcomes[entry.owner.turn_id or ""].flight
+        has_won = other.state in (FlightState.COMMITTING, FlightState.ENDED)
+        assert has_won or other.cancel_reason is not None, f"{other.turn_id} was not interrupted"
+        self.interrupted[other.turn_id].add(reason)
+
+    def body_begins(self, flight: Flight) -> None:
+        """The model is asked once per turn, and again for a key only if what was before left no trace."""
+        outcome = self.outcomes[flight.turn_id]
+        assert not outcome.has_run, "one turn ran twice"
+        outcome.has_run = True
+        key = outcome.request.idempotency_key
+        for other in self.by_key[key] if key is not None else ():
+            if other is not outcome:
+                assert other.flight.state is FlightState.ENDED, "two turns of one key at once"
+                assert not self._is_committed(other), "a committed turn was run again"
+
+    # -- when a turn has ended
+
+    def check_end(self, outcome: Outcome) -> None:
+        """In the moment in which the end is told, the store is as it says."""
+        flight = outcome.flight
+        _check_log(outcome)
+        self._check_reason(outcome)
+        turn = self.find(flight)
+        must = outcome.is_on_path
+        if must is not None and flight.uid not in self.deleted:
+            is_committed = turn is not None and turn.is_committed
+            assert is_committed == must, f"told {outcome.terminal or outcome.refusal}, stored {turn}"
+
+    def _check_reason(self, outcome: Outcome) -> None:
+        flight, terminal = outcome.flight, outcome.terminal
+        reason = flight.cancel_reason
+        if reason in INTERRUPTS.values():
+            assert reason in self.interrupted[flight.turn_id], "interrupted by nobody"
+        if reason is CancelReason.DISCONNECT and terminal is not None:
+            assert flight.ends_unwatched, "its client left, and it was to go on"
+        if isinstance(terminal, TurnCancelled):
+            assert terminal.reason is reason
+            assert not (terminal.partial_kept and reason in DROPPED), f"{reason} kept something"
+        if reason is CancelReason.DELETED and outcome.refusal is not None:
+            assert isinstance(outcome.refusal, SessionNotFound)
+
+    # -- when all is over
+
+    def check_history(self) -> None:
+        for record in self.store._records.values():
+            path = path_of(record)
+            on_path = {turn.turn_id for turn in path}
+            assert record.session.depth == len(path)
+            for turn in path:
+                assert self.outcomes[turn.turn_id].flight.uid == record.session.uid, "in another session"
+                told = self.outcomes[turn.turn_id].is_on_path
+                assert told in (True, None), f"{turn.turn_id} was not acknowledged"
+            for turn_id, outcome in self.outcomes.items():
+                if outcome.is_on_path and outcome.flight.uid == record.session.uid:
+                    assert turn_id in on_path, f"{turn_id} was acknowledged and is lost"
+            finished = [turn.finished_at for turn in path]
+            assert finished == sorted(finished)
+        present = {record.session.uid for record in self.store._records.values()}
+        for outcome in self.outcomes.values():
+            assert outcome.flight._watchers == 0, f"{outcome.flight.turn_id} has lost count of its watchers"
+            if outcome.is_on_path:
+                assert outcome.flight.uid in present | self.deleted, "a session is lost"
+        for key, outcomes in self.by_key.items():
+            committed = [o.flight.turn_id for o in outcomes if self._is_committed(o)]
+            assert len(committed) <= 1, f"{committed} were committed with {key}"
+
+    def check_nothing_runs(self) -> None:
+        turns = [turn for record in self.store._records.values() for turn in record.turns.values()]
+        running = [turn.turn_id for turn in turns if turn.status is TurnStatus.RUNNING]
+        assert not running, f"recorded as running for ever: {running}"
+
+    def find(self, flight: Flight) -> Turn | None:
+        record = self.store._records.get(flight.key)
+        if record is None or record.session.uid != flight.uid:
+            return None
+        return record.turns.get(flight.turn_id)
+
+    def _is_committed(self, outcome: Outcome) -> bool:
+        turn = self.find(outcome.flight)
+        return turn is not None and turn.is_committed
+
+
+async def follow(outcome: Outcome, bound_s: float) -> None:
+    """Wait for the end of a turn, which comes in time."""
+    asked_at = asyncio.get_running_loop().time()
+    try:
+        outcome.terminal = await outcome.flight.wait_ended()
+    except AgentPoolError as error:
+        outcome.refusal = error
+    took = asyncio.get_running_loop().time() - asked_at
+    assert took <= bound_s, f"{outcome.flight.turn_id} took {took} s of {bound_s}"
+
+
+def _check_log(outcome: Outcome) -> None:
+    events = outcome.flight.log.events
+    if outcome.refusal is not None:
+        assert events == []
+        return
+    assert isinstance(events[0], TurnStarted), events
+    assert isinstance(events[-1], TerminalEvent)
+    assert not any(isinstance(event, TurnStarted | TerminalEvent) for event in events[1:-1])
+    if isinstance(events[-1], TurnFinished):
+        text = "".join(event.text for event in events if isinstance(event, TextDelta))
+        assert [e.text for e in events if isinstance(e, MessageCompleted)] == [text]
+        assert events[-1].reply == text
+
+
+def path_of(record: Any) -> list[Turn]:
+    """Return a stored session's committed turns, oldest first."""
+    path: list[Turn] = []
+    turn_id = record.session.head
+    while turn_id is not None:
+        path.append(record.turns[turn_id])
+        turn_id = path[-1].parent
+    return path[::-1]
