@@ -6,6 +6,18 @@ import pytest
 
 from tests.serverprocess import ServerProcess
 
+KILLS = 20
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--kills", type=int, default=KILLS, help="how often a server under load is killed")
+
+
+@pytest.fixture
+def kills(pytestconfig: pytest.Config) -> int:
+    # Known to pytest only when this folder is named on the command line, hence the default.
+    return int(pytestconfig.getoption("--kills", default=KILLS))
+
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
