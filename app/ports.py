@@ -177,7 +177,10 @@ class SessionStore(Protocol):
         """
 
     async def list_turns(self, session: Session, limit: int, cursor: str | None = None) -> TurnPage:
-        """Return a page of all turns, newest first, ``on_branch`` set."""
+        """Return a page of all turns, newest first, ``on_branch`` set.
+
+        A turn that cannot be read is listed as failed, ``SNAPSHOT_UNREADABLE``.
+        """
 
     async def list_branch(self, session: Session, limit: int, before: str | None = None) -> tuple[Turn, ...]:
         """Return the newest ``limit`` turns of the current branch, or of those before ``before``, ascending.

@@ -21,6 +21,7 @@ from app.stores.sqlite_rows import (
     from_turn_row,
     is_committed,
     messages_of_row,
+    unreadable_turn,
 )
 
 _FIND_SESSION = f"SELECT {SESSION_COLUMNS} FROM sessions WHERE owner = ? AND session_id = ?"  # noqa: S608
@@ -152,12 +153,12 @@ def list_turns(
     rows = connection.execute(_LIST_TURNS, values).fetchall()
     page = rows[:limit]
     branch = _branch_ids(connection, place, page)
-    session_id = session.key.session_id
-    turns = tuple(
-        from_turn_row(row, connection, names, session_id, on_branch=row[0] in branch) for row in page
-    )
-    following = to_cursor("t", turns[-1].started_at, turns[-1].turn_id) if len(rows) > len(page) else None
-    return TurnPage(turns, connection.execute(_COUNT_TURNS, (place.number,)).get, following)
+    turns = [_show(row, connection, names, session, on_branch=row[0] in branch) for row in page]
+    shown = tuple(turn for turn in turns if turn is not None)
+    # The last entry, unless its row is too broken to say where it stands.
+    places = [(turn.started_at, turn.turn_id) for turn in shown if turn.started_at]
+    following = to_cursor("t", *places[-1]) if places and len(rows) > len(page) else None
+    return TurnPage(shown, connection.execute(_COUNT_TURNS, (place.number,)).get, following)
 
 
 def list_branch(
@@ -174,6 +175,17 @@ def list_branch(
     if len(rows) < limit and (not rows or rows[-1][1] is not None):
         raise SnapshotUnreadable(session_id=session_id)
     return tuple(from_turn_row(row, connection, names, session_id, on_branch=True) for row in reversed(rows))
+
+
+def _show(
+    row: Row, connection: apsw.Connection, names: Names, session: Session, *, on_branch: bool
+) -> Turn | None:
+    """Return the turn for a listing; a broken one as failed, so that its neighbours stay listed."""
+    try:
+        return from_turn_row(row, connection, names, session.key.session_id, on_branch=on_branch)
+    except SnapshotUnreadable as error:
+        _log.error("turn %s of session %r is unreadable", error.turn_id, error.session_id)
+        return unreadable_turn(row, on_branch=on_branch)
 
 
 def _find_place(connection: apsw.Connection, session: Session) -> _Place | None:

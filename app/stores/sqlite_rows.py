@@ -10,7 +10,7 @@ import apsw
 from app.domain.errors import SnapshotUnreadable
 from app.domain.ids import SessionKey, from_id_bytes, to_id_bytes
 from app.domain.session import Session
-from app.domain.turn import ContextMessage, Turn, TurnStatus
+from app.domain.turn import Activation, ContextMessage, Turn, TurnError, TurnStatus
 from app.stores.codec import (
     TurnColumns,
     from_json_text,
@@ -30,6 +30,9 @@ SESSION_COLUMNS = (
 TURN_COLUMNS = (
     "turn_id, parent, depth, status, kept, agent, provider, model, boot, started_at, finished_at, body"
 )
+
+LATEST_MS = 253_402_300_799_999
+"""The end of the year 9999; a time behind it is no time."""
 
 RUNNING = 0
 STATUSES = (TurnStatus.RUNNING, TurnStatus.FINISHED, TurnStatus.FAILED, TurnStatus.CANCELLED)
@@ -182,6 +185,33 @@ def from_turn_row(
         return from_turn_value(columns, value, on_branch=on_branch)
     except (SnapshotUnreadable, struct.error, TypeError, ValueError, IndexError) as error:
         raise SnapshotUnreadable(session_id=session_id, turn_id=_shown(row[0])) from error
+
+
+def unreadable_turn(row: Row, *, on_branch: bool = False) -> Turn | None:
+    """Return what a broken row shows of its turn, ``None`` if not even its id: a failed turn.
+
+    Its columns are believed as far as they have a sensible type.
+    """
+    turn_id, parent, depth, started_at = row[0], row[1], row[2], row[9]
+    shown_id = _shown(turn_id)
+    if shown_id is None:
+        return None
+    error = SnapshotUnreadable()
+    return Turn(
+        turn_id=shown_id,
+        parent=_shown(parent),
+        depth=depth if isinstance(depth, int) else 0,
+        status=TurnStatus.FAILED,
+        input="",
+        agent_id="",
+        provider="",
+        model="",
+        activation=Activation.RESTORED,
+        started_at=started_at if isinstance(started_at, int) and 0 <= started_at <= LATEST_MS else 0,
+        boot_id="",
+        error=TurnError(error.code, error.detail),
+        on_branch=on_branch,
+    )
 
 
 def messages_of_row(row: Row, session_id: str) -> tuple[ContextMessage, ...]:
