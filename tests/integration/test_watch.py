@@ -7,6 +7,7 @@ import socket
 import struct
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cached_property
 from typing import Any, Self
 
 import httpx2
@@ -48,12 +49,18 @@ class RawWatcher:
         self.socket = socket.create_connection(("127.0.0.1", port), timeout=20)
         self.socket.sendall("\r\n".join(lines).encode() + b"\r\n\r\n" + content)
         self._file = self.socket.makefile("rb")
-        self.status = int(self._file.readline().split()[1])
+
+    @cached_property
+    def status(self) -> int:
+        """The status; waits for the head of the answer."""
+        number = int(self._file.readline().split()[1])
         while self._file.readline() not in (b"\r\n", b""):
             pass
+        return number
 
     def events(self) -> Iterator[Json]:
         """Yield the events in what arrives; each chunk has to hold whole ones."""
+        assert self.status == 200
         while size := int(self._file.readline() or b"0", 16):
             chunk = self._file.read(size + 2)
             if len(chunk) < size + 2:
@@ -136,7 +143,6 @@ def test_two_hundred_cuts(chat: Chat, runtime: Runtime) -> None:
     watcher = RawWatcher(chat.server.port, "POST", "/chat/stream", {"session_id": "s", "message": message})
     seen: list[Json] = []
     for _ in range(CUTS):
-        assert watcher.status == 200
         stream, wanted = watcher.events(), dice.randrange(13)
         if not seen:
             wanted += 1
