@@ -70,7 +70,7 @@ def shown(server: ServerProcess) -> list[Any]:
 def test_full_disk_refuses_turns_before_the_model_and_heals_with_room(
     disk: SmallDisk, server: ServerProcess, model: ModelServer
 ) -> None:
-    """Full: 503 at once, no model asked, all readable, nothing partial; with room turns are answered again."""
+    """Full: 503 at once, no model asked, all readable, nothing partial; with room turns are answered."""
     for _ in range(10):
         assert say(server, "a").status == 200
     disk.fill(server)
