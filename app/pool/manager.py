@@ -106,7 +106,8 @@ class AgentManager:
     async def hold(self, key: SessionKey, *, front: bool = False) -> AsyncIterator[None]:
         """Have the session to oneself, without an agent; a live one that is idle is dropped.
 
-        ``front``: before every turn that waits. Raises as ``lease`` does.
+        ``front``: before every turn that waits, and without ``queue_wait_s``: whoever asks for
+        that has seen to it that the running turn ends. Raises as ``lease`` does.
         """
         ticket = Ticket(key, TicketKind.HOLD)
         await self._claim(ticket, front=front)
@@ -198,15 +199,17 @@ class AgentManager:
         if on_entered is not None:
             on_entered()
         if ticket.state is TicketState.WAITING:
-            await self._wait(ticket)
+            await self._wait(ticket, has_limit=not front or ticket.kind is TicketKind.TURN)
         if ticket.error is not None:
             raise ticket.error.with_traceback(None)
 
-    async def _wait(self, ticket: Ticket) -> None:
+    async def _wait(self, ticket: Ticket, *, has_limit: bool) -> None:
         # No await since the ticket was entered: nobody can have granted it in between.
         loop = asyncio.get_running_loop()
         future = self._futures[ticket] = loop.create_future()
-        too_long = loop.call_later(self.limits.queue_wait_s, self._queue_wait_over, ticket)
+        too_long = None
+        if has_limit:
+            too_long = loop.call_later(self.limits.queue_wait_s, self._queue_wait_over, ticket)
         try:
             await future
         except BaseException:
@@ -214,7 +217,8 @@ class AgentManager:
             self._carry_out(self._table.leave(ticket, self._clock.monotonic()))
             raise
         finally:
-            too_long.cancel()
+            if too_long is not None:
+                too_long.cancel()
             del self._futures[ticket]
 
     def _is_hold_next(self, key: SessionKey) -> bool:

@@ -118,20 +118,19 @@ class AdminService:
 
         Raises:
             AgentNotFound: it has none.
-            SessionBusy: it is in use, and not ``force``.
+            SessionBusy: it is in use, and not ``force``, or not by a turn.
         """
         if self._pool.evict(key):
             return
         if not self._pool.is_live(key):
             raise AgentNotFound("This session has no live agent.", session_id=key.session_id)
         running = self._turns.get(self._pool.owner_of(key))
-        if not force:
+        if running is None or not force:
             turn_id = running.turn_id if running else None
             raise SessionBusy(session_id=key.session_id, turn_id=turn_id)
-        if running is not None:
-            running.cancel(CancelReason.ADMIN, keep_partial=False)
-            await running.log.wait_closed()
-            self._pool.evict(key)  # if it was being stored already it has won, and its agent is idle
+        running.cancel(CancelReason.ADMIN, keep_partial=False)
+        await running.log.wait_closed()
+        self._pool.evict(key)  # if it was being stored already it has won, and its agent is idle
 
     async def cleanup(
         self,

@@ -281,6 +281,17 @@ async def test_who_waited_for_a_deleted_session_does_not_get_its_successor():
     await chats.check_quiet()
 
 
+@virtual
+async def test_a_delete_waits_for_the_end_of_the_turn_it_cancelled():
+    """However short the turns' own wait is: the turn is over soon, and then the session is gone."""
+    chats = await Chats.make(queue_wait_s=0.5)
+    first = await running(chats, Script(deltas=("a", "b"), pause_s=5.0, holdout=open_after(8)))
+    await chats.sessions.delete(KEY)
+    assert isinstance(await end_of(first), CancelledEvent)
+    assert KEY not in chats.store.inner._records
+    await asyncio.sleep(10)
+
+
 def test_a_delete_may_be_cut_at_every_await():
     """A delete whose caller leaves has happened or not; nobody waits for ever."""
 
@@ -362,6 +373,17 @@ async def test_forcing_out_an_agent_whose_turn_boards():
     await chats.admin.evict(KEY, force=True)
     assert isinstance(await end_of(first), TurnCancelled)
     assert isinstance(await end_of(waiting), TurnFinished)
+    await chats.check_quiet()
+
+
+@virtual
+async def test_an_agent_that_is_leased_without_a_turn_cannot_be_forced_out():
+    """There is no turn to cancel, so the operator is told that it is in use."""
+    chats = await Chats.make()
+    lease = await chats.pool.acquire(KEY)
+    assert isinstance(await failure_of(chats.admin.evict(KEY, force=True)), SessionBusy)
+    lease.give_back()
+    await chats.admin.evict(KEY)
     await chats.check_quiet()
 
 

@@ -188,7 +188,7 @@ def keeps_the_text_of_every_cancelled_turn(cancel):
 
 @mutant((AgentManager, "_wait"))
 def loses_the_grant_of_a_waiter_that_leaves(wait):
-    async def forgetful(self, ticket):
+    async def forgetful(self, ticket, *, has_limit):
         future = self._futures[ticket] = asyncio.get_running_loop().create_future()
         timer = asyncio.get_running_loop().call_later(self.limits.queue_wait_s, self._queue_wait_over, ticket)
         try:
