@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+from app.domain.errors import TurnInterrupted
 from app.domain.events import (
     MessageCompleted,
     TextDelta,
@@ -28,6 +29,10 @@ from app.domain.turn import (
 
 Numbered = tuple[int, TurnEvent]
 
+# Of the end of a turn that died with its process. How many events its watchers had seen
+# died with it, too: this is behind them all, so that whoever resumes gets it, once.
+INTERRUPTED_SEQ = 999_999_999
+
 
 def replay(turn: Turn, session_id: str, after: int = 0) -> list[Numbered]:
     """Return the events of an ended ``turn`` behind the sequence number ``after``.
@@ -49,7 +54,8 @@ def _numbered(turn: Turn, session_id: str) -> Iterator[Numbered]:
             session_id, turn.agent_id, turn.provider, turn.model, turn.activation, created_at=turn.started_at
         ),
     )
-    last = max(turn.last_seq, 2)
+    is_interrupted = turn.error is not None and turn.error.code == TurnInterrupted.code
+    last = INTERRUPTED_SEQ if is_interrupted else max(turn.last_seq, 2)
     is_finished = turn.status is TurnStatus.FINISHED
     text = text_of(turn.messages)
     middle: list[Numbered] = list(zip(turn.tool_seqs, _tool_events(turn), strict=False))
