@@ -36,6 +36,8 @@ GROUP_LIMIT = 64
 PROBE_S = 1.0
 DISK_ERRORS = (apsw.FullError, apsw.IOError, apsw.ReadOnlyError, apsw.CantOpenError, OSError)
 """What the next write will most likely hear, too, whatever it is."""
+READ_ERRORS = (apsw.SQLITE_IOERR_READ, apsw.SQLITE_IOERR_SHORT_READ)
+"""But not these: a page that cannot be read says nothing about writing."""
 
 T = TypeVar("T")
 
@@ -302,7 +304,7 @@ class Writer:
     def _judge(self, outcomes: list[Any]) -> None:
         """Note whether the disk takes writes."""
         errors = [outcome.error for outcome in outcomes if isinstance(outcome, _Failed)]
-        trouble = next((error for error in errors if isinstance(error.__cause__, DISK_ERRORS)), None)
+        trouble = next((error for error in errors if _is_of_disk(error.__cause__)), None)
         if trouble is not None:
             if self.trouble is None:
                 _log.error("the disk refuses writes; no turn begins until it takes them: %s", trouble)
@@ -323,6 +325,10 @@ class Writer:
             self._loop.call_soon_threadsafe(call)
         except RuntimeError:
             pass  # the event loop is closed, so nobody is left to hear
+
+
+def _is_of_disk(cause: BaseException | None) -> bool:
+    return isinstance(cause, DISK_ERRORS) and getattr(cause, "extendedresult", None) not in READ_ERRORS
 
 
 def _probe(unit: Unit) -> None:

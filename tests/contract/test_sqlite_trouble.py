@@ -9,6 +9,7 @@ from threading import Event
 from types import SimpleNamespace
 from typing import Any
 
+import apsw
 import pytest
 
 from app.domain.errors import StoreUnavailable
@@ -152,6 +153,34 @@ async def test_any_write_that_succeeds_ends_the_refusal(
         await begin(store, session)
         await store.close()
         del store
+
+
+@pytest.mark.parametrize(
+    ("code", "refuses"),
+    [
+        (apsw.SQLITE_FULL, True),
+        (apsw.SQLITE_READONLY, True),
+        (apsw.SQLITE_IOERR_WRITE, True),
+        (apsw.SQLITE_IOERR_READ, False),
+        (apsw.SQLITE_CORRUPT, False),
+        (apsw.SQLITE_BUSY, False),
+    ],
+)
+async def test_what_concerns_one_page_refuses_no_turn(
+    store: SqliteStore, session: Session, code: int, refuses: bool
+) -> None:
+    """Only errors that the next write will meet, too, keep turns from beginning."""
+
+    def fail(_: object) -> None:
+        raise apsw.exception_for(code)
+
+    with pytest.raises(StoreUnavailable):
+        await store._write("fail", fail)
+    if refuses:
+        with pytest.raises(StoreUnavailable):
+            await begin(store, session)
+    else:
+        await begin(store, session)
 
 
 async def test_a_writer_that_dies_leaves_nobody_waiting(
