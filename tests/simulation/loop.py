@@ -130,6 +130,8 @@ def run(
 
 def _end(loop: VirtualLoop) -> None:
     loop.after_step = None
+    loop.call_soon(loop.stop)  # a stop that is due from a main that had just ended is over with this one
+    loop.run_forever()
     for task in asyncio.all_tasks(loop):
         task.cancel()
     if asyncio.all_tasks(loop):

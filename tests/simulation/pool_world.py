@@ -75,7 +75,7 @@ class PoolWorld:
         self.zombies = 0
 
     def after_step(self) -> None:
-        self.table.check()
+        self.table.after_step()
         self.table.entries.clear()
         assert asyncio.get_event_loop().time() < LONGEST_WORLD_S, "somebody waits for ever"
         stats = self.pool.stats()

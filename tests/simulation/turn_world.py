@@ -98,7 +98,7 @@ class TurnWorld:
         if self.broken is not None:
             raise self.broken
         assert asyncio.get_event_loop().time() < LONGEST_WORLD_S, "somebody waits for ever"
-        self.table.check()
+        self.table.after_step()
         for entry in self.table.entries:
             self.book.entered(entry)
         self.table.entries.clear()
