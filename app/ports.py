@@ -131,6 +131,15 @@ class SessionStore(Protocol):
             SessionNotFound, PreconditionFailed
         """
 
+    async def touch_session(self, key: SessionKey, now: int) -> Session:
+        """Count activity at ``now``: the expiry clock starts again, also of an expired session.
+
+        The revision stays. Returns the session as it is then.
+
+        Raises:
+            SessionNotFound
+        """
+
     async def delete_session(self, key: SessionKey) -> bool:
         """Remove the session and everything that belongs to it; say whether it was there."""
 

@@ -1,10 +1,12 @@
 """How a session comes to be, by hand or by the first message to it."""
 
+import asyncio
 from dataclasses import dataclass, field, replace
+from weakref import WeakValueDictionary
 
 from app.domain.errors import SessionArchived, SessionExpired, SessionNotFound
 from app.domain.ids import SessionKey
-from app.domain.session import DEFAULT_AGENT_ID, LifeSpan, Session, SessionStatus, expiry
+from app.domain.session import DEFAULT_AGENT_ID, LifeSpan, Session, SessionQuery, SessionStatus, expiry
 from app.domain.turn import JsonObject
 from app.ports import AgentFactory, Clock, NewId, SessionStore
 
@@ -37,6 +39,10 @@ class Admission:
     new_id: NewId
     life: LifeSpan
     app_name: str = "default"
+    # One line per user whose sessions are being made; it is gone when nobody stands in it.
+    _lines: "WeakValueDictionary[tuple[str, str | None], asyncio.Lock]" = field(
+        default_factory=WeakValueDictionary, init=False, repr=False
+    )
 
     async def create(self, new: NewSession) -> Session:
         """Store a new session; without an id it gets a fresh UUIDv7.
@@ -44,6 +50,37 @@ class Admission:
         Raises:
             SessionExists, AgentNotFound, UnknownModel, StoreUnavailable
         """
+        session = self._make(new)
+        await self.store.create_session(session)
+        return session
+
+    async def resume(self, new: NewSession) -> tuple[Session, bool]:
+        """Return the user's newest active session that fits, or a new one, and whether it is new.
+
+        It fits if it has the agent and the window of ``new``, where those are given. Of
+        several calls for one user at once the first makes it and the others find it.
+
+        Raises:
+            AgentNotFound, UnknownModel, StoreUnavailable
+        """
+        query = SessionQuery(
+            owner=new.owner,
+            now=self.clock.now_ms(),
+            limit=1,
+            user_id=new.user_id,
+            agent_id=new.agent_id,
+            window_id=new.window_id,
+            status=SessionStatus.ACTIVE,
+        )
+        async with self._line(new.owner, new.user_id):
+            found = (await self.store.list_sessions(query)).sessions
+            return (found[0], False) if found else (await self.create(new), True)
+
+    def _line(self, owner: str, user_id: str | None) -> asyncio.Lock:
+        return self._lines.setdefault((owner, user_id), asyncio.Lock())
+
+    def _make(self, new: NewSession) -> Session:
+        """Return the record of a new session that could run."""
         now = self.clock.now_ms()
         session = Session(
             key=SessionKey(new.owner, new.session_id or self.new_id()),
@@ -64,7 +101,6 @@ class Admission:
             ttl_s=new.ttl_s,
         )
         self.factory.check(session)
-        await self.store.create_session(session)
         return session
 
     async def find(self, key: SessionKey, user_id: str | None) -> Session | None:

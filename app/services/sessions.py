@@ -70,6 +70,17 @@ class SessionManager:
         """
         return self._view(await self._admission.create(new))
 
+    async def resume(self, new: NewSession) -> tuple[SessionView, bool]:
+        """Return the user's newest active session that has the agent and window, or a new one.
+
+        The second value says whether it is new. Resuming is no activity.
+
+        Raises:
+            AgentNotFound, UnknownModel
+        """
+        session, is_new = await self._admission.resume(new)
+        return self._view(session), is_new
+
     async def get(self, key: SessionKey, user_id: str | None = None) -> SessionView:
         """Return a session, an expired one too.
 
@@ -130,6 +141,15 @@ class SessionManager:
             self._factory.check(change.apply(session, now, self._admission.life))
         now = self._admission.clock.now_ms()
         return self._view(await self._store.update_session(key, change, now, expected_etag=if_match))
+
+    async def refresh(self, key: SessionKey, user_id: str | None = None) -> SessionView:
+        """Restart the expiry clock; an expired session is active again, an archived one stays archived.
+
+        Raises:
+            SessionNotFound
+        """
+        await self._admission.get(key, user_id)
+        return self._view(await self._store.touch_session(key, self._admission.clock.now_ms()))
 
     async def delete(self, key: SessionKey, user_id: str | None = None) -> None:
         """Delete a session and all that belongs to it; its running turn is cancelled.

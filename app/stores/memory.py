@@ -105,6 +105,14 @@ class MemoryStore:
         record.session = change.apply(record.session, now, self._life)
         return record.session
 
+    async def touch_session(self, key: SessionKey, now: int) -> Session:
+        self._check_open()
+        record = self._records.get(key)
+        if record is None:
+            raise SessionNotFound(session_id=key.session_id)
+        record.session = record.session.touched(now, self._life)
+        return record.session
+
     async def delete_session(self, key: SessionKey) -> bool:
         self._check_open()
         if key not in self._records:

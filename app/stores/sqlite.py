@@ -174,6 +174,9 @@ class SqliteStore:
             "update_session", sqlite_writes.update_session, key, change, now, self._life, expected_etag
         )
 
+    async def touch_session(self, key: SessionKey, now: int) -> Session:
+        return await self._write("touch_session", sqlite_writes.touch_session, key, now, self._life)
+
     async def delete_session(self, key: SessionKey) -> bool:
         return await self._write("delete_session", sqlite_writes.delete_session, key)
 

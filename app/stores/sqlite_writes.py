@@ -92,6 +92,15 @@ def update_session(
     return changed
 
 
+def touch_session(unit: Unit, key: SessionKey, now: int, life: LifeSpan) -> Session:
+    row = unit.connection.execute(_FIND_SESSION, key).fetchone()
+    if row is None:
+        raise SessionNotFound(session_id=key.session_id)
+    touched = from_session_row(row[:-1]).touched(now, life)
+    _set_activity(unit, row, touched)
+    return touched
+
+
 def delete_session(unit: Unit, key: SessionKey) -> bool:
     number = unit.connection.execute("SELECT id FROM sessions WHERE owner = ? AND session_id = ?", key).get
     if number is None:

@@ -328,3 +328,22 @@ async def test_opening_twice_is_opening_once(store: SessionStore) -> None:
     await store.open(BOOT)
     assert await store.find_session(session.key) == session
     await store.ping()
+
+
+async def test_a_touch_restarts_the_clock_and_nothing_else(store: SessionStore) -> None:
+    """Activity moves the expiry and takes the idle mark away; revision, head and update time stay."""
+    session = make_session("s1", marked_idle=True, title="t")
+    await store.create_session(session)
+    later = T0 + LIFE.ttl_s * 1000 + 5  # it has expired by then
+    touched = await store.touch_session(session.key, later)
+    assert touched == session.touched(later, LIFE)
+    assert (touched.rev, touched.updated_at, touched.last_accessed) == (1, T0, later)
+    assert touched.status_at(later, LIFE) is SessionStatus.ACTIVE
+    assert await store.find_session(session.key) == touched
+
+
+async def test_a_touch_never_makes_a_session(store: SessionStore) -> None:
+    """A touch of a missing session raises and leaves nothing behind."""
+    with pytest.raises(SessionNotFound):
+        await store.touch_session(SessionKey("", "s1"), T0)
+    assert store.session_count_nowait() == 0

@@ -167,6 +167,17 @@ class NewSessionBody(_Choices):
         )
 
 
+class ResumeBody(Body):
+    """Whose newest active session is wanted."""
+
+    user_id: Name = Field(description="Whose session it is.", examples=["alice"])
+    agent_id: Name | None = Field(default=None, description="Only with this agent.", examples=["assistant"])
+    window_id: Name | None = Field(default=None, description="Only of this window.", examples=["desktop"])
+
+    def to_new_session(self, owner: str) -> NewSession:
+        return NewSession(owner=owner, user_id=self.user_id, agent_id=self.agent_id, window_id=self.window_id)
+
+
 class SessionPatch(Body):
     """A JSON merge patch (RFC 7396): what is left out stays, ``null`` takes a value away."""
 

@@ -5,11 +5,11 @@ from urllib.parse import quote, urlencode
 
 from fastapi import APIRouter, Body, Header, Query, Response
 
-from app.api.deps import CallDep, SessionKeyDep, UserIdDep
+from app.api.deps import Call, CallDep, SessionKeyDep, UserIdDep
 from app.api.docs import WITH_BODY, problems
 from app.api.etag import parse_if_match
 from app.api.native.fields import NoQuery, PageQuery, SessionQuery
-from app.api.native.requests import NewSessionBody, SessionListQuery, SessionPatch
+from app.api.native.requests import NewSessionBody, ResumeBody, SessionListQuery, SessionPatch
 from app.api.native.responses import AgentList, ModelList, SessionAnswer, SessionList, SessionMessage
 from app.api.route import StrictRoute
 from app.domain.session import SessionStatus
@@ -30,6 +30,10 @@ _NEW_EXAMPLES = {
         },
     },
 }
+_RESUME_EXAMPLES = {
+    "user": {"summary": "Where the user was last", "value": {"user_id": "alice"}},
+    "window": {"summary": "In one window", "value": {"user_id": "alice", "window_id": "desktop"}},
+}
 _PATCH_EXAMPLES = {
     "title": {"summary": "A title", "value": {"title": "Weather"}},
     "metadata": {
@@ -39,6 +43,7 @@ _PATCH_EXAMPLES = {
     "archive": {"summary": "Archive it", "value": {"status": "archived"}},
 }
 _ETAG_DOC = {"ETag": {"description": "Names this state of the record.", "schema": {"type": "string"}}}
+_NEW_DOC = {**_ETAG_DOC, "Location": {"description": "Its path.", "schema": {"type": "string"}}}
 _GET_DOC = {200: {"headers": _ETAG_DOC}, **problems("SESSION_NOT_FOUND", "STORE_UNAVAILABLE")}
 
 
@@ -47,12 +52,7 @@ _GET_DOC = {200: {"headers": _ETAG_DOC}, **problems("SESSION_NOT_FOUND", "STORE_
     summary="Create a session",
     status_code=201,
     responses={
-        201: {
-            "headers": {
-                **_ETAG_DOC,
-                "Location": {"description": "Its path.", "schema": {"type": "string"}},
-            }
-        },
+        201: {"headers": _NEW_DOC},
         **problems(
             *WITH_BODY,
             "SESSION_EXISTS",
@@ -73,9 +73,31 @@ async def create_session(
     new = (body or NewSessionBody()).to_new_session(call.caller.owner, redact_keys=call.options.redact_keys)
     call.exchange.session_id = new.session_id
     view = await call.services.sessions.create(new)
-    path = quote(f"/sessions/{view.session.key.session_id}", safe="/:@~")
-    response.headers["Location"] = call.root_path + path
-    return _answer(view, response)
+    return _answer_new(view, call, response)
+
+
+@router.post(
+    "/sessions/resume",
+    summary="Find or create a session",
+    responses={
+        200: {"headers": _ETAG_DOC},
+        201: {"description": "A new one.", "model": SessionAnswer, "headers": _NEW_DOC},
+        **problems(*WITH_BODY, "AGENT_NOT_FOUND", "UNKNOWN_MODEL", "SESSION_LIMIT", "STORE_UNAVAILABLE"),
+    },
+)
+async def resume_session(
+    call: CallDep,
+    response: Response,
+    _query: Annotated[NoQuery, Query()],
+    body: Annotated[ResumeBody, Body(openapi_examples=_RESUME_EXAMPLES)],
+) -> SessionAnswer:
+    """The user's newest active session with this agent and in this window, or else a new one."""
+    view, is_new = await call.services.sessions.resume(body.to_new_session(call.caller.owner))
+    call.exchange.session_id = view.session.key.session_id
+    if not is_new:
+        return _answer(view, response)
+    response.status_code = 201
+    return _answer_new(view, call, response)
 
 
 @router.get("/sessions", summary="List sessions", responses=problems("STORE_UNAVAILABLE"))
@@ -180,6 +202,21 @@ async def delete_session(
     return SessionMessage(message="Session deleted", session_id=key.session_id)
 
 
+@router.post(
+    "/sessions/{session_id}/refresh",
+    summary="Restart a session's expiry clock",
+    responses=_GET_DOC,
+)
+async def refresh_session(
+    key: SessionKeyDep,
+    response: Response,
+    call: CallDep,
+    query: Annotated[SessionQuery, Query()],
+) -> SessionAnswer:
+    """Restart the expiry clock. An expired session is active again until it is purged."""
+    return _answer(await call.services.sessions.refresh(key, query.user_id), response)
+
+
 @router.get("/agents", summary="List the agents", responses=problems(), tags=["choices"])
 async def list_agents(call: CallDep, _query: Annotated[NoQuery, Query()]) -> AgentList:
     """What `agent_id` may name."""
@@ -190,6 +227,12 @@ async def list_agents(call: CallDep, _query: Annotated[NoQuery, Query()]) -> Age
 async def list_models(call: CallDep, _query: Annotated[NoQuery, Query()]) -> ModelList:
     """What `provider` and `model` may name."""
     return ModelList.of(call.services.chat.models())
+
+
+def _answer_new(view: SessionView, call: Call, response: Response) -> SessionAnswer:
+    path = quote(f"/sessions/{view.session.key.session_id}", safe="/:@~")
+    response.headers["Location"] = call.root_path + path
+    return _answer(view, response)
 
 
 def _answer(view: SessionView, response: Response) -> SessionAnswer:
