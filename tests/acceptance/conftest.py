@@ -11,6 +11,8 @@ KILLS = 20
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--kills", type=int, default=KILLS, help="how often a server under load is killed")
+    parser.addoption("--stalled", type=int, default=0, help="how many watchers do not read")
+    parser.addoption("--stalled-s", type=float, default=60.0, help="how long the turns take that they watch")
 
 
 @pytest.fixture
