@@ -1,6 +1,6 @@
 """What the inside needs from the outside, in the words of the domain."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from app.domain.catalog import AgentProfile, ModelOffer
@@ -142,6 +142,14 @@ class SessionStore(Protocol):
 
     async def delete_session(self, key: SessionKey) -> bool:
         """Remove the session and everything that belongs to it; say whether it was there."""
+
+    async def delete_sessions(self, keys: Sequence[SessionKey]) -> int:
+        """Remove these sessions as ``delete_session`` does, in one step; return how many were there."""
+
+    async def list_keys(
+        self, owner: str, *, user_id: str | None = None, agent_id: str | None = None, limit: int
+    ) -> tuple[SessionKey, ...]:
+        """Return up to ``limit`` sessions of the user or the agent, in no order, unreadable ones too."""
 
     async def load_path(self, session: Session) -> Path:
         """Return the model context at ``session.head``.

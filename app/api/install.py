@@ -9,10 +9,17 @@ from app.api import health
 from app.api.docs import install_docs
 from app.api.errors import install_errors
 from app.api.guard import Guard
-from app.api.native import admin, chat, sessions, turns
+from app.api.native import admin, chat, sessions, turns, users
 from app.api.options import ApiOptions
 
-ROUTERS: tuple[APIRouter, ...] = (chat.router, sessions.router, turns.router, admin.router, health.router)
+ROUTERS: tuple[APIRouter, ...] = (
+    chat.router,
+    sessions.router,
+    users.router,
+    turns.router,
+    admin.router,
+    health.router,
+)
 
 
 def install(app: FastAPI, options: ApiOptions) -> None:

@@ -1,5 +1,7 @@
 """Sessions: make, find, list, change and delete them, and read what was said."""
 
+from collections.abc import Iterable, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
 from app.domain.errors import AgentNotFound, SessionNotFound, UnknownModel
@@ -10,6 +12,9 @@ from app.pool.manager import AgentManager
 from app.ports import AgentFactory, SessionStore
 from app.services.admission import Admission, NewSession
 from app.services.turns import Turns
+
+DELETE_PAGE = 50
+"""Sessions that are deleted in one commit, which no other write can overtake."""
 
 __all__ = ["History", "NewSession", "SessionManager", "SessionView", "SessionViews"]
 
@@ -160,12 +165,52 @@ class SessionManager:
             SessionNotFound
         """
         await self._admission.get(key, user_id)
-        for flight in self._turns.of_session(key):
-            flight.cancel(CancelReason.DELETED, keep_partial=False)
+        self._cancel_turns(key)
         # Turns that come from now on wait behind this hold, and then find no session.
         async with self._pool.hold(key, front=True):
             if not await self._store.delete_session(key):
                 raise SessionNotFound(session_id=key.session_id)
+
+    async def delete_many(self, keys: Iterable[SessionKey]) -> int:
+        """Delete these sessions as ``delete`` does, a few at a time; return how many were there.
+
+        Cancelled or failed, it has deleted some of them; it may be repeated.
+        """
+        distinct = list(dict.fromkeys(keys))
+        deleted = 0
+        for start in range(0, len(distinct), DELETE_PAGE):
+            deleted += await self._delete_page(distinct[start : start + DELETE_PAGE])
+        return deleted
+
+    async def delete_all(
+        self, owner: str = "", *, user_id: str | None = None, agent_id: str | None = None
+    ) -> int:
+        """Delete every session of a user or an agent as ``delete_many`` does; return how many.
+
+        Those that are made meanwhile go, too.
+        """
+        if user_id is None and agent_id is None:
+            raise ValueError("name a user or an agent")
+        deleted = 0
+        while keys := await self._store.list_keys(
+            owner, user_id=user_id, agent_id=agent_id, limit=DELETE_PAGE
+        ):
+            deleted += await self._delete_page(keys)
+        return deleted
+
+    async def _delete_page(self, keys: Sequence[SessionKey]) -> int:
+        for key in keys:  # before the first is waited for, so that their turns end side by side
+            self._cancel_turns(key)
+        async with AsyncExitStack() as held:
+            # In one order for all: two deletes that share sessions must not wait for each other.
+            for key in sorted(keys):
+                self._cancel_turns(key)  # those that came meanwhile; later ones wait behind the hold
+                await held.enter_async_context(self._pool.hold(key, front=True))
+            return await self._store.delete_sessions(keys)
+
+    def _cancel_turns(self, key: SessionKey) -> None:
+        for flight in self._turns.of_session(key):
+            flight.cancel(CancelReason.DELETED, keep_partial=False)
 
     async def history(
         self, key: SessionKey, *, limit: int = 50, before: str | None = None, user_id: str | None = None

@@ -7,8 +7,9 @@ their dictionaries unchanged.
 
 import logging
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import NamedTuple
 
 from app.domain.errors import (
@@ -119,6 +120,21 @@ class MemoryStore:
             return False
         self._remove(key)
         return True
+
+    async def delete_sessions(self, keys: Sequence[SessionKey]) -> int:
+        self._check_open()
+        found = [key for key in dict.fromkeys(keys) if key in self._records]
+        for key in found:
+            self._remove(key)
+        return len(found)
+
+    async def list_keys(
+        self, owner: str, *, user_id: str | None = None, agent_id: str | None = None, limit: int
+    ) -> tuple[SessionKey, ...]:
+        self._check_open()
+        query = SessionQuery(owner=owner, now=0, user_id=user_id, agent_id=agent_id)
+        found = (key for key, r in self._records.items() if _fits(r.session, query, self._life))
+        return tuple(islice(found, limit))
 
     async def load_path(self, session: Session) -> Path:
         self._check_open()

@@ -12,7 +12,7 @@ new session while the disk is full, refuses writes, or does not answer.
 
 import asyncio
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from math import inf
@@ -179,6 +179,14 @@ class SqliteStore:
 
     async def delete_session(self, key: SessionKey) -> bool:
         return await self._write("delete_session", sqlite_writes.delete_session, key)
+
+    async def delete_sessions(self, keys: Sequence[SessionKey]) -> int:
+        return await self._write("delete_sessions", sqlite_writes.delete_sessions, keys)
+
+    async def list_keys(
+        self, owner: str, *, user_id: str | None = None, agent_id: str | None = None, limit: int
+    ) -> tuple[SessionKey, ...]:
+        return await self._read(sqlite_reads.list_keys, owner, user_id, agent_id, limit)
 
     async def load_path(self, session: Session) -> Path:
         return await self._read(sqlite_reads.load_path, session)

@@ -104,6 +104,19 @@ def list_sessions(connection: apsw.Connection, query: SessionQuery, life: LifeSp
     return SessionPage(tuple(_readable(page)), _total(connection, query, terms, values), cursor)
 
 
+def list_keys(
+    connection: apsw.Connection, owner: str, user_id: str | None, agent_id: str | None, limit: int
+) -> tuple[SessionKey, ...]:
+    query = SessionQuery(owner=owner, now=0, user_id=user_id, agent_id=agent_id)
+    # No order is asked for, so the agent's own index may be chosen, as in counting.
+    where = " AND ".join(_terms_of(query)).replace("+agent_id", "agent_id")
+    rows = connection.execute(
+        f"SELECT owner, session_id FROM sessions WHERE {where} LIMIT :limit",  # noqa: S608
+        {"owner": owner, "user_id": user_id, "agent_id": agent_id, "limit": limit},
+    )
+    return tuple(SessionKey(*row) for row in rows)
+
+
 def load_path(connection: apsw.Connection, session: Session) -> Path:
     place = _get_place(connection, session)
     if session.head is None:

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import apsw
@@ -107,6 +108,10 @@ def delete_session(unit: Unit, key: SessionKey) -> bool:
         return False
     _remove(unit, number)
     return True
+
+
+def delete_sessions(unit: Unit, keys: Sequence[SessionKey]) -> int:
+    return sum(delete_session(unit, key) for key in keys)
 
 
 def start_turn(unit: Unit, session: Session, turn: Turn, body: bytes, life: LifeSpan) -> None:

@@ -347,3 +347,36 @@ async def test_a_touch_never_makes_a_session(store: SessionStore) -> None:
     with pytest.raises(SessionNotFound):
         await store.touch_session(SessionKey("", "s1"), T0)
     assert store.session_count_nowait() == 0
+
+
+async def test_many_are_deleted_in_one_step(store: SessionStore) -> None:
+    """Those that are there go with their turns and are counted once; the others are passed over."""
+    for name in ("a", "b", "c"):
+        await store.create_session(make_session(name))
+    session = make_session("d")
+    await store.create_session(session)
+    session, _ = await extend(store, session, 2)
+    keys = [SessionKey("", name) for name in ("a", "d", "a", "missing")]
+    assert await store.delete_sessions(keys) == 2
+    assert await store.delete_sessions(keys) == 0
+    assert await store.delete_sessions([]) == 0
+    assert store.session_count_nowait() == 2
+    assert (await store.list_turns(session, 10)).turns == ()
+
+
+async def test_keys_are_listed_by_user_or_agent(store: SessionStore) -> None:
+    """Each of the owner's that fits, at most ``limit`` of them."""
+    for number in range(5):
+        await store.create_session(make_session(f"s{number}", user_id="u", agent_id=f"x{number % 2}"))
+    await store.create_session(make_session("s0", owner="o", user_id="u", agent_id="x0"))
+    await store.create_session(make_session("t"))
+    assert set(await store.list_keys("", user_id="u", limit=9)) == {
+        SessionKey("", f"s{number}") for number in range(5)
+    }
+    assert len(await store.list_keys("", user_id="u", limit=3)) == 3
+    assert set(await store.list_keys("", agent_id="x1", limit=9)) == {
+        SessionKey("", "s1"),
+        SessionKey("", "s3"),
+    }
+    assert await store.list_keys("o", agent_id="x0", limit=9) == (SessionKey("o", "s0"),)
+    assert await store.list_keys("o", user_id="nobody", limit=9) == ()

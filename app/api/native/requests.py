@@ -18,6 +18,7 @@ from app.api.native.fields import (
     PageQuery,
     Params,
     Position,
+    SessionIdField,
     SessionQuery,
     Title,
     TtlSeconds,
@@ -27,6 +28,8 @@ from app.api.native.redact import redact
 from app.domain.chat import ChatRequest, OnBusy, OnDisconnect
 from app.domain.session import UNSET, SessionChange, SessionStatus, Unset
 from app.services.sessions import NewSession
+
+BATCH_MAX = 1000
 
 StatusName = Literal["active", "idle", "archived", "expired"]
 
@@ -176,6 +179,14 @@ class ResumeBody(Body):
 
     def to_new_session(self, owner: str) -> NewSession:
         return NewSession(owner=owner, user_id=self.user_id, agent_id=self.agent_id, window_id=self.window_id)
+
+
+class BatchDeleteBody(Body):
+    """Sessions to be deleted."""
+
+    session_ids: list[SessionIdField] = Field(
+        max_length=BATCH_MAX, description="Their ids; one named twice counts once.", examples=[["user_001"]]
+    )
 
 
 class SessionPatch(Body):

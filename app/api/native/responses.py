@@ -147,6 +147,18 @@ class SessionMessage(BaseModel):
     session_id: str = Field(description="The session.", examples=["user_001"])
 
 
+class DeletedAnswer(BaseModel):
+    """What became of many sessions."""
+
+    deleted: int = Field(description="How many were deleted.", examples=[3])
+
+
+class BatchDeletedAnswer(DeletedAnswer):
+    """What became of the named sessions."""
+
+    missing: int = Field(description="How many were not there.", examples=[0])
+
+
 def _is_none(value: object) -> bool:
     return value is None
 

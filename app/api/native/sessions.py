@@ -1,17 +1,31 @@
 """Sessions: make, list, read, change and delete them; what clients may choose from."""
 
 from typing import Annotated
-from urllib.parse import quote, urlencode
+from urllib.parse import quote
 
 from fastapi import APIRouter, Body, Header, Query, Response
 
-from app.api.deps import Call, CallDep, SessionKeyDep, UserIdDep
+from app.api.deps import Call, CallDep, SessionKeyDep
 from app.api.docs import WITH_BODY, problems
 from app.api.etag import parse_if_match
-from app.api.native.fields import NoQuery, PageQuery, SessionQuery
-from app.api.native.requests import NewSessionBody, ResumeBody, SessionListQuery, SessionPatch
-from app.api.native.responses import AgentList, ModelList, SessionAnswer, SessionList, SessionMessage
+from app.api.native.fields import NoQuery, SessionQuery
+from app.api.native.requests import (
+    BatchDeleteBody,
+    NewSessionBody,
+    ResumeBody,
+    SessionListQuery,
+    SessionPatch,
+)
+from app.api.native.responses import (
+    AgentList,
+    BatchDeletedAnswer,
+    ModelList,
+    SessionAnswer,
+    SessionList,
+    SessionMessage,
+)
 from app.api.route import StrictRoute
+from app.domain.ids import SessionKey
 from app.domain.session import SessionStatus
 from app.services.sessions import SessionView
 
@@ -33,6 +47,9 @@ _NEW_EXAMPLES = {
 _RESUME_EXAMPLES = {
     "user": {"summary": "Where the user was last", "value": {"user_id": "alice"}},
     "window": {"summary": "In one window", "value": {"user_id": "alice", "window_id": "desktop"}},
+}
+_BATCH_DELETE_EXAMPLES = {
+    "two": {"summary": "Two sessions", "value": {"session_ids": ["user_001", "user_002"]}},
 }
 _PATCH_EXAMPLES = {
     "title": {"summary": "A title", "value": {"title": "Weather"}},
@@ -116,34 +133,6 @@ async def list_sessions(call: CallDep, query: Annotated[SessionListQuery, Query(
     return SessionList.of(page)
 
 
-@router.get(
-    "/users/{user_id}/sessions",
-    summary="List a user's sessions",
-    responses={
-        200: {
-            "headers": {
-                "Link": {"description": 'The next page, as rel="next".', "schema": {"type": "string"}}
-            }
-        },
-        **problems("STORE_UNAVAILABLE"),
-    },
-)
-async def list_user_sessions(
-    user_id: UserIdDep,
-    response: Response,
-    call: CallDep,
-    query: Annotated[PageQuery, Query()],
-) -> list[SessionAnswer]:
-    """A user's sessions as a bare list, newest activity first; the next page is named in `Link`."""
-    page = await call.services.sessions.list(
-        call.caller.owner, user_id=user_id, limit=query.limit, cursor=query.cursor
-    )
-    if page.next_cursor is not None:
-        following = urlencode({"limit": query.limit, "cursor": page.next_cursor})
-        response.headers["Link"] = f'<{call.exchange.path}?{following}>; rel="next"'
-    return SessionList.of(page).sessions
-
-
 @router.head("/sessions/{session_id}", include_in_schema=False)
 @router.get("/sessions/{session_id}", summary="Get a session", responses=_GET_DOC)
 async def get_session(
@@ -215,6 +204,22 @@ async def refresh_session(
 ) -> SessionAnswer:
     """Restart the expiry clock. An expired session is active again until it is purged."""
     return _answer(await call.services.sessions.refresh(key, query.user_id), response)
+
+
+@router.post(
+    "/sessions/batch-delete",
+    summary="Delete many sessions",
+    responses=problems(*WITH_BODY, "STORE_UNAVAILABLE"),
+)
+async def delete_sessions(
+    call: CallDep,
+    _query: Annotated[NoQuery, Query()],
+    body: Annotated[BatchDeleteBody, Body(openapi_examples=_BATCH_DELETE_EXAMPLES)],
+) -> BatchDeletedAnswer:
+    """Delete these sessions and all that belongs to them; their running turns are cancelled."""
+    keys = {SessionKey(call.caller.owner, session_id) for session_id in body.session_ids}
+    deleted = await call.services.sessions.delete_many(keys)
+    return BatchDeletedAnswer(deleted=deleted, missing=len(keys) - deleted)
 
 
 @router.get("/agents", summary="List the agents", responses=problems(), tags=["choices"])

@@ -1,0 +1,75 @@
+"""What belongs to a user, or to an agent profile, as a whole."""
+
+from typing import Annotated
+from urllib.parse import urlencode
+
+from fastapi import APIRouter, Depends, Path, Query, Response
+
+from app.api.deps import CallDep, UserIdDep
+from app.api.docs import problems
+from app.api.native.fields import NoQuery, PageQuery
+from app.api.native.responses import DeletedAnswer, SessionAnswer, SessionList
+from app.api.route import StrictRoute
+from app.domain.ids import parse_name
+
+router = APIRouter(route_class=StrictRoute, tags=["sessions"])
+
+
+async def _agent_id(
+    agent_id: Annotated[str, Path(description="The agent profile's id.", examples=["assistant"])],
+) -> str:
+    return parse_name(agent_id, "agent_id")
+
+
+@router.get(
+    "/users/{user_id}/sessions",
+    summary="List a user's sessions",
+    responses={
+        200: {
+            "headers": {
+                "Link": {"description": 'The next page, as rel="next".', "schema": {"type": "string"}}
+            }
+        },
+        **problems("STORE_UNAVAILABLE"),
+    },
+)
+async def list_user_sessions(
+    user_id: UserIdDep,
+    response: Response,
+    call: CallDep,
+    query: Annotated[PageQuery, Query()],
+) -> list[SessionAnswer]:
+    """A user's sessions as a bare list, newest activity first; the next page is named in `Link`."""
+    page = await call.services.sessions.list(
+        call.caller.owner, user_id=user_id, limit=query.limit, cursor=query.cursor
+    )
+    if page.next_cursor is not None:
+        following = urlencode({"limit": query.limit, "cursor": page.next_cursor})
+        response.headers["Link"] = f'<{call.exchange.path}?{following}>; rel="next"'
+    return SessionList.of(page).sessions
+
+
+@router.delete(
+    "/users/{user_id}/sessions",
+    summary="Delete a user's sessions",
+    responses=problems("STORE_UNAVAILABLE"),
+)
+async def delete_user_sessions(
+    user_id: UserIdDep, call: CallDep, _query: Annotated[NoQuery, Query()]
+) -> DeletedAnswer:
+    """Delete every session of a user and all that belongs to them; running turns are cancelled."""
+    deleted = await call.services.sessions.delete_all(call.caller.owner, user_id=user_id)
+    return DeletedAnswer(deleted=deleted)
+
+
+@router.delete(
+    "/agents/{agent_id}/sessions",
+    summary="Delete an agent's sessions",
+    responses=problems("STORE_UNAVAILABLE"),
+)
+async def delete_agent_sessions(
+    agent_id: Annotated[str, Depends(_agent_id)], call: CallDep, _query: Annotated[NoQuery, Query()]
+) -> DeletedAnswer:
+    """Delete every session with this agent and all that belongs to them; running turns are cancelled."""
+    deleted = await call.services.sessions.delete_all(call.caller.owner, agent_id=agent_id)
+    return DeletedAnswer(deleted=deleted)
