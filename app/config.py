@@ -11,6 +11,7 @@ from dotenv import dotenv_values
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from app.domain.catalog import parse_context_policy
 from app.domain.session import LifeSpan
 from app.models.providers import DEMO, Provider, demo_provider, make_provider
 from app.pool.limits import PoolLimits
@@ -93,6 +94,8 @@ class Settings(BaseSettings):
     session_retention_s: int = Field(default=604_800, ge=0)
     session_auto_create: bool = True
 
+    context_policy: str = "all"
+    agents_file: str | None = None
     app_name: str = Field(default="default", min_length=1, max_length=128)
 
     max_body_bytes: int = Field(default=1 << 20, ge=1024, le=1 << 30)
@@ -127,6 +130,12 @@ class Settings(BaseSettings):
         if any(not prefix.startswith("/") or prefix.endswith("/") for prefix in prefixes):
             raise ValueError("each prefix begins with a slash and does not end with one")
         return prefixes
+
+    @field_validator("context_policy")
+    @classmethod
+    def _check_policy(cls, text: str) -> str:
+        parse_context_policy(text)
+        return text
 
     @model_validator(mode="after")
     def _check_parts(self) -> "Settings":

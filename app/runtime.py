@@ -14,8 +14,10 @@ from typing import Any, Self
 from uuid_utils import uuid7
 
 from app.agents.factory import AutogenFactory
+from app.agents.profile_file import load_profiles
 from app.background import TaskOwner
 from app.config import Settings
+from app.domain.catalog import parse_context_policy
 from app.domain.session import LifeSpan
 from app.domain.turn import CancelReason
 from app.models.registry import ModelRegistry
@@ -61,10 +63,10 @@ class Runtime:
     best, that the agents may call: name, docstring and annotations tell the model how.
     ``wait_for_store``: wait while another process has the store.
 
-    Raises, on entering:
-        StoreLocked: another process has the store.
-        StoreUnavailable: it cannot be opened.
-        ValueError: ``STORE_URL`` names no store.
+    Raises:
+        ValueError: ``STORE_URL`` names no store, or something in ``AGENTS_FILE`` is wrong.
+        StoreLocked, on entering: another process has the store.
+        StoreUnavailable, on entering: it cannot be opened.
     """
 
     def __init__(
@@ -86,8 +88,7 @@ class Runtime:
         self._boot_id = new_uuid7()
         self._timers = TaskOwner("timers")
         self._turns = Turns(clock, replay_s=config.stream_replay_s, replay_bytes=config.stream_replay_bytes)
-        factory = AutogenFactory(self._models, tools=tools, tool_timeout_s=config.tool_timeout_s)
-        self._build(factory, life)
+        self._build(_make_factory(config, self._models, tools), life)
 
     def _build(self, factory: AgentFactory, life: LifeSpan) -> None:
         config, store, clock, turns = self.settings, self._store, self._clock, self._turns
@@ -192,6 +193,19 @@ class Runtime:
 async def _take(step: Callable[[], Awaitable[None]]) -> None:
     async with asyncio.timeout(CLOSE_STEP_S):
         await step()
+
+
+def _make_factory(
+    settings: Settings, models: ModelRegistry, tools: Sequence[Callable[..., Any]]
+) -> AutogenFactory:
+    found = load_profiles(settings.agents_file, models, tools)
+    return AutogenFactory(
+        models,
+        found.profiles,
+        tools=found.tools,
+        context_policy=parse_context_policy(settings.context_policy),
+        tool_timeout_s=settings.tool_timeout_s,
+    )
 
 
 def _open_models(settings: Settings) -> ModelRegistry:

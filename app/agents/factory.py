@@ -7,11 +7,11 @@ from typing import Final
 
 from autogen_core.models import ChatCompletionClient
 
-from app.agents.autogen import AutogenAgent
-from app.agents.profiles import builtin_profiles, pick_tools, render_prompt
+from app.agents.autogen import MAX_TOOL_ITERATIONS, AutogenAgent
+from app.agents.profiles import builtin_profiles, pick_params, pick_tools, render_prompt
 from app.agents.source import ModelSource
 from app.agents.tools import CachedWorkbench, ToolSource, to_tool
-from app.domain.catalog import AgentProfile, ModelOffer
+from app.domain.catalog import WHOLE_CONTEXT, AgentProfile, ContextPolicy, ModelOffer
 from app.domain.errors import AgentNotFound
 from app.domain.session import Path, Session, Stamp
 from app.ports import LiveAgent
@@ -29,12 +29,25 @@ _QUIET: Final[Mapping[str, int]] = {
 }
 
 
+class ProfiledAgent(AutogenAgent):
+    """An agent with the context policy and the rounds of tool calls that its profile allows."""
+
+    __slots__ = ()
+
+    def follow(self, policy: ContextPolicy, max_tool_iterations: int) -> None:
+        """Show the model what ``policy`` says, and let it ask for tools so many times in a turn."""
+        self._context.policy = policy
+        # The shell was made with the default. AutoGen is pinned and reads this when a turn starts.
+        self._shell._max_tool_iterations = max_tool_iterations
+
+
 class AutogenFactory:
     """Implements ``app.ports.AgentFactory``.
 
     ``profiles`` left out are the built-in ones; ``tools`` are what profiles may name in
-    theirs. Everything that can be shared is: one workbench per set of tools, one model
-    client per (provider, model, params). Making a factory sets the libraries' log levels.
+    theirs; ``context_policy`` is for profiles without one of their own. Everything that can
+    be shared is: one workbench per set of tools, one model client per (provider, model,
+    params). Making a factory sets the libraries' log levels.
     """
 
     def __init__(
@@ -43,6 +56,7 @@ class AutogenFactory:
         profiles: Sequence[AgentProfile] | None = None,
         *,
         tools: Sequence[ToolSource] = (),
+        context_policy: ContextPolicy = WHOLE_CONTEXT,
         tool_timeout_s: float = 120.0,
         max_tool_output_chars: int = 65_536,
     ) -> None:
@@ -50,6 +64,7 @@ class AutogenFactory:
         self._tools = {tool.name: tool for tool in map(to_tool, tools)}
         profiles = builtin_profiles(tuple(self._tools)) if profiles is None else profiles
         self._profiles = {profile.agent_id: profile for profile in profiles}
+        self._context_policy = context_policy
         self._tool_timeout_s = tool_timeout_s
         self._max_tool_output_chars = max_tool_output_chars
         self._workbenches: dict[tuple[str, ...], CachedWorkbench] = {}
@@ -86,19 +101,29 @@ class AutogenFactory:
     def build(self, session: Session, path: Path) -> LiveAgent:
         stamp = Stamp(path.head, path.note, session.rev, self._profile(session).revision)
         client, workbench, prompt = self._parts(session)
-        return AutogenAgent(stamp, path, client, workbench, prompt)
+        agent = ProfiledAgent(stamp, path, client, workbench, prompt)
+        self._let_follow(agent, session)
+        return agent
 
     def refit(self, agent: LiveAgent, session: Session) -> None:
-        assert isinstance(agent, AutogenAgent)
+        assert isinstance(agent, ProfiledAgent)
         stamp = replace(agent.stamp, rev=session.rev, profile=self._profile(session).revision)
         client, workbench, prompt = self._parts(session)
         agent.refit(stamp, client, workbench, prompt)
+        self._let_follow(agent, session)
 
     def _parts(self, session: Session) -> tuple[ChatCompletionClient, CachedWorkbench, str]:
         profile = self._profile(session)
-        client = self._models.client_for(*self.model_of(session), session.params)
+        client = self._models.client_for(*self.model_of(session), pick_params(profile, session.params))
         workbench = self._workbench(pick_tools(profile, session.template))
         return client, workbench, render_prompt(profile, session.template)
+
+    def _let_follow(self, agent: ProfiledAgent, session: Session) -> None:
+        profile = self._profile(session)
+        agent.follow(
+            profile.context_policy or self._context_policy,
+            profile.max_tool_iterations or MAX_TOOL_ITERATIONS,
+        )
 
     def _profile(self, session: Session) -> AgentProfile:
         profile = self._profiles.get(session.agent_id)

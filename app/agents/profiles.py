@@ -50,3 +50,8 @@ def pick_tools(profile: AgentProfile, template: Mapping[str, Any] | None) -> tup
     """Return the names of a session's tools: those of its profile that its template did not leave out."""
     chosen = (template or {}).get("capabilities")
     return profile.tools if chosen is None else tuple(name for name in profile.tools if name in chosen)
+
+
+def pick_params(profile: AgentProfile, params: Mapping[str, Any]) -> dict[str, Any]:
+    """Return how the model is asked: as the profile says, but for what the session chose itself."""
+    return {**profile.params, **params}

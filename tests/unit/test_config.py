@@ -52,6 +52,8 @@ def test_arguments_win_over_environment_over_file(tmp_path, monkeypatch):
         ("MODEL_CLIENT", "fast"),
         ("AUTH_MODE", "open"),
         ("ALIAS_PREFIXES", "api"),
+        ("CONTEXT_POLICY", "last"),
+        ("CONTEXT_POLICY", "tokens:0"),
         ("LOG_LEVEL", "loud"),
         ("MODEL_PROVIDERS", "{"),
         ("MODEL_PROVIDERS", '{"x": {"base_url": "http://127.0.0.1"}}'),

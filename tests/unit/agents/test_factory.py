@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from app.agents.factory import AutogenFactory
-from app.agents.profiles import builtin_profiles, render_prompt, with_revision
-from app.domain.catalog import AgentProfile
+from app.agents.profiles import builtin_profiles, pick_params, render_prompt, with_revision
+from app.domain.catalog import WHOLE_CONTEXT, AgentProfile, ContextPolicy
 from app.domain.errors import AgentNotFound, UnknownModel
 from app.domain.session import DEFAULT_AGENT_ID, Stamp
 from app.domain.turn import AssistantText, ToolCall, ToolCalls, UserText
@@ -170,3 +170,49 @@ def test_a_context_with_tools_is_built() -> None:
     calls = ToolCalls((ToolCall("c", "add", "{}"),))
     agent = make_factory().build(make_session(), make_path(UserText("q"), calls))
     assert agent._context.mark() == 2
+
+
+@pytest.mark.parametrize(
+    ("own", "params"),
+    [
+        ({}, {"temperature": 0.5, "seed": 1}),
+        ({"temperature": 0.1}, {"temperature": 0.1, "seed": 1}),
+        ({"temperature": 0.0, "seed": 0, "stop": ["x"]}, {"temperature": 0.0, "seed": 0, "stop": ["x"]}),
+    ],
+)
+def test_a_sessions_params_go_before_its_profiles(own: dict[str, Any], params: dict[str, Any]) -> None:
+    """Each by itself; those that the session left alone are the profile's."""
+    profile = AgentProfile("a", "A", "", "", params={"temperature": 0.5, "seed": 1})
+    assert pick_params(profile, own) == params
+
+
+def limited(policy: ContextPolicy | None, rounds: int | None) -> AgentProfile:
+    return with_revision(
+        AgentProfile("assistant", "A", "", "P", context_policy=policy, max_tool_iterations=rounds)
+    )
+
+
+def test_a_profile_without_limits_has_the_servers() -> None:
+    """Its own policy and rounds go before the default ones."""
+    default, own = ContextPolicy("tokens", 9), ContextPolicy("last", 4)
+    for profile, policy, rounds in (
+        (limited(None, None), default, 8),
+        (limited(own, 3), own, 3),
+        (limited(WHOLE_CONTEXT, None), WHOLE_CONTEXT, 8),
+    ):
+        factory = AutogenFactory(demo_models(), [profile], context_policy=default)
+        agent = factory.build(make_session(), make_path())
+        assert agent._context.policy == policy
+        assert agent._shell._max_tool_iterations == rounds
+
+
+def test_a_live_agent_follows_a_changed_profile() -> None:
+    """Its stamp differs, and refitted it has what the new profile says and the messages from before."""
+    old, new = limited(ContextPolicy("last", 4), 2), limited(None, 3)
+    agent = AutogenFactory(demo_models(), [old]).build(make_session(), make_path(UserText("q")))
+    changed = AutogenFactory(demo_models(), [new])
+    assert agent.stamp != changed.stamp_of(make_session())
+    changed.refit(agent, make_session())
+    assert agent.stamp == Stamp("head", None, 1, new.revision)
+    assert (agent._context.policy, agent._shell._max_tool_iterations) == (WHOLE_CONTEXT, 3)
+    assert agent._context.mark() == 1
