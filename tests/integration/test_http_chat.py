@@ -508,7 +508,7 @@ def test_draining(models: ModelServer) -> None:
         chat.until(lambda: chat.active("t").get("turn_id"))
         with chat.stream(STALL) as response:
             stream = Stream(response)
-            stream.next()
+            assert [stream.next()["type"], stream.next()["type"]] == ["turn.started", "text.delta"]
             waiting = chat.saying("waiting")
             chat.until_waiting(1)
             server.loop.call_soon_threadsafe(runtime.begin_drain)
