@@ -123,14 +123,35 @@ async def test_a_slow_client_is_not_cut_while_it_takes_enough() -> None:
             assert loop.time() - begun > 3 * Impatient.STALLED_S
 
 
+async def test_a_client_that_stops_reading_later_is_cut_then() -> None:
+    """To have taken enough once buys no more than one limit."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        headers = [(b"content-length", b"%d" % (4 << 20))]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": b"x" * (4 << 20)})
+
+    loop = asyncio.get_running_loop()
+    async with asyncio.timeout(10), serving(app, Impatient) as (port, server):
+        with connect(port) as client:
+            begun, got = loop.time(), 0
+            while loop.time() < begun + 1.5 * Impatient.STALLED_S:
+                got += len(await loop.sock_recv(client, 16 * 1024))
+                await until(lambda due=loop.time() + 0.01: loop.time() > due)  # type: ignore[misc]
+            assert server.server_state.connections
+            await until(lambda: not server.server_state.connections)
+            assert got < 2 << 20
+
+
 async def test_the_kernel_holds_little() -> None:
-    """A connection's send buffer is inherited from the listener and at most 256 KB, not 4 MB."""
+    """The kernel's send buffer is inherited from the listener and at most 256 KB; ours is 16 KiB."""
     app = Source(0)
     async with asyncio.timeout(10), serving(app, BoundedProtocol) as (port, server):
         with connect(port):
             await until(lambda: bool(server.server_state.connections))
             (connection,) = server.server_state.connections
             accepted = connection.transport.get_extra_info("socket")
+            assert connection.transport.get_write_buffer_limits()[1] == WRITE_BUFFER_BYTES == 16 * 1024
             assert accepted.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) <= 256_000
     assert BoundedProtocol.STALLED_S == 30
 

@@ -5,7 +5,7 @@ import asyncio
 from app.api.sse import HEARTBEAT, RETRY, WRITE_BYTES, EventStream, StoredEvents
 from app.domain.events import TextDelta, TurnCancelled, TurnEvent, TurnFailed
 from app.domain.turn import CancelReason, TurnError
-from app.services.turn_log import TurnLog
+from app.services.turn_log import TurnLog, Watch
 from tests.unit.api.wire import Wire, http_scope
 
 END = TurnCancelled(CancelReason.USER, False, None, 0)
@@ -150,9 +150,18 @@ async def test_a_long_backlog_goes_out_in_pieces_of_whole_events() -> None:
     assert max(map(len, pieces)) < WRITE_BYTES + 1100
 
 
+class SpiedLog(TurnLog):
+    """Remembers who watched it."""
+
+    def watch(self, limit_s: float) -> Watch:
+        self.last_watch = super().watch(limit_s)
+        return self.last_watch
+
+
 async def test_a_client_that_leaves_is_noticed_at_once() -> None:
-    """The stream ends without a further event, says so once, and leaves no waiter and no task behind."""
-    log, wire, left = log_of("a", end=None), Wire(), []
+    """The stream ends without a further event, says so once, and leaves no waiter, timer or task behind."""
+    log, wire, left = SpiedLog("t"), Wire(), []
+    log.append(TextDelta("a"))
     async with asyncio.TaskGroup() as group:
         group.create_task(watch(log, wire, on_end=lambda: left.append(True)))
         await written(wire, b"1:a")
@@ -160,6 +169,7 @@ async def test_a_client_that_leaves_is_noticed_at_once() -> None:
     assert left == [True]
     assert not wire.is_complete
     assert log._waiters == {}
+    assert log.last_watch._timer.cancelled()
     await asyncio.sleep(0)
     assert asyncio.all_tasks() == {asyncio.current_task()}
 
