@@ -9,6 +9,7 @@ value of the file: one of them may be a secret in the wrong place.
 import importlib
 import inspect
 import json
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,7 +46,9 @@ def load_profiles(path: str | None, models: ModelSource, tools: Sequence[ToolSou
     """Return the profiles of the file at ``path``; without one, the built-in ones.
 
     The built-in ones stay unless the file has an agent of the same id. ``tools`` may be
-    named without being allowed: the program brought them itself.
+    named without being allowed: the program brought them itself. When a profile names others,
+    the file's folder becomes the last place where modules are looked for: its tools may
+    lie beside it, and take no other module's place.
 
     Raises:
         ProfileFileError: the file cannot be read, or something in it is wrong.
@@ -58,7 +61,7 @@ def load_profiles(path: str | None, models: ModelSource, tools: Sequence[ToolSou
         file = _parse(_read(path))
         for agent_id, entry in file.agents.items():
             _check_model(f"agents.{agent_id}", entry, models)
-        found = _find_tools(file, given)
+        found = _find_tools(file, given, str(Path(path).absolute().parent))
     except _Mistake as mistake:
         raise ProfileFileError(f"AGENTS_FILE {_one_line(path)}: {mistake}") from mistake
     kept = [profile for profile in builtin if profile.agent_id not in file.agents]
@@ -214,7 +217,9 @@ def _check_model(key: str, entry: _AgentEntry, models: ModelSource) -> None:
         raise _Mistake(f"{key}.model", "is not among the models that its provider offers") from error
 
 
-def _find_tools(file: _File, given: Mapping[str, BaseTool[Any, Any]]) -> dict[str, BaseTool[Any, Any]]:
+def _find_tools(
+    file: _File, given: Mapping[str, BaseTool[Any, Any]], folder: str
+) -> dict[str, BaseTool[Any, Any]]:
     """Return the tools by what the profiles call them: an import path, or a given tool's name."""
     found = dict(given)
     wanted = list(_wanted_tools(file))
@@ -222,6 +227,8 @@ def _find_tools(file: _File, given: Mapping[str, BaseTool[Any, Any]]) -> dict[st
         if path not in found and path not in file.allowed_tools:
             known = "is not in allowed_tools" if ":" in path else "is not package.module:function"
             raise _Mistake(key, known)
+    if any(path not in found for _, path in wanted) and folder not in sys.path:
+        sys.path.append(folder)
     owners = {name: name for name in given}
     for key, path in wanted:
         if path not in found:

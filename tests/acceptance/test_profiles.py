@@ -23,15 +23,15 @@ def write(folder: Path, content: Any) -> None:
 
 
 def test_example_of_the_readme_works(tmp_path):
-    """The file that README.md shows, with its tool beside it, makes an agent that is listed."""
+    """The file that README.md shows, with its tool beside it, wherever that is, makes an agent."""
     (example,) = re.findall(r"^```json\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
-    write(tmp_path, example)
-    package = tmp_path / "my_tools"
-    package.mkdir()
+    package = tmp_path / "config" / "my_tools"
+    package.mkdir(parents=True)
+    write(package.parent, example)
     (package / "clock.py").write_text(
         'async def now() -> str:\n    """Tell the time."""\n    return "noon"\n'
     )
-    with ServerProcess(tmp_path, AGENTS_FILE="agents.json", OPENAI_API_KEY="k") as server:
+    with ServerProcess(tmp_path, AGENTS_FILE="config/agents.json", OPENAI_API_KEY="k") as server:
         agents = server.request("GET", "/agents").body["agents"]
         assert [agent["agent_id"] for agent in agents] == ["assistant", "coder"]
         assert agents[1]["tools"] == ["now"]

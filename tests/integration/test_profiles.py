@@ -50,7 +50,7 @@ def model(model_server: ModelServer) -> ModelServer:
 def serve(model: ModelServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve]:
     """Return what makes a server on one store with the given agents in its file."""
     (tmp_path / f"{MODULE}.py").write_text(TOOLS)
-    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "path", sys.path[:])
 
     def serve(agents: Json, **settings: Any) -> HttpServer:
         content = {"allowed_tools": [f"{MODULE}:now", f"{MODULE}:never"], "agents": agents}

@@ -51,7 +51,7 @@ def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Load]:
     (tmp_path / f"{OTHER}.py").write_text('async def now() -> str:\n    """Tell it."""\n    return ""\n')
     (tmp_path / "breaks_of_a_test.py").write_text(f"raise RuntimeError({SECRET!r})\n")
     (tmp_path / "exits_of_a_test.py").write_text("raise SystemExit(3)\n")
-    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "path", sys.path[:])
     openai = make_provider("openai", models=["gpt-5"], api_key=SECRET)
     models = ModelRegistry([demo_provider(), openai], "demo")
     path = tmp_path / "agents.json"
@@ -247,6 +247,18 @@ def test_a_tool_that_is_none_is_named(load: Load, path: str, reason: str) -> Non
         load({"allowed_tools": [good, path], "agents": {"a": {"tools": [good]}, "b": {"tools": [path]}}})
     assert f"agents.json: agents.b.tools.0: {reason}" in str(caught.value)
     assert "canary" not in str(caught.value)
+
+
+def test_the_files_folder_is_the_last_to_be_searched(load: Load, tmp_path: Path) -> None:
+    """A module beside the file takes no other's place, and without a tool the folder is not searched."""
+    (tmp_path / "json.py").write_text('def loads(text: str) -> str:\n    """Mine."""\n    return text\n')
+    load({"agents": {"a": {}}})
+    assert str(tmp_path) not in sys.path
+    with pytest.raises(ProfileFileError, match="must have a type"):  # the library's own has none
+        load({"allowed_tools": ["json:loads"], "agents": {"a": {"tools": ["json:loads"]}}})
+    load(agent(tools=[f"{MODULE}:now"]))
+    assert sys.path.count(str(tmp_path)) == 1
+    assert sys.path[-1] == str(tmp_path)
 
 
 def test_a_tool_with_the_name_of_a_given_one_is_refused(load: Load) -> None:
