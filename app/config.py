@@ -93,6 +93,8 @@ class Settings(BaseSettings):
     session_ttl_s: int = Field(default=2_592_000, ge=0)
     session_retention_s: int = Field(default=604_800, ge=0)
     session_auto_create: bool = True
+    session_max_per_user: int = Field(default=0, ge=0, le=1_000_000)
+    session_limit_policy: Literal["evict_oldest", "reject"] = "evict_oldest"
 
     context_policy: str = "all"
     agents_file: str | None = None
@@ -119,7 +121,9 @@ class Settings(BaseSettings):
             else value
         )
 
-    @field_validator("log_level", "auth_mode", "model_client", "log_format", mode="before")
+    @field_validator(
+        "log_level", "auth_mode", "model_client", "log_format", "session_limit_policy", mode="before"
+    )
     @classmethod
     def _lower(cls, value: object) -> object:
         return value.lower() if isinstance(value, str) else value

@@ -4,9 +4,10 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from app.domain.catalog import AgentProfile, ModelOffer
+from app.domain.errors import SessionExists, SessionLimit
 from app.domain.events import TurnEvent
 from app.domain.ids import SessionKey
-from app.domain.session import Path, Session, SessionChange, SessionPage, SessionQuery, Stamp
+from app.domain.session import Path, Session, SessionCap, SessionChange, SessionPage, SessionQuery, Stamp
 from app.domain.stats import DiscardCause, EvictionCause
 from app.domain.turn import Answer, BoundTurn, Turn, TurnPage
 
@@ -112,6 +113,18 @@ class SessionStore(Protocol):
         Raises:
             SessionExists: its key is taken.
         """
+
+    async def create_sessions(
+        self, sessions: Sequence[Session], cap: SessionCap | None = None
+    ) -> tuple[SessionExists | SessionLimit | None, ...]:
+        """Store new sessions in one step, one after the other; return for each why it was refused.
+
+        With ``cap`` a session of a user who has as many already takes the places of victims,
+        or is refused. A refused one changes nothing.
+        """
+
+    async def list_oldest(self, owner: str, user_id: str, limit: int) -> tuple[Session, ...]:
+        """Return the user's sessions, oldest activity first, up to ``limit`` of them."""
 
     async def find_session(self, key: SessionKey) -> Session | None: ...
 

@@ -93,7 +93,18 @@ class Runtime:
     def _build(self, factory: AgentFactory, life: LifeSpan) -> None:
         config, store, clock, turns = self.settings, self._store, self._clock, self._turns
         self.agents = AgentManager(store, factory, config.pool_limits(), clock, PoolLog())
-        admission = Admission(store, factory, clock, new_uuid7, life, config.app_name)
+        admission = Admission(
+            store,
+            factory,
+            clock,
+            new_uuid7,
+            life,
+            config.app_name,
+            max_per_user=config.session_max_per_user,
+            evicts_oldest=config.session_limit_policy == "evict_oldest",
+            pool=self.agents,
+            turns=turns,
+        )
         self._conductor = Conductor(
             store,
             factory,

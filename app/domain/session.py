@@ -168,6 +168,18 @@ class SessionQuery:
 
 
 @dataclass(frozen=True, slots=True)
+class SessionCap:
+    """How many sessions each user may have, and which may go for new ones of the same user.
+
+    ``victims`` go in their order and no more than needed. One goes only as it was read: not
+    if it has been active since, nor while a turn of it runs.
+    """
+
+    most: int
+    victims: tuple[Session, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class SessionPage:
     """``total`` is ``None`` when counting would cost too much."""
 

@@ -1,14 +1,41 @@
 """How a session comes to be, by hand or by the first message to it."""
 
 import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Container, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from weakref import WeakValueDictionary
 
-from app.domain.errors import SessionArchived, SessionExpired, SessionNotFound
+from app.domain.errors import (
+    AgentNotFound,
+    AgentPoolError,
+    SessionArchived,
+    SessionExists,
+    SessionExpired,
+    SessionLimit,
+    SessionNotFound,
+    UnknownModel,
+)
 from app.domain.ids import SessionKey
-from app.domain.session import DEFAULT_AGENT_ID, LifeSpan, Session, SessionQuery, SessionStatus, expiry
+from app.domain.session import (
+    DEFAULT_AGENT_ID,
+    LifeSpan,
+    Session,
+    SessionCap,
+    SessionQuery,
+    SessionStatus,
+    expiry,
+)
 from app.domain.turn import JsonObject
+from app.pool.manager import AgentManager
 from app.ports import AgentFactory, Clock, NewId, SessionStore
+from app.services.turns import Turns
+
+EVICTION_TRIES = 5
+"""How often other victims are looked for when those that were found became active."""
+SPARE = 16
+"""More candidates than needed, since some may be busy."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +66,10 @@ class Admission:
     new_id: NewId
     life: LifeSpan
     app_name: str = "default"
+    max_per_user: int = 0  # 0: no cap
+    evicts_oldest: bool = True  # else a session too many is refused
+    pool: AgentManager | None = None  # needed for eviction, as the next
+    turns: Turns | None = None
     # One line per user whose sessions are being made; it is gone when nobody stands in it.
     _lines: "WeakValueDictionary[tuple[str, str | None], asyncio.Lock]" = field(
         default_factory=WeakValueDictionary, init=False, repr=False
@@ -48,11 +79,28 @@ class Admission:
         """Store a new session; without an id it gets a fresh UUIDv7.
 
         Raises:
-            SessionExists, AgentNotFound, UnknownModel, StoreUnavailable
+            SessionExists, SessionLimit, AgentNotFound, UnknownModel, StoreUnavailable
         """
         session = self._make(new)
-        await self.store.create_session(session)
-        return session
+        async with self._in_line([session]):
+            return await self._add(session)
+
+    async def create_many(self, news: Sequence[NewSession]) -> list[Session | AgentPoolError]:
+        """Store new sessions in one commit; return each, or why it was refused.
+
+        Raises:
+            StoreUnavailable
+        """
+        results: list[Session | AgentPoolError] = []
+        for new in news:
+            try:
+                results.append(self._make(new))
+            except (AgentNotFound, UnknownModel) as refusal:
+                results.append(refusal)
+        made = [result for result in results if isinstance(result, Session)]
+        async with self._in_line(made):
+            refusals = dict(zip((s.uid for s in made), await self._add_all(made), strict=True))
+        return [(refusals[r.uid] or r) if isinstance(r, Session) else r for r in results]
 
     async def resume(self, new: NewSession) -> tuple[Session, bool]:
         """Return the user's newest active session that fits, or a new one, and whether it is new.
@@ -61,7 +109,7 @@ class Admission:
         several calls for one user at once the first makes it and the others find it.
 
         Raises:
-            AgentNotFound, UnknownModel, StoreUnavailable
+            SessionLimit, AgentNotFound, UnknownModel, StoreUnavailable
         """
         query = SessionQuery(
             owner=new.owner,
@@ -74,10 +122,87 @@ class Admission:
         )
         async with self._line(new.owner, new.user_id):
             found = (await self.store.list_sessions(query)).sessions
-            return (found[0], False) if found else (await self.create(new), True)
+            return (found[0], False) if found else (await self._add(self._make(new)), True)
 
     def _line(self, owner: str, user_id: str | None) -> asyncio.Lock:
         return self._lines.setdefault((owner, user_id), asyncio.Lock())
+
+    @asynccontextmanager
+    async def _in_line(self, sessions: Sequence[Session]) -> AsyncIterator[None]:
+        """Make sessions of a capped user one call after the other: who comes later evicts who came before."""
+        users = {(s.key.owner, s.user_id) for s in sessions if self.max_per_user and s.user_id is not None}
+        async with AsyncExitStack() as lines:
+            for owner, user_id in sorted(users):  # in one order for all: no two wait for each other
+                await lines.enter_async_context(self._line(owner, user_id))
+            yield
+
+    async def _add(self, session: Session) -> Session:
+        if not self.max_per_user or session.user_id is None:
+            await self.store.create_session(session)
+        elif (refusal := (await self._add_all([session]))[0]) is not None:
+            raise refusal
+        return session
+
+    async def _add_all(self, sessions: Sequence[Session]) -> list[SessionExists | SessionLimit | None]:
+        """Store sessions of users in whose lines this call stands; return why each was refused.
+
+        Victims are held while they are evicted: a turn of one either came before, and the
+        victim is spared, or waits until it is gone. The store spares one that was active since
+        it was listed; then others are looked for.
+        """
+        if not self.max_per_user:
+            return list(await self.store.create_sessions(sessions))
+        outcomes: dict[str, SessionExists | SessionLimit | None] = {}
+        rest = list(sessions)
+        for _ in range(EVICTION_TRIES):
+            victims = await self._pick_victims(rest, spared=outcomes) if self.evicts_oldest else []
+            async with self._held(victims) as held:
+                cap = SessionCap(self.max_per_user, tuple(held))
+                refusals = await self.store.create_sessions(rest, cap)
+            outcomes |= zip((session.uid for session in rest), refusals, strict=True)
+            rest = [session for session in rest if isinstance(outcomes[session.uid], SessionLimit)]
+            if not rest or not victims:
+                break
+        return [outcomes[session.uid] for session in sessions]
+
+    async def _pick_victims(self, sessions: Sequence[Session], *, spared: Container[str]) -> list[Session]:
+        """Return who must go for ``sessions``: of each user the oldest without a turn.
+
+        ``spared``: the incarnations that this very call has made.
+        """
+        victims: list[Session] = []
+        users = Counter((s.key.owner, s.user_id) for s in sessions if s.user_id is not None)
+        for (owner, user_id), count in users.items():
+            query = SessionQuery(owner=owner, now=0, limit=1, user_id=user_id)
+            total = (await self.store.list_sessions(query)).total or 0
+            free = await self._list_free(owner, user_id, total + count - self.max_per_user)
+            victims += [session for session in free if session.uid not in spared]
+        return victims
+
+    async def _list_free(self, owner: str, user_id: str, count: int) -> list[Session]:
+        limit = count + SPARE
+        while count > 0:
+            oldest = await self.store.list_oldest(owner, user_id, limit)
+            free = [session for session in oldest if not self._has_turns(session)]
+            if len(free) >= count or len(oldest) < limit:
+                return free[:count]
+            limit *= 2
+        return []
+
+    @asynccontextmanager
+    async def _held(self, victims: Sequence[Session]) -> AsyncIterator[list[Session]]:
+        """Hold those that still have no turn; their live agents are dropped."""
+        held: list[Session] = []
+        async with AsyncExitStack() as holds:
+            for victim in sorted(victims, key=lambda session: session.key):  # as deletes do
+                # No await between: a turn that comes now waits behind the hold.
+                if self.pool is not None and not self._has_turns(victim):
+                    await holds.enter_async_context(self.pool.hold(victim.key))
+                    held.append(victim)
+            yield sorted(held, key=lambda session: session.last_accessed)
+
+    def _has_turns(self, session: Session) -> bool:
+        return self.turns is not None and bool(self.turns.of_session(session.key))
 
     def _make(self, new: NewSession) -> Session:
         """Return the record of a new session that could run."""

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
-from app.domain.errors import AgentNotFound, SessionNotFound, UnknownModel
+from app.domain.errors import AgentNotFound, AgentPoolError, SessionNotFound, UnknownModel
 from app.domain.ids import SessionKey
 from app.domain.session import Session, SessionChange, SessionQuery, SessionStatus, Unset
 from app.domain.turn import MESSAGES_PER_TURN, CancelReason, Turn, TurnPage
@@ -71,9 +71,14 @@ class SessionManager:
         """Make a session.
 
         Raises:
-            SessionExists, AgentNotFound, UnknownModel
+            SessionExists, SessionLimit, AgentNotFound, UnknownModel
         """
         return self._view(await self._admission.create(new))
+
+    async def create_many(self, news: Sequence[NewSession]) -> list[SessionView | AgentPoolError]:
+        """Make sessions in one commit; return each, or why it was refused (as ``create`` raises)."""
+        results = await self._admission.create_many(news)
+        return [self._view(result) if isinstance(result, Session) else result for result in results]
 
     async def resume(self, new: NewSession) -> tuple[SessionView, bool]:
         """Return the user's newest active session that has the agent and window, or a new one.

@@ -16,12 +16,13 @@ from app.domain.errors import (
     HeadMoved,
     PreconditionFailed,
     SessionExists,
+    SessionLimit,
     SessionNotFound,
     StoreUnavailable,
     TurnNotFound,
 )
 from app.domain.ids import SessionKey
-from app.domain.session import LifeSpan, Path, Session, SessionChange, SessionPage, SessionQuery
+from app.domain.session import LifeSpan, Path, Session, SessionCap, SessionChange, SessionPage, SessionQuery
 from app.domain.turn import BoundTurn, Turn, TurnPage, TurnStatus
 from app.stores import rules
 from app.stores.codec import to_turn_body
@@ -51,6 +52,7 @@ class MemoryStore:
         self.counters: Counter[str] = Counter()
         self._life = life
         self._records: dict[SessionKey, _Record] = {}
+        self._of_user: dict[tuple[str, str], set[SessionKey]] = {}
         self._bound: dict[tuple[str, str], _Bound] = {}
         self._boot_id = ""
         self._is_closed = False
@@ -74,9 +76,25 @@ class MemoryStore:
 
     async def create_session(self, session: Session) -> None:
         self._check_open()
-        if session.key in self._records:
-            raise SessionExists(session_id=session.key.session_id)
-        self._records[session.key] = _Record(session)
+        self._add(session, None)
+
+    async def create_sessions(
+        self, sessions: Sequence[Session], cap: SessionCap | None = None
+    ) -> tuple[SessionExists | SessionLimit | None, ...]:
+        self._check_open()
+        outcomes: list[SessionExists | SessionLimit | None] = []
+        for session in sessions:
+            try:
+                self._add(session, cap)
+                outcomes.append(None)
+            except (SessionExists, SessionLimit) as refusal:
+                outcomes.append(refusal)
+        return tuple(outcomes)
+
+    async def list_oldest(self, owner: str, user_id: str, limit: int) -> tuple[Session, ...]:
+        self._check_open()
+        keys = self._of_user.get((owner, user_id), ())
+        return tuple(sorted((self._records[key].session for key in keys), key=_session_order)[:limit])
 
     async def find_session(self, key: SessionKey) -> Session | None:
         self._check_open()
@@ -237,6 +255,30 @@ class MemoryStore:
             self._remove(key)
         return expired, len(gone)
 
+    def _add(self, session: Session, cap: SessionCap | None) -> None:
+        if session.key in self._records:
+            raise SessionExists(session_id=session.key.session_id)
+        if cap is not None and session.user_id is not None:
+            self._make_room(session, cap)
+        self._records[session.key] = _Record(session)
+        if session.user_id is not None:
+            self._of_user.setdefault((session.key.owner, session.user_id), set()).add(session.key)
+
+    def _make_room(self, session: Session, cap: SessionCap) -> None:
+        keys = self._of_user.get((session.key.owner, session.user_id or ""), set())
+        excess = len(keys) + 1 - cap.most
+        if excess > 0:
+            gone = [victim.key for victim in cap.victims if victim.key in keys and self._may_go(victim)]
+            if len(gone) < excess:
+                raise SessionLimit(session_id=session.key.session_id)
+            for key in gone[:excess]:
+                self._remove(key)
+
+    def _may_go(self, victim: Session) -> bool:
+        record = self._find(victim)
+        is_same = record is not None and record.session.last_accessed == victim.last_accessed
+        return is_same and not self._has_running(victim.key)
+
     def _check_open(self) -> None:
         if self._is_closed:
             raise StoreUnavailable("The store is closed.")
@@ -281,8 +323,14 @@ class MemoryStore:
             del self._bound[name]
 
     def _remove(self, key: SessionKey) -> None:
-        for name in self._records.pop(key).keys.values():
+        record = self._records.pop(key)
+        for name in record.keys.values():
             del self._bound[name]
+        user = key.owner, record.session.user_id or ""
+        if user in self._of_user:
+            self._of_user[user].discard(key)
+            if not self._of_user[user]:
+                del self._of_user[user]
 
     def _has_running(self, key: SessionKey) -> bool:
         turns = self._records[key].turns.values()

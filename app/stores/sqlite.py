@@ -22,9 +22,9 @@ from typing import Concatenate, ParamSpec, TypeVar
 
 import apsw
 
-from app.domain.errors import StoreUnavailable
+from app.domain.errors import SessionExists, SessionLimit, StoreUnavailable
 from app.domain.ids import SessionKey
-from app.domain.session import LifeSpan, Path, Session, SessionChange, SessionPage, SessionQuery
+from app.domain.session import LifeSpan, Path, Session, SessionCap, SessionChange, SessionPage, SessionQuery
 from app.domain.turn import BoundTurn, Turn, TurnPage
 from app.stores import rules, sqlite_file, sqlite_reads, sqlite_writes
 from app.stores.codec import to_turn_body
@@ -160,6 +160,15 @@ class SqliteStore:
     async def create_session(self, session: Session) -> None:
         self._check_room()
         await self._write("create_session", sqlite_writes.create_session, session)
+
+    async def create_sessions(
+        self, sessions: Sequence[Session], cap: SessionCap | None = None
+    ) -> tuple[SessionExists | SessionLimit | None, ...]:
+        self._check_room()
+        return await self._write("create_sessions", sqlite_writes.create_sessions, sessions, cap)
+
+    async def list_oldest(self, owner: str, user_id: str, limit: int) -> tuple[Session, ...]:
+        return await self._read(sqlite_reads.list_oldest, owner, user_id, limit)
 
     async def find_session(self, key: SessionKey) -> Session | None:
         return await self._read(sqlite_reads.find_session, key)

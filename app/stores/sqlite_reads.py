@@ -25,6 +25,10 @@ from app.stores.sqlite_rows import (
 )
 
 _FIND_SESSION = f"SELECT {SESSION_COLUMNS} FROM sessions WHERE owner = ? AND session_id = ?"  # noqa: S608
+_LIST_OLDEST = (
+    f"SELECT {SESSION_COLUMNS}, id FROM sessions WHERE user_id = ? AND +owner = ?"  # noqa: S608
+    " ORDER BY last_accessed, id LIMIT ?"
+)
 _FIND_PLACE = "SELECT id, head, depth FROM sessions WHERE owner = ? AND session_id = ? AND uid = ?"
 _FIND_PLACE_OF = "SELECT id, head, depth, session_id FROM sessions WHERE id = ?"
 _FIND_TURN = f"SELECT {TURN_COLUMNS} FROM turns WHERE session = ? AND turn_id = ?"  # noqa: S608
@@ -102,6 +106,11 @@ def list_sessions(connection: apsw.Connection, query: SessionQuery, life: LifeSp
     page = rows[: query.limit]
     cursor = to_cursor("s", page[-1][19], str(page[-1][26])) if len(rows) > len(page) else None
     return SessionPage(tuple(_readable(page)), _total(connection, query, terms, values), cursor)
+
+
+def list_oldest(connection: apsw.Connection, owner: str, user_id: str, limit: int) -> tuple[Session, ...]:
+    rows: list[Any] = connection.execute(_LIST_OLDEST, (user_id, owner, limit)).fetchall()
+    return tuple(_readable(rows))
 
 
 def list_keys(

@@ -11,11 +11,12 @@ from app.domain.errors import (
     HeadMoved,
     PreconditionFailed,
     SessionExists,
+    SessionLimit,
     SessionNotFound,
     SnapshotUnreadable,
 )
 from app.domain.ids import SessionKey, to_id_bytes
-from app.domain.session import LifeSpan, Session, SessionChange
+from app.domain.session import LifeSpan, Session, SessionCap, SessionChange
 from app.domain.turn import Turn, TurnStatus
 from app.stores import rules, sqlite_keys
 from app.stores.codec import to_turn_body
@@ -55,6 +56,8 @@ _SET_ACTIVITY = (
     " marked_idle = ?, seal = ? WHERE id = ?"
 )
 _FIND_TURN_STATUS = "SELECT status, kept FROM turns WHERE session = ? AND turn_id = ?"
+_COUNT_OF_USER = "SELECT count(*) FROM sessions WHERE user_id = ? AND +owner = ?"
+_FIND_RUNNING = "SELECT 1 FROM turns WHERE status = 0 AND session = ?"
 _ADD_TURN = f"INSERT INTO turns ({TURN_COLUMNS}, session) VALUES ({_marks(TURN_COLUMNS)}, ?)"  # noqa: S608
 _SET_TURN = f"UPDATE turns SET {_settings(TURN_COLUMNS)} WHERE session = ? AND turn_id = ?"  # noqa: S608
 _ORPHANS = f"SELECT {TURN_COLUMNS}, session, id FROM turns WHERE status = 0 AND boot != ?"  # noqa: S608
@@ -77,6 +80,21 @@ def create_session(unit: Unit, session: Session) -> None:
     except apsw.ConstraintError as error:
         raise SessionExists(session_id=session.key.session_id) from error
     unit.count("sessions", 1)
+
+
+def create_sessions(
+    unit: Unit, sessions: Sequence[Session], cap: SessionCap | None
+) -> tuple[SessionExists | SessionLimit | None, ...]:
+    outcomes: list[SessionExists | SessionLimit | None] = []
+    for session in sessions:
+        try:
+            if cap is not None and session.user_id is not None:
+                _make_room(unit, session, cap)
+            create_session(unit, session)
+            outcomes.append(None)
+        except (SessionExists, SessionLimit) as refusal:
+            outcomes.append(refusal)
+    return tuple(outcomes)
 
 
 def update_session(
@@ -200,6 +218,29 @@ def _interrupt(unit: Unit, row: Row, names: Names, now: int) -> None:
         return
     failed = rules.interrupted(turn, now)
     _end_turn(unit, row[-2], failed, to_turn_body(failed), is_known=True)
+
+
+def _make_room(unit: Unit, session: Session, cap: SessionCap) -> None:
+    """Remove as many victims as are in the way of ``session``; changes nothing if it raises."""
+    if unit.connection.execute(_FIND_SESSION, session.key).fetchone():
+        raise SessionExists(session_id=session.key.session_id)
+    user = session.user_id, session.key.owner
+    excess = unit.connection.execute(_COUNT_OF_USER, user).get + 1 - cap.most
+    if excess <= 0:
+        return
+    rows = (_find_row(unit, v) for v in cap.victims if (v.user_id, v.key.owner) == user)
+    times = {victim.uid: victim.last_accessed for victim in cap.victims}
+    gone = [row[-1] for row in rows if row is not None and _may_go(unit, row, times)]
+    if len(gone) < excess:
+        raise SessionLimit(session_id=session.key.session_id)
+    for number in gone[:excess]:
+        _remove(unit, number)
+
+
+def _may_go(unit: Unit, row: Row, times: dict[str, int]) -> bool:
+    found = from_session_row(row[:-1])
+    is_running = unit.connection.execute(_FIND_RUNNING, (row[-1],)).fetchone()
+    return found.last_accessed == times[found.uid] and is_running is None
 
 
 def _find_row(unit: Unit, session: Session) -> Row | None:

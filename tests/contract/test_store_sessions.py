@@ -1,6 +1,7 @@
 """What every store promises about session records."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -8,12 +9,13 @@ from app.domain.errors import (
     InvalidInput,
     PreconditionFailed,
     SessionExists,
+    SessionLimit,
     SessionNotFound,
     StoreUnavailable,
     TurnNotFound,
 )
 from app.domain.ids import SessionKey
-from app.domain.session import SessionChange, SessionPage, SessionQuery, SessionStatus
+from app.domain.session import Session, SessionCap, SessionChange, SessionPage, SessionQuery, SessionStatus
 from app.ports import SessionStore
 
 from .builders import BOOT, LIFE, T0, dropped, extend, make_session, make_turn, running
@@ -380,3 +382,72 @@ async def test_keys_are_listed_by_user_or_agent(store: SessionStore) -> None:
     }
     assert await store.list_keys("o", agent_id="x0", limit=9) == (SessionKey("o", "s0"),)
     assert await store.list_keys("o", user_id="nobody", limit=9) == ()
+
+
+async def test_many_are_created_in_one_step(store: SessionStore) -> None:
+    """Each is stored, but one whose key is taken, before or in the same step."""
+    await store.create_session(make_session("a"))
+    new = [make_session(name) for name in ("b", "a", "c", "b")]
+    outcomes = await store.create_sessions(new)
+    assert [type(outcome) for outcome in outcomes] == [type(None), SessionExists, type(None), SessionExists]
+    assert await store.find_session(new[0].key) == new[0]
+    assert store.session_count_nowait() == 3
+    assert await store.create_sessions([]) == ()
+
+
+def _of_user(name: str, **fields: Any) -> Session:
+    return make_session(name, **{"user_id": "u", **fields})
+
+
+async def test_a_cap_refuses_what_is_too_much(store: SessionStore) -> None:
+    """Per user and owner, exactly at the cap; sessions of no user are not counted."""
+    cap = SessionCap(2)
+    outcomes = await store.create_sessions([_of_user(name) for name in "abc"], cap)
+    assert [type(outcome) for outcome in outcomes] == [type(None), type(None), SessionLimit]
+    others = [_of_user("d", owner="o"), _of_user("e", user_id="v"), *(make_session(name) for name in "fgh")]
+    assert await store.create_sessions(others, cap) == (None,) * 5
+    assert isinstance((await store.create_sessions([_of_user("a")], cap))[0], SessionExists)
+    await store.delete_session(SessionKey("", "a"))
+    assert await store.create_sessions([_of_user("c")], cap) == (None,)
+
+
+async def test_victims_go_for_new_sessions(store: SessionStore) -> None:
+    """In their order, no more than needed, and never those of another user."""
+    old = [_of_user(name, now=T0 + number) for number, name in enumerate("abc")]
+    other = _of_user("x", user_id="v")
+    await store.create_sessions([*old, other])
+    cap = SessionCap(3, (other, *old))
+    assert await store.create_sessions([_of_user("d"), _of_user("e")], cap) == (None, None)
+    found = await store.list_keys("", user_id="u", limit=9)
+    assert {key.session_id for key in found} == {"c", "d", "e"}
+    assert await store.find_session(other.key) == other
+    assert store.session_count_nowait() == 4
+
+
+async def test_a_victim_goes_only_as_it_was_read(store: SessionStore) -> None:
+    """One that was active since, that runs, or that was made anew stays, and the new one is refused."""
+    old = [_of_user(name) for name in "abcd"]
+    await store.create_sessions(old)
+    await store.touch_session(old[0].key, T0 + 5)
+    await store.start_turn(old[1], running(make_turn(old[1], started_at=T0)))
+    await store.delete_session(old[2].key)
+    await store.create_session(_of_user("c"))
+    refusal = (await store.create_sessions([_of_user("e")], SessionCap(4, tuple(old[:3]))))[0]
+    assert isinstance(refusal, SessionLimit)
+    # Two must go and only one may: then that one stays, too.
+    refusal = (await store.create_sessions([_of_user("e")], SessionCap(3, tuple(old))))[0]
+    assert isinstance(refusal, SessionLimit)
+    assert store.session_count_nowait() == 4
+    assert await store.create_sessions([_of_user("e")], SessionCap(4, tuple(old))) == (None,)
+    assert await store.find_session(old[3].key) is None
+
+
+async def test_a_users_oldest_come_first(store: SessionStore) -> None:
+    """By last activity, as many as asked for, of this owner's user only."""
+    sessions = [_of_user(name, now=T0 + number) for number, name in enumerate("abc")]
+    await store.create_sessions([*reversed(sessions), _of_user("x", user_id="v"), _of_user("a", owner="o")])
+    assert await store.list_oldest("", "u", 9) == tuple(sessions)
+    assert await store.list_oldest("", "u", 2) == tuple(sessions[:2])
+    touched = await store.touch_session(sessions[0].key, T0 + 9)
+    assert await store.list_oldest("", "u", 9) == (*sessions[1:], touched)
+    assert await store.list_oldest("", "w", 9) == ()

@@ -181,6 +181,12 @@ class ResumeBody(Body):
         return NewSession(owner=owner, user_id=self.user_id, agent_id=self.agent_id, window_id=self.window_id)
 
 
+class BatchBody(Body):
+    """Sessions to be created."""
+
+    sessions: list[NewSessionBody] = Field(max_length=BATCH_MAX, description="As for `POST /sessions`.")
+
+
 class BatchDeleteBody(Body):
     """Sessions to be deleted."""
 

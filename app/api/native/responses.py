@@ -8,6 +8,7 @@ from app.api.native.requests import StatusName
 from app.api.native.times import to_optional_time, to_time
 from app.domain.catalog import AgentProfile, ModelOffer
 from app.domain.chat import ActiveTurns, ChatReply
+from app.domain.errors import AgentPoolError
 from app.domain.turn import Turn, TurnPage, TurnStatus
 from app.domain.turn import Usage as TurnUsage
 from app.services.sessions import History, SessionView, SessionViews
@@ -147,6 +148,38 @@ class SessionMessage(BaseModel):
     session_id: str = Field(description="The session.", examples=["user_001"])
 
 
+def _is_none(value: object) -> bool:
+    return value is None
+
+
+class RefusalAnswer(BaseModel):
+    """Why a session was not created."""
+
+    code: str = Field(description="Names the kind of problem.", examples=["SESSION_EXISTS"])
+    detail: str = Field(description="What happened.", examples=["A session with this id exists already."])
+
+
+class BatchResult(BaseModel):
+    """What became of one entry: a session, or an error."""
+
+    session_id: str | None = Field(
+        default=None, exclude_if=_is_none, description="The new session.", examples=["user_001"]
+    )
+    error: RefusalAnswer | None = Field(default=None, exclude_if=_is_none, description="Why there is none.")
+
+    @classmethod
+    def of(cls, result: SessionView | AgentPoolError) -> "BatchResult":
+        if isinstance(result, AgentPoolError):
+            return cls(error=RefusalAnswer(code=result.code, detail=result.detail))
+        return cls(session_id=result.session.key.session_id)
+
+
+class BatchAnswer(BaseModel):
+    """What became of each entry, in their order."""
+
+    results: list[BatchResult] = Field(description="One for each entry.")
+
+
 class DeletedAnswer(BaseModel):
     """What became of many sessions."""
 
@@ -157,10 +190,6 @@ class BatchDeletedAnswer(DeletedAnswer):
     """What became of the named sessions."""
 
     missing: int = Field(description="How many were not there.", examples=[0])
-
-
-def _is_none(value: object) -> bool:
-    return value is None
 
 
 class HistoryMessage(BaseModel):

@@ -10,6 +10,7 @@ from app.api.docs import WITH_BODY, problems
 from app.api.etag import parse_if_match
 from app.api.native.fields import NoQuery, SessionQuery
 from app.api.native.requests import (
+    BatchBody,
     BatchDeleteBody,
     NewSessionBody,
     ResumeBody,
@@ -18,7 +19,9 @@ from app.api.native.requests import (
 )
 from app.api.native.responses import (
     AgentList,
+    BatchAnswer,
     BatchDeletedAnswer,
+    BatchResult,
     ModelList,
     SessionAnswer,
     SessionList,
@@ -47,6 +50,12 @@ _NEW_EXAMPLES = {
 _RESUME_EXAMPLES = {
     "user": {"summary": "Where the user was last", "value": {"user_id": "alice"}},
     "window": {"summary": "In one window", "value": {"user_id": "alice", "window_id": "desktop"}},
+}
+_BATCH_EXAMPLES = {
+    "two": {
+        "summary": "For two users",
+        "value": {"sessions": [{"user_id": "alice"}, {"user_id": "bob", "session_id": "user_002"}]},
+    },
 }
 _BATCH_DELETE_EXAMPLES = {
     "two": {"summary": "Two sessions", "value": {"session_ids": ["user_001", "user_002"]}},
@@ -204,6 +213,23 @@ async def refresh_session(
 ) -> SessionAnswer:
     """Restart the expiry clock. An expired session is active again until it is purged."""
     return _answer(await call.services.sessions.refresh(key, query.user_id), response)
+
+
+@router.post(
+    "/sessions/batch",
+    summary="Create many sessions",
+    responses=problems(*WITH_BODY, "STORE_UNAVAILABLE"),
+)
+async def create_sessions(
+    call: CallDep,
+    _query: Annotated[NoQuery, Query()],
+    body: Annotated[BatchBody, Body(openapi_examples=_BATCH_EXAMPLES)],
+) -> BatchAnswer:
+    """Create up to 1,000 sessions in one commit; one that is refused does not stop the others."""
+    owner, redact_keys = call.caller.owner, call.options.redact_keys
+    news = [entry.to_new_session(owner, redact_keys=redact_keys) for entry in body.sessions]
+    results = await call.services.sessions.create_many(news)
+    return BatchAnswer(results=[BatchResult.of(result) for result in results])
 
 
 @router.post(
