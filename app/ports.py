@@ -8,7 +8,7 @@ from app.domain.errors import SessionExists, SessionLimit
 from app.domain.events import TurnEvent
 from app.domain.ids import SessionKey
 from app.domain.session import Path, Session, SessionCap, SessionChange, SessionPage, SessionQuery, Stamp
-from app.domain.stats import DiscardCause, EvictionCause
+from app.domain.stats import DiscardCause, EvictionCause, UserUsage
 from app.domain.turn import Answer, BoundTurn, Turn, TurnPage
 
 NewId = Callable[[], str]
@@ -218,6 +218,9 @@ class SessionStore(Protocol):
         Raises:
             TurnNotFound: ``before`` is not on the current branch.
         """
+
+    async def get_usage(self, owner: str, user_id: str, limit: int) -> UserUsage:
+        """Return what the user's ended turns took, with the newest ``limit`` days; zeros if none ended."""
 
     async def expire_and_purge(self, now: int, since: int, limit: int) -> tuple[int, int]:
         """Remove up to ``limit`` sessions whose retention is over, with all that belongs to them.

@@ -85,6 +85,26 @@ class SweepResult:
 
 
 @dataclass(frozen=True, slots=True)
+class DayUsage:
+    """What a user's turns that ended on one day took; ``day`` counts from the epoch, in UTC."""
+
+    day: int
+    turns: int
+    prompt_tokens: int
+    completion_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class UserUsage:
+    """What a user's turns took, deleted sessions' too, and the newest days of it, newest first."""
+
+    turns: int
+    prompt_tokens: int
+    completion_tokens: int
+    days: tuple[DayUsage, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class ProcessMemory:
     """``limit_bytes`` is the smaller of the machine's memory and the process's own limit."""
 

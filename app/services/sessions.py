@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from app.domain.errors import AgentNotFound, AgentPoolError, SessionNotFound, UnknownModel
 from app.domain.ids import SessionKey
 from app.domain.session import Session, SessionChange, SessionQuery, SessionStatus, Unset
+from app.domain.stats import UserUsage
 from app.domain.turn import MESSAGES_PER_TURN, CancelReason, Turn, TurnPage
 from app.pool.manager import AgentManager
 from app.ports import AgentFactory, SessionStore
@@ -15,6 +16,9 @@ from app.services.turns import Turns
 
 DELETE_PAGE = 50
 """Sessions that are deleted in one commit, which no other write can overtake."""
+
+USAGE_DAYS = 366
+"""Days of usage that one answer lists."""
 
 __all__ = ["History", "NewSession", "SessionManager", "SessionView", "SessionViews"]
 
@@ -251,6 +255,10 @@ class SessionManager:
         """
         session = await self._admission.get(key, user_id)
         return await self._store.get_turn(session, turn_id)
+
+    async def usage(self, user_id: str, owner: str = "") -> UserUsage:
+        """Return what the user's turns took, in total and on each of the newest ``USAGE_DAYS`` days."""
+        return await self._store.get_usage(owner, user_id, USAGE_DAYS)
 
     def _view(self, session: Session) -> SessionView:
         try:

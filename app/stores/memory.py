@@ -23,6 +23,7 @@ from app.domain.errors import (
 )
 from app.domain.ids import SessionKey
 from app.domain.session import LifeSpan, Path, Session, SessionCap, SessionChange, SessionPage, SessionQuery
+from app.domain.stats import DayUsage, UserUsage
 from app.domain.turn import BoundTurn, Turn, TurnPage, TurnStatus
 from app.stores import rules
 from app.stores.codec import to_turn_body
@@ -53,6 +54,7 @@ class MemoryStore:
         self._life = life
         self._records: dict[SessionKey, _Record] = {}
         self._of_user: dict[tuple[str, str], set[SessionKey]] = {}
+        self._usage: dict[tuple[str, str | None], dict[int, Counter[str]]] = {}
         self._bound: dict[tuple[str, str], _Bound] = {}
         self._boot_id = ""
         self._is_closed = False
@@ -242,6 +244,14 @@ class MemoryStore:
         newest = [turn for turn, _ in zip(_up(record, start), range(limit), strict=False)]
         return tuple(replace(turn, on_branch=True) for turn in reversed(newest))
 
+    async def get_usage(self, owner: str, user_id: str, limit: int) -> UserUsage:
+        self._check_open()
+        names = ("turns", "prompt_tokens", "completion_tokens")
+        found = self._usage.get((owner, user_id), {})
+        days = [DayUsage(day, *(found[day][name] for name in names)) for day in sorted(found, reverse=True)]
+        turns, read, written = (sum(counts[name] for counts in found.values()) for name in names)
+        return UserUsage(turns, read, written, tuple(days[:limit]))
+
     async def expire_and_purge(self, now: int, since: int, limit: int) -> tuple[int, int]:
         self._check_open()
         ends = {key: r.session.expires_at for key, r in self._records.items()}
@@ -301,7 +311,10 @@ class MemoryStore:
         else:
             self._release(record, turn.turn_id)
         if turn.status is not TurnStatus.RUNNING:
-            self.counters.update(rules.counts_of(turn))
+            counts = rules.counts_of(turn)
+            self.counters.update(counts)
+            user = record.session.key.owner, record.session.user_id
+            self._usage.setdefault(user, {}).setdefault(rules.day_of(turn), Counter()).update(counts)
 
     def _bind(self, record: _Record, turn: Turn) -> None:
         """Bind the turn's key, unless a committed turn has it."""

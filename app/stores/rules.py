@@ -6,6 +6,7 @@ from app.domain.errors import HeadMoved
 from app.domain.session import LifeSpan, Session, SessionQuery
 from app.domain.turn import Turn, TurnError, TurnStatus
 
+MS_PER_DAY = 86_400_000
 TOTAL_LIMIT = 1000
 """Totals that have no index to count are exact up to here."""
 
@@ -81,6 +82,11 @@ def counts_of(turn: Turn) -> dict[str, int]:
         "completion_tokens": turn.usage.completion_tokens,
         "duration_ms": turn.duration_ms,
     }
+
+
+def day_of(turn: Turn) -> int:
+    """Return the day on which the turn ended: days since the epoch, in UTC."""
+    return end_of(turn) // MS_PER_DAY
 
 
 def purge_line(now: int, life: LifeSpan) -> int | None:

@@ -25,6 +25,7 @@ import apsw
 from app.domain.errors import SessionExists, SessionLimit, StoreUnavailable
 from app.domain.ids import SessionKey
 from app.domain.session import LifeSpan, Path, Session, SessionCap, SessionChange, SessionPage, SessionQuery
+from app.domain.stats import UserUsage
 from app.domain.turn import BoundTurn, Turn, TurnPage
 from app.stores import rules, sqlite_file, sqlite_reads, sqlite_writes
 from app.stores.codec import to_turn_body
@@ -233,6 +234,9 @@ class SqliteStore:
 
     async def list_branch(self, session: Session, limit: int, before: str | None = None) -> tuple[Turn, ...]:
         return await self._read(sqlite_reads.list_branch, self._get_files().names, session, limit, before)
+
+    async def get_usage(self, owner: str, user_id: str, limit: int) -> UserUsage:
+        return await self._read(sqlite_reads.get_usage, owner, user_id, limit)
 
     async def expire_and_purge(self, now: int, since: int, limit: int) -> tuple[int, int]:
         boot_id = self._get_files().boot_id

@@ -9,6 +9,7 @@ import apsw
 from app.domain.errors import SessionNotFound, SnapshotUnreadable, TurnNotFound
 from app.domain.ids import SessionKey, to_id_bytes
 from app.domain.session import LifeSpan, Path, Session, SessionPage, SessionQuery, SessionStatus
+from app.domain.stats import DayUsage, UserUsage
 from app.domain.turn import BoundTurn, Turn, TurnPage
 from app.stores import rules, sqlite_keys
 from app.stores.cursor import from_cursor, to_cursor
@@ -50,6 +51,15 @@ _WALK_IDS = (
     " UNION ALL SELECT t.turn_id, t.parent, t.depth FROM path"
     " JOIN turns AS t ON t.session = :session AND t.turn_id = path.parent WHERE path.depth > :least)"
     " SELECT turn_id FROM path LIMIT :limit"
+)
+
+_SUM_USAGE = (
+    "SELECT coalesce(sum(turns), 0), coalesce(sum(prompt_tokens), 0), coalesce(sum(completion_tokens), 0)"
+    " FROM usage_days WHERE owner = ? AND user_id = ?"
+)
+_LIST_USAGE = (
+    "SELECT day, turns, prompt_tokens, completion_tokens FROM usage_days"
+    " WHERE owner = ? AND user_id = ? ORDER BY day DESC LIMIT ?"
 )
 
 _ALIVE = "NOT archived AND (expires_at IS NULL OR expires_at > :now)"
@@ -208,6 +218,12 @@ def _show(
     except SnapshotUnreadable as error:
         _log.error("turn %s of session %r is unreadable", error.turn_id, error.session_id)
         return unreadable_turn(row, on_branch=on_branch)
+
+
+def get_usage(connection: apsw.Connection, owner: str, user_id: str, limit: int) -> UserUsage:
+    turns, read, written = connection.execute(_SUM_USAGE, (owner, user_id)).get
+    days: list[Any] = connection.execute(_LIST_USAGE, (owner, user_id, limit)).fetchall()
+    return UserUsage(turns, read, written, tuple(DayUsage(*row) for row in days))
 
 
 def _find_place(connection: apsw.Connection, session: Session) -> _Place | None:

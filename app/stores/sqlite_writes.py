@@ -58,6 +58,13 @@ _SET_ACTIVITY = (
 _FIND_TURN_STATUS = "SELECT status, kept FROM turns WHERE session = ? AND turn_id = ?"
 _COUNT_OF_USER = "SELECT count(*) FROM sessions WHERE user_id = ? AND +owner = ?"
 _FIND_RUNNING = "SELECT 1 FROM turns WHERE status = 0 AND session = ?"
+_ADD_USAGE = (
+    "INSERT INTO usage_days (owner, user_id, day, turns, prompt_tokens, completion_tokens)"
+    " SELECT owner, user_id, ?, 1, ?, ? FROM sessions WHERE id = ? AND user_id IS NOT NULL"
+    " ON CONFLICT (owner, user_id, day) DO UPDATE SET turns = turns + 1,"
+    " prompt_tokens = prompt_tokens + excluded.prompt_tokens,"
+    " completion_tokens = completion_tokens + excluded.completion_tokens"
+)
 _ADD_TURN = f"INSERT INTO turns ({TURN_COLUMNS}, session) VALUES ({_marks(TURN_COLUMNS)}, ?)"  # noqa: S608
 _SET_TURN = f"UPDATE turns SET {_settings(TURN_COLUMNS)} WHERE session = ? AND turn_id = ?"  # noqa: S608
 _ORPHANS = f"SELECT {TURN_COLUMNS}, session, id FROM turns WHERE status = 0 AND boot != ?"  # noqa: S608
@@ -275,6 +282,8 @@ def _end_turn(unit: Unit, number: int, turn: Turn, body: bytes, *, is_known: boo
         sqlite_keys.release(unit.connection, number, to_id_bytes(turn.turn_id))
     for name, change in rules.counts_of(turn).items():
         unit.count(name, change)
+    values = (rules.day_of(turn), turn.usage.prompt_tokens, turn.usage.completion_tokens, number)
+    unit.connection.execute(_ADD_USAGE, values)
 
 
 def _set_activity(unit: Unit, row: Row, session: Session) -> None:

@@ -4,15 +4,47 @@ from typing import Annotated
 from urllib.parse import urlencode
 
 from fastapi import APIRouter, Depends, Path, Query, Response
+from pydantic import BaseModel, Field
 
 from app.api.deps import CallDep, UserIdDep
 from app.api.docs import problems
 from app.api.native.fields import NoQuery, PageQuery
 from app.api.native.responses import DeletedAnswer, SessionAnswer, SessionList
+from app.api.native.times import to_time
 from app.api.route import StrictRoute
 from app.domain.ids import parse_name
+from app.domain.stats import DayUsage, UserUsage
+
+MS_PER_DAY = 86_400_000
 
 router = APIRouter(route_class=StrictRoute, tags=["sessions"])
+
+
+class UsageCounts(BaseModel):
+    """Turns and their tokens."""
+
+    turns: int = Field(description="Turns that ended, failed ones too.", examples=[12])
+    prompt_tokens: int = Field(description="Tokens that were read.", examples=[2100])
+    completion_tokens: int = Field(description="Tokens that were written.", examples=[600])
+
+
+class UsageDay(UsageCounts):
+    """One day's."""
+
+    date: str = Field(
+        description="The day, in UTC.", examples=["2026-11-20"], json_schema_extra={"format": "date"}
+    )
+
+
+class UserUsageAnswer(UsageCounts):
+    """A user's usage in total, with that of deleted sessions, and per day."""
+
+    days: list[UsageDay] = Field(description="Days with turns, newest first, up to 366.")
+
+    @classmethod
+    def of(cls, usage: UserUsage) -> "UserUsageAnswer":
+        days = [UsageDay(date=to_time(day.day * MS_PER_DAY)[:10], **_counts_of(day)) for day in usage.days]
+        return cls(days=days, **_counts_of(usage))
 
 
 async def _agent_id(
@@ -73,3 +105,19 @@ async def delete_agent_sessions(
     """Delete every session with this agent and all that belongs to them; running turns are cancelled."""
     deleted = await call.services.sessions.delete_all(call.caller.owner, agent_id=agent_id)
     return DeletedAnswer(deleted=deleted)
+
+
+@router.get(
+    "/users/{user_id}/usage",
+    summary="Sum up a user's usage",
+    responses=problems("STORE_UNAVAILABLE"),
+)
+async def get_user_usage(
+    user_id: UserIdDep, call: CallDep, _query: Annotated[NoQuery, Query()]
+) -> UserUsageAnswer:
+    """The user's turns and tokens, in total and per day; those of deleted sessions count, too."""
+    return UserUsageAnswer.of(await call.services.sessions.usage(user_id, call.caller.owner))
+
+
+def _counts_of(usage: DayUsage | UserUsage) -> dict[str, int]:
+    return {name: getattr(usage, name) for name in UsageCounts.model_fields}
