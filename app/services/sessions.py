@@ -4,7 +4,13 @@ from collections.abc import Iterable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
-from app.domain.errors import AgentNotFound, AgentPoolError, SessionNotFound, UnknownModel
+from app.domain.errors import (
+    AgentNotFound,
+    AgentPoolError,
+    SessionNotFound,
+    SnapshotUnreadable,
+    UnknownModel,
+)
 from app.domain.ids import SessionKey
 from app.domain.session import Session, SessionChange, SessionQuery, SessionStatus, Unset
 from app.domain.stats import UserUsage
@@ -168,12 +174,17 @@ class SessionManager:
     async def delete(self, key: SessionKey, user_id: str | None = None) -> None:
         """Delete a session and all that belongs to it; its running turn is cancelled.
 
-        Turns that wait are refused with ``SessionNotFound``; none of them makes it anew.
+        Turns that wait are refused with ``SessionNotFound``; none of them makes it anew. A
+        session whose record is broken can be deleted, too.
 
         Raises:
             SessionNotFound
         """
-        await self._admission.get(key, user_id)
+        try:
+            await self._admission.get(key, user_id)
+        except SnapshotUnreadable:
+            if user_id is not None:  # whose it is cannot be told
+                raise
         self._cancel_turns(key)
         # Turns that come from now on wait behind this hold, and then find no session.
         async with self._pool.hold(key, front=True):

@@ -60,6 +60,25 @@ def test_broken_rows_set_aside_their_sessions_and_nothing_else(tmp_path: Path) -
         assert server.request("GET", "/sessions?limit=1").body["total"] == SESSIONS - BROKEN
 
 
+def test_broken_record_sets_its_session_aside(tmp_path: Path) -> None:
+    """A session whose very record is broken says so, is left out of lists, and can be deleted."""
+    with ServerProcess(tmp_path, MODEL_PROVIDER="demo") as server:
+        for session in ("whole", "broken"):
+            assert say(server, session, "hello").status == 200
+        server.stop()
+        connection = apsw.Connection(str(tmp_path / "pool.db"))
+        connection.execute("UPDATE sessions SET depth = depth + 1 WHERE session_id = 'broken'")
+        connection.close()
+        server.start()
+        for refused in (server.request("GET", "/sessions/broken"), say(server, "broken", "again")):
+            assert (refused.status, refused.body["code"]) == (500, "SNAPSHOT_UNREADABLE")
+        assert [s["session_id"] for s in server.request("GET", "/sessions").body["sessions"]] == ["whole"]
+        assert server.request("DELETE", "/sessions/broken").status == 200
+        assert server.request("DELETE", "/sessions/broken").status == 404
+        assert say(server, "broken", "anew").body["turn_count"] == 1
+        assert say(server, "whole", "again").body["turn_count"] == 2
+
+
 def check_broken(server: ServerProcess, session: str) -> None:
     """The session refuses to chat, shows what is whole, and can be deleted."""
     for path in ("/chat", "/chat/stream"):
