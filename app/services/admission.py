@@ -7,6 +7,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from weakref import WeakValueDictionary
 
+from app.domain.chat import Choices
 from app.domain.errors import (
     AgentNotFound,
     AgentPoolError,
@@ -257,6 +258,20 @@ class Admission:
             raise SessionArchived(session_id=session.key.session_id)
         if status is SessionStatus.EXPIRED:
             raise SessionExpired(session_id=session.key.session_id)
+
+    async def leave_what_is_gone(self, session: Session, choices: Choices) -> Session:
+        """Store ``choices`` at once if what ``session`` chose before is not offered any more.
+
+        Otherwise they wait until their turn has the session. Here no agent could be made
+        for it to have: not by this turn, nor by one before it.
+        """
+        try:
+            self.factory.check(session)
+        except (AgentNotFound, UnknownModel):
+            change = choices.change_of(session)
+            if change is not None:
+                return await self.store.update_session(session.key, change, self.clock.now_ms())
+        return session
 
     def check(self, session: Session, **choices: str | None) -> None:
         """Refuse choices that could not run.

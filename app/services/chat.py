@@ -284,13 +284,15 @@ class ChatService:
         self._admission.check(
             session, agent_id=request.agent_id, provider=request.provider, model=request.model
         )
+        choices = Choices(request.agent_id, request.provider, request.model, request.params)
+        session = await self._admission.leave_what_is_gone(session, choices)
         flight = self._turns.accept(
             self._new_id(), session, ends_unwatched=request.on_disconnect is OnDisconnect.CANCEL
         )
         flight.join()
         departure = Departure(
             message=request.message,
-            choices=Choices(request.agent_id, request.provider, request.model, request.params),
+            choices=choices,
             user=session.user_id,
             may_wait=request.on_busy is not OnBusy.REJECT,
             interrupts=_INTERRUPTS.get(request.on_busy),

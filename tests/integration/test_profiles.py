@@ -173,6 +173,17 @@ def test_a_profile_that_is_gone_is_not_found(serve: Serve, model: ModelServer) -
         assert chat(server, "two")["turn_count"] == 2
 
 
+def test_a_session_goes_on_with_another_profile(serve: Serve, model: ModelServer) -> None:
+    """One whose profile or model is gone goes on once it names another, and that sticks."""
+    model.script({"mode": "text", "text": "fine", "repeat": 4})
+    with serve({"coder": CODER}) as server:
+        chat(server, "one", agent_id="coder")
+    with serve({"writer": {}}) as server:
+        assert chat(server, "two", agent_id="writer")["agent_id"] == "writer"
+        assert chat(server, "three")["turn_count"] == 3
+        assert server.client.get("/sessions/s").json()["agent_id"] == "writer"
+
+
 def test_profiles_are_listed(serve: Serve) -> None:
     """The built-in one and those of the file; prompts and import paths are not shown."""
     with serve({"coder": CODER, "writer": {}}) as server:
