@@ -48,7 +48,9 @@ class HttpServer:
         assert self._ready.wait(10)
         self.port = self._server.servers[0].sockets[0].getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
-        self.client = httpx2.Client(base_url=self.url, timeout=10)
+        # Shorter than the server's 5 s: a connection that both give up at once looks like a failure.
+        limits = httpx2.Limits(keepalive_expiry=2.0)
+        self.client = httpx2.Client(base_url=self.url, timeout=10, limits=limits)
         return self
 
     def __exit__(self, *_: object) -> None:
