@@ -1,8 +1,7 @@
 """Between AutoGen's messages and events and ours: the only place that knows both."""
 
-import json
 from collections.abc import Iterable
-from typing import Any, Final
+from typing import Final
 
 from autogen_agentchat.messages import (
     TextMessage,
@@ -21,6 +20,7 @@ from autogen_core.models import (
 )
 
 from app.agents.think import ThinkSplitter
+from app.domain.arguments import parse_arguments
 from app.domain.errors import ModelError
 from app.domain.events import ReasoningDelta, TextDelta, ToolCalled, ToolReturned
 from app.domain.turn import (
@@ -65,15 +65,6 @@ def _to_llm(message: ContextMessage) -> LLMMessage:
             for r in message.results
         ]
     )
-
-
-def parse_arguments(text: str) -> dict[str, Any]:
-    """Return a tool call's arguments as an object; what is not a JSON object becomes ``{"_raw": text}``."""
-    try:
-        value = json.loads(text)
-    except ValueError:
-        return {"_raw": text}
-    return value if isinstance(value, dict) else {"_raw": text}
 
 
 class TurnReader:

@@ -5,10 +5,10 @@ model's provider would refuse on every later turn; the events tell exactly
 what was completed.
 """
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from app.domain.arguments import write_arguments
 from app.domain.events import ReasoningDelta, TextDelta, ToolCalled, ToolReturned, TurnEvent
 from app.domain.turn import (
     AssistantText,
@@ -54,7 +54,7 @@ def keep_partial(message: str, events: Iterable[TurnEvent]) -> tuple[ContextMess
             case TextDelta(text):
                 step.text.append(text)
             case ToolCalled(call_id, name, arguments):
-                step.calls[call_id] = ToolCall(call_id, name, json.dumps(arguments, ensure_ascii=False))
+                step.calls[call_id] = ToolCall(call_id, name, write_arguments(arguments))
             case ToolReturned(call_id, name, content, is_error):
                 step.results[call_id] = ToolResult(call_id, name, content, is_error)
             case _:

@@ -1,9 +1,8 @@
 """The events of a stored turn, numbered as they were when it was live."""
 
-import json
 from collections.abc import Iterator
-from typing import Any
 
+from app.domain.arguments import parse_arguments
 from app.domain.errors import TurnInterrupted
 from app.domain.events import (
     MessageCompleted,
@@ -75,7 +74,7 @@ def _tool_events(turn: Turn) -> Iterator[TurnEvent]:
     for message in turn.messages:
         if isinstance(message, ToolCalls):
             for call in message.calls:
-                yield ToolCalled(call.call_id, call.name, to_arguments(call.arguments))
+                yield ToolCalled(call.call_id, call.name, parse_arguments(call.arguments))
         elif isinstance(message, ToolResults):
             for result in message.results:
                 yield ToolReturned(result.call_id, result.name, result.content, result.is_error)
@@ -102,12 +101,3 @@ def _terminal(turn: Turn) -> TurnEvent:
             message_count=MESSAGES_PER_TURN * depth,
         )
     return TurnFailed(turn.error or TurnError("INTERNAL_ERROR", "The turn failed."))
-
-
-def to_arguments(text: str) -> dict[str, Any]:
-    """Return a tool call's arguments as an object; what is not one stands under ``_raw``."""
-    try:
-        value = json.loads(text) if text else {}
-    except ValueError:
-        return {"_raw": text}
-    return value if isinstance(value, dict) else {"_raw": text}

@@ -17,7 +17,8 @@ from autogen_core.models import (
     UserMessage,
 )
 
-from app.agents.translate import TurnReader, parse_arguments, size_of, to_llm
+from app.agents.translate import TurnReader, size_of, to_llm
+from app.domain.arguments import parse_arguments, write_arguments
 from app.domain.errors import ModelError
 from app.domain.events import ReasoningDelta, TextDelta, ToolCalled, ToolReturned, TurnEvent
 from app.domain.turn import (
@@ -160,6 +161,7 @@ def test_a_turn_without_an_answer_is_refused() -> None:
 def test_arguments_are_an_object_always(text: str, arguments: dict[str, object]) -> None:
     """What is no JSON object is kept as text under one key."""
     assert parse_arguments(text) == arguments
+    assert parse_arguments(write_arguments(arguments)) == arguments
 
 
 def test_sizes_count_every_text() -> None:
