@@ -177,9 +177,9 @@ class ChatService:
         )
 
     async def watch(
-        self, key: SessionKey, turn_id: str, user_id: str | None = None
+        self, key: SessionKey, turn_id: str, user_id: str | None = None, *, after: int = 0
     ) -> Flight | TurnLog | list[Numbered]:
-        """Return the turn in flight, or the log of one that ended lately, or its stored events.
+        """Return the turn in flight, or the log of one that ended lately, or what is stored behind ``after``.
 
         The caller watches a flight until ``Flight.leave``.
 
@@ -194,7 +194,7 @@ class ChatService:
         if log is not None:
             return log
         turn = await self._store.get_turn(session, turn_id)
-        return replay(turn, key.session_id)
+        return replay(turn, key.session_id, after)
 
     async def active(self, key: SessionKey, user_id: str | None = None) -> ActiveTurns:
         """Return the turns in flight.

@@ -17,8 +17,6 @@ from app.api.native.responses import ActiveAnswer, CancelAnswer, HistoryAnswer, 
 from app.api.route import StrictRoute
 from app.api.sse import EventStream, StoredEvents
 from app.domain.errors import InvalidInput, NoActiveTurn
-from app.domain.events import MessageCompleted, TerminalEvent
-from app.domain.replay import Numbered
 from app.services.turn_log import TurnLog
 from app.services.turns import Flight
 
@@ -113,7 +111,7 @@ async def watch_turn(
     position = query.after or 0 if last_event_id is None else parse_event_id(last_event_id, turn_id)
     try:
         async with client_watched(call.receive):
-            source = await call.services.chat.watch(key, turn_id, query.user_id)
+            source = await call.services.chat.watch(key, turn_id, query.user_id, after=position)
     except ClientLeft:
         return Response(status_code=CLIENT_CLOSED_REQUEST)
     call.exchange.accept_turn(key.session_id, turn_id)
@@ -126,8 +124,7 @@ async def watch_turn(
             return Response(status_code=204)
         heartbeat_s = call.options.heartbeat_s
         return EventStream(log, encoder, position=position, heartbeat_s=heartbeat_s, on_end=on_end)
-    events = _behind(source, position)
-    return StoredEvents(turn_id, events, encoder) if events else Response(status_code=204)
+    return StoredEvents(turn_id, source, encoder) if source else Response(status_code=204)
 
 
 @router.post(
@@ -168,15 +165,3 @@ def parse_event_id(text: str, turn_id: str) -> int:
     if parsed["turn_id"] != turn_id:
         raise InvalidInput("Last-Event-ID", "is of another turn")
     return int(parsed["seq"])
-
-
-def _behind(events: list[Numbered], position: int) -> list[Numbered]:
-    """Return what a stored turn has to say behind ``position``.
-
-    Its deltas cannot be told apart any more: from the middle on, the whole message and
-    the terminal event are all that can be sent without repeating text.
-    """
-    if not position:
-        return events
-    whole = (MessageCompleted, TerminalEvent)
-    return [(seq, event) for seq, event in events if seq > position and isinstance(event, whole)]
