@@ -8,6 +8,7 @@ never cleans up. The pool drops such an agent.
 import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
+from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from autogen_agentchat.agents import AssistantAgent
@@ -20,6 +21,7 @@ from app.agents.context import SessionContext
 from app.agents.token import PruningToken
 from app.agents.tools import CachedWorkbench
 from app.agents.translate import AGENT_NAME, TurnReader, size_of, to_llm
+from app.domain.catalog import ContextPolicy
 from app.domain.errors import ModelError
 from app.domain.session import Path, Stamp
 from app.domain.turn import Answer
@@ -31,40 +33,43 @@ _SHELL_BYTES: Final = 8 * 1024
 _LIVE_PER_STORED: Final = 2  # a message as a Python object, against its stored form
 
 
+@dataclass(frozen=True, slots=True)
+class Shell:
+    """What an agent is built around its context with: everything but the conversation."""
+
+    client: ChatCompletionClient
+    workbench: CachedWorkbench
+    system_prompt: str
+    policy: ContextPolicy
+    max_tool_iterations: int = MAX_TOOL_ITERATIONS
+
+
 class AutogenAgent:
     """Implements ``app.ports.LiveAgent``."""
 
     __slots__ = ("_client", "_context", "_shell", "_stored_bytes", "_token", "stamp")
 
-    def __init__(
-        self,
-        stamp: Stamp,
-        path: Path,
-        client: ChatCompletionClient,
-        workbench: CachedWorkbench,
-        system_prompt: str,
-    ) -> None:
+    def __init__(self, stamp: Stamp, path: Path, shell: Shell) -> None:
         self._context = SessionContext(to_llm(path.messages))
         self._stored_bytes = path.stored_bytes
         self._token: PruningToken | None = None
-        self.refit(stamp, client, workbench, system_prompt)
+        self.refit(stamp, shell)
 
-    def refit(
-        self, stamp: Stamp, client: ChatCompletionClient, workbench: CachedWorkbench, system_prompt: str
-    ) -> None:
+    def refit(self, stamp: Stamp, shell: Shell) -> None:
         """Keep the context and build a new shell around it."""
         self.stamp = stamp
-        self._client = _Listening(client)
+        self._client = _Listening(shell.client)
+        self._context.policy = shell.policy
         self._shell = AssistantAgent(
             AGENT_NAME,
             self._client,
-            workbench=workbench,
+            workbench=shell.workbench,
             model_context=self._context,
-            system_message=system_prompt or None,
+            system_message=shell.system_prompt or None,
             model_client_stream=True,
             # A model that never stops asking for tools is asked for words in the end.
             reflect_on_tool_use=True,
-            max_tool_iterations=MAX_TOOL_ITERATIONS,
+            max_tool_iterations=shell.max_tool_iterations,
         )
 
     @property

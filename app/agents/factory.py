@@ -5,9 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
-from autogen_core.models import ChatCompletionClient
-
-from app.agents.autogen import MAX_TOOL_ITERATIONS, AutogenAgent
+from app.agents.autogen import MAX_TOOL_ITERATIONS, AutogenAgent, Shell
 from app.agents.profiles import builtin_profiles, pick_params, pick_tools, render_prompt
 from app.agents.source import ModelSource
 from app.agents.tools import CachedWorkbench, ToolSource, to_tool
@@ -27,18 +25,6 @@ _QUIET: Final[Mapping[str, int]] = {
     "httpx2": logging.WARNING,
     "opentelemetry.context": logging.CRITICAL,
 }
-
-
-class ProfiledAgent(AutogenAgent):
-    """An agent with the context policy and the rounds of tool calls that its profile allows."""
-
-    __slots__ = ()
-
-    def follow(self, policy: ContextPolicy, max_tool_iterations: int) -> None:
-        """Show the model what ``policy`` says, and let it ask for tools so many times in a turn."""
-        self._context.policy = policy
-        # The shell was made with the default. AutoGen is pinned and reads this when a turn starts.
-        self._shell._max_tool_iterations = max_tool_iterations
 
 
 class AutogenFactory:
@@ -100,29 +86,21 @@ class AutogenFactory:
 
     def build(self, session: Session, path: Path) -> LiveAgent:
         stamp = Stamp(path.head, path.note, session.rev, self._profile(session).revision)
-        client, workbench, prompt = self._parts(session)
-        agent = ProfiledAgent(stamp, path, client, workbench, prompt)
-        self._let_follow(agent, session)
-        return agent
+        return AutogenAgent(stamp, path, self._shell(session))
 
     def refit(self, agent: LiveAgent, session: Session) -> None:
-        assert isinstance(agent, ProfiledAgent)
+        assert isinstance(agent, AutogenAgent)
         stamp = replace(agent.stamp, rev=session.rev, profile=self._profile(session).revision)
-        client, workbench, prompt = self._parts(session)
-        agent.refit(stamp, client, workbench, prompt)
-        self._let_follow(agent, session)
+        agent.refit(stamp, self._shell(session))
 
-    def _parts(self, session: Session) -> tuple[ChatCompletionClient, CachedWorkbench, str]:
+    def _shell(self, session: Session) -> Shell:
         profile = self._profile(session)
-        client = self._models.client_for(*self.model_of(session), pick_params(profile, session.params))
-        workbench = self._workbench(pick_tools(profile, session.template))
-        return client, workbench, render_prompt(profile, session.template)
-
-    def _let_follow(self, agent: ProfiledAgent, session: Session) -> None:
-        profile = self._profile(session)
-        agent.follow(
-            profile.context_policy or self._context_policy,
-            profile.max_tool_iterations or MAX_TOOL_ITERATIONS,
+        return Shell(
+            client=self._models.client_for(*self.model_of(session), pick_params(profile, session.params)),
+            workbench=self._workbench(pick_tools(profile, session.template)),
+            system_prompt=render_prompt(profile, session.template),
+            policy=profile.context_policy or self._context_policy,
+            max_tool_iterations=profile.max_tool_iterations or MAX_TOOL_ITERATIONS,
         )
 
     def _profile(self, session: Session) -> AgentProfile:
