@@ -57,7 +57,7 @@ class ChatRequest:
             return None
         chosen = (self.agent_id, self.provider, self.model, self.params, self.metadata)
         same = fingerprint(self.session_id, self.message, None, *chosen)
-        return Binding(self.owner, self.idempotency_key, same, generated=self.session_id is None)
+        return Binding(self.owner, self.idempotency_key, same)
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,15 +19,11 @@ FINGERPRINT_BYTES = 16
 
 @dataclass(frozen=True, slots=True)
 class Binding:
-    """A key, and what tells whether another request with it is the same one.
-
-    ``generated``: the request named no session, so its id was made for it.
-    """
+    """A key, and what tells whether another request with it is the same one."""
 
     owner: str
     key: str
     fingerprint: bytes
-    generated: bool = False
 
 
 def parse_key(text: str) -> str:
