@@ -153,12 +153,8 @@ class AgentManager:
         self._carry_out(self._table.evict([slot], EvictionCause.ADMIN))
         return True
 
-    def sweep(self) -> SweepResult:
-        """Evict every agent whose idle time is over; costs O(those)."""
-        return self._clean(self._pick_expired(), EvictionCause.TTL, dry_run=False)
-
-    def cleanup_expired(self, *, dry_run: bool = False) -> SweepResult:
-        """As ``sweep``; ``dry_run`` only counts."""
+    def sweep(self, *, dry_run: bool = False) -> SweepResult:
+        """Evict every agent whose idle time is over, or only count them; costs O(those)."""
         return self._clean(self._pick_expired(), EvictionCause.TTL, dry_run=dry_run)
 
     def cleanup_idle(self, idle_s: float, *, dry_run: bool = False) -> SweepResult:

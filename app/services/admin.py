@@ -191,7 +191,7 @@ class AdminService:
             if count is None:
                 raise InvalidInput("count", "is required with mode oldest")
             return self._pool.cleanup_oldest(count, dry_run=dry_run)
-        return self._pool.cleanup_expired(dry_run=dry_run)
+        return self._pool.sweep(dry_run=dry_run)
 
     async def _purge(self) -> tuple[int, int]:
         now, since = self._clock.now_ms(), self._swept_until_ms
