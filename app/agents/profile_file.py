@@ -1,9 +1,10 @@
 """Agent profiles from a file: read once at the start, refused with file, key and reason.
 
-The file is JSON: ``{"allowed_tools": ["package.module:function"], "agents": {"<agent_id>": {...}}}``.
-No module is imported that ``allowed_tools`` does not name and a profile does not use, and
-none before everything else in the file has been found good. A message never repeats a
-value of the file: one of them may be a secret in the wrong place.
+The file says ``{"allowed_tools": ["package.module:function"], "agents": {"<agent_id>": {...}}}``,
+in JSON (``.json``) or in YAML (``.yaml``, ``.yml``). No module is imported that ``allowed_tools``
+does not name and a profile does not use, and none before everything else in the file has been
+found good. A message never repeats a value of the file: one of them may be a secret in the
+wrong place.
 """
 
 import importlib
@@ -18,6 +19,7 @@ from typing import Annotated, Any, Final, Literal
 from autogen_core.tools import BaseTool
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from app.agents.plain_yaml import YamlMistake, read_plain_yaml
 from app.agents.profiles import builtin_profiles, with_revision
 from app.agents.source import ModelSource
 from app.agents.tools import ToolSource, to_tool
@@ -57,13 +59,16 @@ def load_profiles(path: str | None, models: ModelSource, tools: Sequence[ToolSou
     builtin = builtin_profiles(tuple(given))
     if path is None:
         return Profiles(builtin, tuple(given.values()))
+    lines: Mapping[str, int] = {}
     try:
-        file = _parse(_read(path))
+        content, lines = _read(path)
+        file = _parse(content)
         for agent_id, entry in file.agents.items():
             _check_model(f"agents.{agent_id}", entry, models)
         found = _find_tools(file, given, str(Path(path).absolute().parent))
     except _Mistake as mistake:
-        raise ProfileFileError(f"AGENTS_FILE {_one_line(path)}: {mistake}") from mistake
+        where = f" (line {lines[mistake.key]})" if mistake.key in lines else ""
+        raise ProfileFileError(f"AGENTS_FILE {_one_line(path)}: {mistake}{where}") from mistake
     kept = [profile for profile in builtin if profile.agent_id not in file.agents]
     own = [entry.to_profile(agent_id, found) for agent_id, entry in file.agents.items()]
     every = {tool.name: tool for tool in (*given.values(), *found.values())}
@@ -75,6 +80,7 @@ class _Mistake(Exception):
 
     def __init__(self, key: str, reason: str) -> None:
         super().__init__(f"{_one_line(key)}: {reason}" if key else reason)
+        self.key = key
 
 
 class _Entry(BaseModel):
@@ -155,7 +161,8 @@ class _File(_Entry):
     agents: dict[Annotated[str, AfterValidator(_to_agent_id)], _AgentEntry] = Field(min_length=1)
 
 
-def _read(path: str) -> Any:
+def _read(path: str) -> tuple[Any, Mapping[str, int]]:
+    """Return what the file holds, and where in it each key is, as far as the parser knows."""
     try:
         with Path(path).open("rb") as file:
             raw = file.read(_MAX_BYTES + 1)
@@ -164,6 +171,15 @@ def _read(path: str) -> Any:
         raise _Mistake("", f"cannot be read: {reason or 'not a file name'}") from error
     if len(raw) > _MAX_BYTES:
         raise _Mistake("", f"is larger than {_MAX_BYTES} bytes")
+    ending = Path(path).suffix.lower()
+    if ending == ".json":
+        return _read_json(raw), {}
+    if ending in (".yaml", ".yml"):
+        return _read_yaml(raw)
+    raise _Mistake("", "must have a name that ends in .json, .yaml or .yml")
+
+
+def _read_json(raw: bytes) -> Any:
     try:
         return json.loads(raw.decode("utf-8-sig"), object_pairs_hook=_refuse_doubles)
     except json.JSONDecodeError as error:
@@ -172,6 +188,16 @@ def _read(path: str) -> Any:
         raise _Mistake("", "is nested too deeply") from None
     except ValueError:  # an encoding, or a number of thousands of digits; its message shows the value
         raise _Mistake("", "is not JSON in UTF-8") from None
+
+
+def _read_yaml(raw: bytes) -> tuple[Any, Mapping[str, int]]:
+    try:
+        read = read_plain_yaml(raw.decode("utf-8-sig"))
+    except UnicodeDecodeError:
+        raise _Mistake("", "is not YAML in UTF-8") from None
+    except YamlMistake as mistake:
+        raise _Mistake(mistake.place, mistake.reason) from None
+    return read.content, read.lines
 
 
 def _refuse_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

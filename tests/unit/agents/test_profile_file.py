@@ -46,7 +46,7 @@ async def clock() -> str:
 
 @pytest.fixture
 def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Load]:
-    """Return what loads a file with the given content: text, bytes or an object."""
+    """Return what loads a file with the given content: text, bytes or an object (as JSON, which is YAML)."""
     (tmp_path / f"{MODULE}.py").write_text(TOOLS)
     (tmp_path / f"{OTHER}.py").write_text('async def now() -> str:\n    """Tell it."""\n    return ""\n')
     (tmp_path / "breaks_of_a_test.py").write_text(f"raise RuntimeError({SECRET!r})\n")
@@ -54,9 +54,9 @@ def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Load]:
     monkeypatch.setattr(sys, "path", sys.path[:])
     openai = make_provider("openai", models=["gpt-5"], api_key=SECRET)
     models = ModelRegistry([demo_provider(), openai], "demo")
-    path = tmp_path / "agents.json"
 
-    def load(content: Any, *tools: Any) -> Any:
+    def load(content: Any, *tools: Any, name: str = "agents.json") -> Any:
+        path = tmp_path / name
         text = content if isinstance(content, str | bytes) else json.dumps(content)
         path.write_bytes(text if isinstance(text, bytes) else text.encode())
         return load_profiles(str(path), models, tools)
@@ -66,21 +66,56 @@ def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Load]:
         sys.modules.pop(name, None)
 
 
-def test_every_key_is_read(load: Load) -> None:
-    """A profile says what its entry says, its tools by their names."""
-    coder = {
-        "name": "Coder",
-        "description": "Writes code.",
-        "system_prompt": "你写代码。",
-        "provider": "openai",
-        "model": "gpt-5",
-        "params": {"temperature": 0, "max_tokens": 9, "reasoning_effort": "low", "stop": "END"},
-        "tools": [f"{MODULE}:now", "clock", f"{MODULE}:tool"],
-        "context_policy": "last:4",
-        "max_tool_iterations": 3,
-    }
-    allowed = [f"{MODULE}:now", f"{MODULE}:tool", f"{OTHER}:now"]
-    found = load({"allowed_tools": allowed, "agents": {"coder": coder}}, clock)
+EVERY_KEY = {
+    "allowed_tools": [f"{MODULE}:now", f"{MODULE}:tool", f"{OTHER}:now"],
+    "agents": {
+        "coder": {
+            "name": "Coder",
+            "description": "Writes code.",
+            "system_prompt": "你写代码。",
+            "provider": "openai",
+            "model": "gpt-5",
+            "params": {"temperature": 0, "max_tokens": 9, "reasoning_effort": "low", "stop": "END"},
+            "tools": [f"{MODULE}:now", "clock", f"{MODULE}:tool"],
+            "context_policy": "last:4",
+            "max_tool_iterations": 3,
+        }
+    },
+}
+EVERY_KEY_IN_YAML = f"""\
+# One of each.
+allowed_tools:
+- {MODULE}:now
+- {MODULE}:tool
+- "{OTHER}:now"
+agents:
+  coder:
+    name: Coder
+    description: >-
+      Writes
+      code.
+    system_prompt: 你写代码。
+    provider: openai
+    model: 'gpt-5'
+    params: {{temperature: 0, max_tokens: 9, reasoning_effort: low, stop: END}}
+    tools: ["{MODULE}:now", clock, "{MODULE}:tool"]
+    context_policy: last:4
+    max_tool_iterations: 3
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("agents.json", EVERY_KEY),
+        ("agents.yaml", EVERY_KEY),
+        ("agents.yaml", EVERY_KEY_IN_YAML),
+        ("AGENTS.YML", "\ufeff" + EVERY_KEY_IN_YAML),
+    ],
+)
+def test_every_key_is_read(load: Load, name: str, content: Any) -> None:
+    """A profile says what its entry says, its tools by their names, in either language."""
+    found = load(content, clock, name=name)
     _, profile = found.profiles
     assert (profile.agent_id, profile.name, profile.description) == ("coder", "Coder", "Writes code.")
     assert (profile.system_prompt, profile.provider, profile.model) == ("你写代码。", "openai", "gpt-5")
@@ -213,17 +248,98 @@ MISTAKES = [
 ]
 
 
-@pytest.mark.parametrize(("content", "reason"), MISTAKES, ids=range(len(MISTAKES)))
-def test_a_mistake_is_named(load: Load, content: Any, reason: str) -> None:
-    """The error is one line with file, key and reason and without any value; nothing was imported."""
+def refusal(load: Load, content: Any, name: str) -> str:
+    """Return what is said of the file, which is one line without any value; nothing was imported."""
     with pytest.raises(ProfileFileError) as caught:
-        load(content)
+        load(content, name=name)
     message = str(caught.value)
     assert message.startswith("AGENTS_FILE ")
-    assert f"agents.json: {reason}" in message or ("…" in reason and reason in message)
     assert message.isprintable()
     assert "canary" not in message
     assert MODULE not in sys.modules
+    return message.partition(f"{name}: ")[2]
+
+
+def fits(said: str, reason: str) -> bool:
+    """Whether ``said`` begins with ``reason``; one that begins with … is somewhere in it."""
+    return reason in said if reason.startswith("…") else said.startswith(reason)
+
+
+@pytest.mark.parametrize(("content", "reason"), MISTAKES, ids=range(len(MISTAKES)))
+def test_a_mistake_is_named(load: Load, content: Any, reason: str) -> None:
+    """The error has file, key and reason."""
+    assert fits(refusal(load, content, "agents.json"), reason)
+
+
+OF_BOTH = [(content, reason) for content, reason in MISTAKES if not isinstance(content, str | bytes)]
+
+
+@pytest.mark.parametrize(("content", "reason"), OF_BOTH, ids=range(len(OF_BOTH)))
+def test_a_mistake_is_named_in_yaml_too(load: Load, content: Any, reason: str) -> None:
+    """The same with the line, where it is about something that is there."""
+    said = refusal(load, content, "agents.yaml")
+    assert fits(said, reason)
+    assert said.endswith(" (line 1)") or not reason.partition(": ")[1] or "required" in reason
+
+
+BEGUN = "agents:\n  a:\n    "
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("", "must be an object"),
+        ("# nothing\n", "must be an object"),
+        ("agents: a: b", "line 1 column 10: is not YAML: mapping values are not allowed here"),
+        (BEGUN + "\tname: x", "line 3 column 5: is not YAML: found character '\\t'"),
+        (BEGUN + f"name: !{SECRET}!x y", "line 3 column 11: is not YAML: found undefined tag handle …"),
+        (BEGUN + 'name: "\\q"', "line 3 column 13: is not YAML: found unknown escape character 'q'"),
+        (BEGUN + "name: \x07", "line 3: has a character that YAML does not allow"),
+        (BEGUN + 'name: "\\Uffffffff"', "has a character or a number that cannot be read"),
+        (BEGUN + 'name: "\\ud800"', "agents.a.name: must be text in Unicode (line 3)"),
+        (BEGUN + f"params: {{seed: {'7' * 5000}}}", "has a character or a number that cannot be read"),
+        (b"agents: \xff", "is not YAML in UTF-8"),
+        ("[" * 400, "line 1: is nested too deeply"),
+        ("- " * 400, "line 1: is nested too deeply"),
+        (BEGUN + "model: x\n    'model': y", "agents.a.model: appears twice in the same object (line 4)"),
+        ("agents:\n  1: {}\n  '1': {}", "agents.1: appears twice in the same object (line 3)"),
+        (BEGUN + "name: x\n---\nagents: {}", "line 4: begins a second document"),
+        ("agents:\n  a: &a {}\n  b: *a", "line 2: has an anchor or an alias"),
+        ("agents:\n  a: {}\n  b: *a", "line 3: has an anchor or an alias"),
+        ("agents:\n  &a a: {}", "line 2: has an anchor or an alias"),
+        ("agents:\n  <<: {a: {}}", "line 2: has a merge key"),
+        ("agents:\n  [a]: {}", "line 2: has a key that is not a text"),
+        ("agents: !!python/object/apply:os.getcwd []", "line 1: has a tag"),
+        ("agents:\n  !!str a: {}", "line 2: has a tag"),
+        (BEGUN + "name: yes\n    prompt: x", "agents.a.prompt: is not a known key (line 4)"),
+        (BEGUN + "name: true", "agents.a.name: Input should be a valid string (line 3)"),
+        (BEGUN + "name: 1.10", "agents.a.name: Input should be a valid string (line 3)"),
+        (BEGUN + "system_prompt:", "agents.a.system_prompt: Input should be a valid string (line 3)"),
+        (BEGUN + "max_tool_iterations: 010", "agents.a.max_tool_iterations: Input should be a valid integer"),
+        (BEGUN + "max_tool_iterations: 0x3", "agents.a.max_tool_iterations: Input should be a valid integer"),
+        (BEGUN + "max_tool_iterations: '3'", "agents.a.max_tool_iterations: Input should be a valid integer"),
+        (BEGUN + "max_tool_iterations: 3.0", "agents.a.max_tool_iterations: Input should be a valid integer"),
+        (BEGUN + "params:\n      seed: 1_000", "agents.a.params.seed: Input should be a valid integer"),
+        (BEGUN + "params: {top_p: .nan}", "agents.a.params.top_p: Input should be a valid number (line 3)"),
+        (BEGUN + "params: {stop: [x, yes, no, 1]}", "agents.a.params.stop.3: Input should be a valid string"),
+        (BEGUN + f"tools:\n    - {MODULE}:now", "agents.a.tools.0: is not in allowed_tools (line 4)"),
+    ],
+)
+def test_a_mistake_in_yaml_is_named(load: Load, content: Any, reason: str) -> None:
+    """The error has file, key, reason and line, whether it is about YAML itself or what it says."""
+    assert refusal(load, content, "agents.yml").startswith(reason)
+
+
+@pytest.mark.parametrize("text", ["2026-11-20", "12:30", "yes", "off", "0o17", "1_000", ".5", "1e", "None"])
+def test_what_is_no_number_in_json_is_text_in_yaml(load: Load, text: str) -> None:
+    """Dates and the words and numbers of other versions of YAML stay as they are written."""
+    assert load(f"agents: {{a: {{name: {text}}}}}", name="agents.yaml").profiles[1].name == text
+
+
+@pytest.mark.parametrize("name", ["agents", "agents.toml", "agents.json.txt", ".yaml"])
+def test_a_file_of_another_kind_is_refused(load: Load, name: str) -> None:
+    """What is in it does not matter."""
+    assert refusal(load, {"agents": {"a": {}}}, name) == "must have a name that ends in .json, .yaml or .yml"
 
 
 @pytest.mark.parametrize(
