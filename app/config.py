@@ -95,8 +95,12 @@ class Settings(BaseSettings):
     session_auto_create: bool = True
     session_max_per_user: int = Field(default=0, ge=0, le=1_000_000)
     session_limit_policy: Literal["evict_oldest", "reject"] = "evict_oldest"
+    session_event_limit: int = Field(default=0, ge=0, le=10_000_000)
 
+    auto_checkpoint_every: int = Field(default=0, ge=0, le=1_000_000)
+    checkpoint_keep: int = Field(default=50, ge=1, le=10_000)
     context_policy: str = "all"
+    compact_after_tokens: int = Field(default=0, ge=0, le=1_000_000_000)
     agents_file: str | None = None
     app_name: str = Field(default="default", min_length=1, max_length=128)
 
@@ -170,7 +174,9 @@ class Settings(BaseSettings):
         return found
 
     def life_span(self) -> LifeSpan:
-        return LifeSpan(self.session_idle_after_s, self.session_ttl_s, self.session_retention_s)
+        return LifeSpan(
+            self.session_idle_after_s, self.session_ttl_s, self.session_retention_s, self.session_event_limit
+        )
 
     def pool_limits(self) -> PoolLimits:
         return PoolLimits(

@@ -60,6 +60,7 @@ def api_options(settings: Settings) -> ApiOptions:
         max_body_bytes=settings.max_body_bytes,
         max_message_chars=settings.max_message_chars,
         redact_keys=settings.redact_keys,
+        app_name=settings.app_name,
         heartbeat_s=settings.stream_heartbeat_s,
         cors_origins=settings.cors_origins,
         version=__version__,

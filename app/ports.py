@@ -3,13 +3,18 @@
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from app.domain.branch import HeadTarget
 from app.domain.catalog import AgentProfile, ModelOffer
+from app.domain.checkpoint import AutoCheckpoint, Checkpoint, CheckpointPage
+from app.domain.compaction import Note
 from app.domain.errors import SessionExists, SessionLimit
 from app.domain.events import TurnEvent
 from app.domain.ids import SessionKey
+from app.domain.journal import Entry, Position
 from app.domain.session import Path, Session, SessionCap, SessionChange, SessionPage, SessionQuery, Stamp
-from app.domain.stats import DiscardCause, EvictionCause, UserUsage
-from app.domain.turn import Answer, BoundTurn, Turn, TurnPage
+from app.domain.state import SharedState, StateScope, Surroundings
+from app.domain.stats import DiscardCause, EvictionCause, SessionStats, UserUsage
+from app.domain.turn import Answer, BoundTurn, JsonObject, Summary, Turn, TurnPage, Usage
 
 NewId = Callable[[], str]
 """Makes a fresh UUIDv7 in text: unique, and later ones sort behind earlier ones."""
@@ -37,6 +42,10 @@ class LiveAgent(Protocol):
 
     @property
     def estimated_bytes(self) -> int: ...
+
+    @property
+    def estimated_tokens(self) -> int:
+        """About how many tokens its context takes, all of it."""
 
     async def run(self, message: str, emit: Emit) -> Answer:
         """Carry out one turn and return what it added to the context.
@@ -67,19 +76,33 @@ class AgentFactory(Protocol):
 
         Raises:
             AgentNotFound, UnknownModel: its profile, provider or model is not offered.
+            InvalidInput: its template names a capability that its profile has not.
         """
+
+    def names_shared(self, session: Session) -> bool:
+        """Whether the session's prompt names keys of its user's or application's state."""
 
     def model_of(self, session: Session) -> tuple[str, str]:
         """Return the (provider, model) that the session's next turn would use."""
 
-    def stamp_of(self, session: Session) -> Stamp:
-        """Return the stamp that an agent for ``session`` must carry to be used as it is."""
+    def stamp_of(self, session: Session, shared: Surroundings | None = None) -> Stamp:
+        """Return the stamp that an agent for ``session`` must carry to be used as it is.
 
-    def build(self, session: Session, path: Path) -> LiveAgent:
+        ``shared`` is given where ``names_shared``, here and in what follows.
+        """
+
+    def build(self, session: Session, path: Path, shared: Surroundings | None = None) -> LiveAgent:
         """Make the live agent for ``session`` with the context ``path``."""
 
-    def refit(self, agent: LiveAgent, session: Session) -> None:
+    def refit(self, agent: LiveAgent, session: Session, shared: Surroundings | None = None) -> None:
         """Keep the agent's context and rebuild the shell around it: prompt, model, tools."""
+
+    async def summarise(self, session: Session, path: Path) -> Summary:
+        """Have the session's model summarise ``path``.
+
+        Raises:
+            ModelUnavailable, ModelRateLimited, ModelError: the model failed, or said nothing.
+        """
 
 
 class SessionStore(Protocol):
@@ -144,6 +167,31 @@ class SessionStore(Protocol):
             SessionNotFound, PreconditionFailed
         """
 
+    async def patch_state(
+        self, key: SessionKey, patch: JsonObject, now: int, *, expected_rev: int | None = None
+    ) -> Session:
+        """Merge ``patch`` (RFC 7396) into the session's state in one step, log it, return the result.
+
+        The revision grows. ``expected_rev`` is the ``state_rev`` that the session must have.
+
+        Raises:
+            SessionNotFound, PreconditionFailed
+            InvalidInput: the state would be larger than it may be.
+        """
+
+    async def get_shared(self, scope: StateScope) -> SharedState:
+        """Return the state of a user or an application; one that was never set is empty."""
+
+    async def patch_shared(
+        self, scope: StateScope, patch: JsonObject, now: int, *, expected_rev: int | None = None
+    ) -> SharedState:
+        """Merge ``patch`` (RFC 7396) into it in one step and return the result.
+
+        Raises:
+            PreconditionFailed: its revision is not ``expected_rev``.
+            InvalidInput: the state would be larger than it may be.
+        """
+
     async def touch_session(self, key: SessionKey, now: int) -> Session:
         """Count activity at ``now``: the expiry clock starts again, also of an expired session.
 
@@ -165,11 +213,99 @@ class SessionStore(Protocol):
         """Return up to ``limit`` sessions of the user or the agent, in no order, unreadable ones too."""
 
     async def load_path(self, session: Session) -> Path:
-        """Return the model context at ``session.head``.
+        """Return the model context at ``session.head``, from the note ``session.note`` down.
 
         Raises:
-            SnapshotUnreadable: a stored turn on the path is broken.
+            SnapshotUnreadable: a stored turn on the path, or the note, is broken.
             SessionNotFound: this incarnation was deleted.
+        """
+
+    async def at_turn(self, session: Session, turn_id: str | None) -> Session:
+        """Return ``session`` as it would be with its head at that committed turn (``None``: the root).
+
+        Head, note, depth and state are those of that place, nothing is written. What the state
+        was is what it was when that turn was committed; at the root, when the session was made.
+
+        Raises:
+            TurnNotFound: there is no such turn, or it was never committed.
+        """
+
+    async def move_head(self, session: Session, target: HeadTarget, now: int) -> Session:
+        """Move the head from ``session.head``, bring back the state of that place, and log it, in one step.
+
+        That is activity. Writes the same however long the session is. Returns the session as it is then.
+
+        Raises:
+            SessionNotFound
+            HeadMoved: the head is not ``session.head`` any more.
+            TurnNotFound, CheckpointNotFound: the target is not there, or was never committed.
+            InvalidInput: back by more turns than there are.
+        """
+
+    async def fork_session(
+        self, origin: Session, target: HeadTarget | None, new: Session, cap: SessionCap | None = None
+    ) -> Session:
+        """Store ``new`` with a copy of the path to ``target`` (``None``: the head), in one step.
+
+        The copied turns keep their ids; ``new`` gets head, depth, note and state of that place, and
+        its root the state of the origin's. Nothing else is copied, no key, and nothing is counted.
+        Returns the new session.
+
+        Raises:
+            SessionNotFound: the origin is gone.
+            SessionExists, SessionLimit: as ``create_sessions``.
+            TurnNotFound, CheckpointNotFound, InvalidInput: as ``move_head``.
+            SnapshotUnreadable: a turn on the path is broken.
+        """
+
+    async def add_checkpoint(self, session: Session, checkpoint: Checkpoint) -> Checkpoint:
+        """Store a name for the head and the state as they are in this step; return it with its ``turn_id``.
+
+        Raises:
+            SessionNotFound
+            InvalidInput: the session has ``NAMED_MAX`` checkpoints that are not automatic.
+        """
+
+    async def list_checkpoints(
+        self, session: Session, limit: int, cursor: str | None = None
+    ) -> CheckpointPage:
+        """Return a page, newest first."""
+
+    async def get_checkpoint(self, session: Session, checkpoint_id: str) -> Checkpoint:
+        """Return one checkpoint.
+
+        Raises:
+            CheckpointNotFound, SnapshotUnreadable
+        """
+
+    async def delete_checkpoints(self, session: Session, checkpoint_id: str | None = None) -> int:
+        """Remove one checkpoint, or all; return how many there were. No turn is touched."""
+
+    async def add_note(self, session: Session, note: Note, usage: Usage) -> Session:
+        """Store a compaction note, count ``usage`` as its user's, log it; return the session as it is then.
+
+        It becomes the session's note if it is the newest one on the path to the head.
+
+        Raises:
+            SessionNotFound
+            TurnNotFound: its turn is not there, or was never committed.
+        """
+
+    async def get_note(self, session: Session) -> Note | None:
+        """Return the newest note on the path to ``session.head``.
+
+        Raises:
+            SnapshotUnreadable: it is broken.
+        """
+
+    async def list_entries(
+        self, session: Session, position: Position | None, limit: int, *, newest_first: bool
+    ) -> tuple[Entry, ...]:
+        """Return up to ``limit`` turns and logged facts beyond ``position``, the nearest first.
+
+        That is ascending from ``position``, or descending with ``newest_first``; ``None`` is before
+        the first, or behind the last. Running turns are listed, too. A turn that cannot be read is
+        listed as failed, ``SNAPSHOT_UNREADABLE``; a fact that cannot is left out.
         """
 
     async def start_turn(self, session: Session, turn: Turn) -> None:
@@ -179,14 +315,24 @@ class SessionStore(Protocol):
         trace of a turn that a crash interrupted. Binds ``turn.binding``.
         """
 
-    async def commit_turn(self, session: Session, turn: Turn) -> Session:
-        """Store ``turn``, its ``binding`` with it, and move the head from ``turn.parent``, in one step.
+    async def commit_turn(
+        self,
+        session: Session,
+        turn: Turn,
+        *,
+        resets_state: bool = False,
+        checkpoint: AutoCheckpoint | None = None,
+    ) -> Session:
+        """Store ``turn``, its ``binding`` with it, and move the head from ``session.head``, in one step.
 
+        The turn continues ``turn.parent``, which may be another one than the head. With
+        ``resets_state`` the state of that place comes back; else the session's stays as it is. It is
+        stored with the turn. ``checkpoint`` is made in the same step.
         Repeating a commit that has happened returns the same result. Returns the
         session as it is then.
 
         Raises:
-            HeadMoved: the head is not ``turn.parent``, or the turn was recorded as failed.
+            HeadMoved: the head is not ``session.head``, or the turn was recorded as failed.
             SessionNotFound: this incarnation (``session.uid``) was deleted.
         """
 
@@ -222,10 +368,15 @@ class SessionStore(Protocol):
     async def get_usage(self, owner: str, user_id: str, limit: int) -> UserUsage:
         """Return what the user's ended turns took, with the newest ``limit`` days; zeros if none ended."""
 
-    async def expire_and_purge(self, now: int, since: int, limit: int) -> tuple[int, int]:
-        """Remove up to ``limit`` sessions whose retention is over, with all that belongs to them.
+    async def get_session_stats(self) -> SessionStats:
+        """Return the counters, at a cost that does not depend on how many sessions there are."""
 
-        Returns (sessions that expired in ``since`` < t <= ``now``, sessions removed).
+    async def expire_and_purge(self, now: int, limit: int) -> tuple[int, int]:
+        """Bring the statistics' statuses up to ``now`` and remove up to ``limit`` sessions that are due.
+
+        Those whose retention is over go, with all that belongs to them, in an own step each
+        or together, but none by half. The cost does not depend on how many others there are.
+        Returns (sessions that have expired since the last call, sessions removed).
         """
 
 

@@ -27,7 +27,9 @@ from app.services import Services
 from app.services.admin import AdminService
 from app.services.admission import Admission
 from app.services.chat import ChatService
+from app.services.compaction import Compactor
 from app.services.conductor import Conductor
+from app.services.landing import CheckpointPlan
 from app.services.sessions import SessionManager
 from app.services.turns import CANCEL_GRACE_S, Turns
 from app.stores.opening import open_store
@@ -93,17 +95,14 @@ class Runtime:
     def _build(self, factory: AgentFactory, life: LifeSpan) -> None:
         config, store, clock, turns = self.settings, self._store, self._clock, self._turns
         self.agents = AgentManager(store, factory, config.pool_limits(), clock, PoolLog())
-        admission = Admission(
+        admission = self._make_admission(factory, life)
+        self._compactor = Compactor(
             store,
             factory,
             clock,
             new_uuid7,
-            life,
-            config.app_name,
-            max_per_user=config.session_max_per_user,
-            evicts_oldest=config.session_limit_policy == "evict_oldest",
-            pool=self.agents,
-            turns=turns,
+            after_tokens=config.compact_after_tokens,
+            timeout_s=config.turn_timeout_s,
         )
         self._conductor = Conductor(
             store,
@@ -111,9 +110,11 @@ class Runtime:
             self.agents,
             turns,
             admission,
+            self._compactor,
             clock,
             boot_id=self._boot_id,
             turn_timeout_s=config.turn_timeout_s,
+            checkpoints=_plan_checkpoints(config),
         )
         self.chat = ChatService(
             store,
@@ -122,11 +123,27 @@ class Runtime:
             self.agents,
             turns,
             self._conductor,
+            self._compactor,
             new_uuid7,
             auto_create=config.session_auto_create,
         )
         self.sessions = SessionManager(store, factory, self.agents, turns, admission)
-        self.admin = AdminService(store, self.agents, turns, clock, read_memory)
+        self.admin = AdminService(store, self.agents, turns, clock, self.sessions.cleanup, read_memory)
+
+    def _make_admission(self, factory: AgentFactory, life: LifeSpan) -> Admission:
+        config = self.settings
+        return Admission(
+            self._store,
+            factory,
+            self._clock,
+            new_uuid7,
+            life,
+            config.app_name,
+            max_per_user=config.session_max_per_user,
+            evicts_oldest=config.session_limit_policy == "evict_oldest",
+            pool=self.agents,
+            turns=self._turns,
+        )
 
     @property
     def services(self) -> Services:
@@ -166,6 +183,7 @@ class Runtime:
         if tasks:
             await asyncio.wait(tasks, timeout=CANCEL_GRACE_S * 2)
         await self._conductor.close()
+        await self._compactor.close()
 
     async def close(self) -> None:
         """End the turns, drop the agents, close the models and last the store. May be called twice.
@@ -204,6 +222,12 @@ class Runtime:
 async def _take(step: Callable[[], Awaitable[None]]) -> None:
     async with asyncio.timeout(CLOSE_STEP_S):
         await step()
+
+
+def _plan_checkpoints(settings: Settings) -> CheckpointPlan | None:
+    if not settings.auto_checkpoint_every:
+        return None
+    return CheckpointPlan(settings.auto_checkpoint_every, settings.checkpoint_keep, new_uuid7)
 
 
 def _make_factory(

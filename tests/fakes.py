@@ -11,11 +11,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from app.domain.catalog import AgentProfile, ModelOffer
-from app.domain.errors import AgentNotFound, UnknownModel
+from app.domain.compaction import summary_messages
+from app.domain.errors import AgentNotFound, InvalidInput, UnknownModel
 from app.domain.events import TextDelta
 from app.domain.ids import SessionKey
 from app.domain.session import LifeSpan, Path, Session, Stamp
-from app.domain.turn import Answer, AssistantText, ContextMessage, Usage, UserText
+from app.domain.state import Surroundings
+from app.domain.turn import Answer, AssistantText, ContextMessage, Summary, Usage, UserText
 from app.stores.memory import MemoryStore
 
 EPOCH_MS = 1_800_000_000_000
@@ -102,6 +104,8 @@ class Script:
     usage: Usage = field(default_factory=lambda: Usage(3, 2))
 
 
+TOKENS_PER_MESSAGE = 10
+
 ScriptFor = Callable[["FakeAgent", str], Script]
 
 
@@ -122,6 +126,7 @@ class FakeAgent:
         self.stamp = stamp
         self.session_id = session_id
         self.messages = list(messages)
+        self.shared: Surroundings | None = None
         self.is_running = False
         self.cancels = 0
         self._script_for = script_for
@@ -130,6 +135,10 @@ class FakeAgent:
     @property
     def estimated_bytes(self) -> int:
         return 100 * (1 + len(self.messages)) if self._fixed_bytes is None else self._fixed_bytes
+
+    @property
+    def estimated_tokens(self) -> int:
+        return TOKENS_PER_MESSAGE * len(self.messages)
 
     def cancel(self) -> None:
         self.cancels += 1
@@ -174,6 +183,9 @@ class FakeFactory:
     """Builds ``FakeAgent``s; ``build_error`` is raised instead, when set.
 
     ``revision`` is the profile's: raise it to make every stamp stale. ``models`` is what is offered.
+    ``has_shared_prompt``: prompts name shared state, which agents then carry in ``shared``.
+    ``summary`` is what every path is summed up as, or the error that is raised, once
+    ``summary_gate`` is open; ``summarised`` are the paths.
     """
 
     def __init__(self, script_for: ScriptFor | None = None) -> None:
@@ -183,6 +195,10 @@ class FakeFactory:
         self.build_error: Exception | None = None
         self.built: list[FakeAgent] = []
         self.refits = 0
+        self.has_shared_prompt = False
+        self.summary: str | Exception = "What was said."
+        self.summary_gate = Gate(is_open=True)
+        self.summarised: list[Path] = []
 
     def profiles(self) -> tuple[AgentProfile, ...]:
         return (AgentProfile("assistant", "Assistant", "Answers.", "Be kind.", revision=self.revision),)
@@ -195,24 +211,42 @@ class FakeFactory:
             raise AgentNotFound
         if self.model_of(session) not in self.models:
             raise UnknownModel
+        if (session.template or {}).get("capabilities"):
+            raise InvalidInput("template.capabilities", "must name nothing: there are no tools")
+
+    def names_shared(self, session: Session) -> bool:
+        return self.has_shared_prompt
 
     def model_of(self, session: Session) -> tuple[str, str]:
         return session.provider or "fake", session.model or "echo"
 
-    def stamp_of(self, session: Session) -> Stamp:
-        return Stamp(session.head, session.note, session.rev, self.revision)
+    def stamp_of(self, session: Session, shared: Surroundings | None = None) -> Stamp:
+        revs = None if shared is None else shared.revs
+        return Stamp(session.head, session.note, session.rev, self.revision, session.state_rev, revs)
 
-    def build(self, session: Session, path: Path) -> FakeAgent:
+    def build(self, session: Session, path: Path, shared: Surroundings | None = None) -> FakeAgent:
         if self.build_error is not None:
             raise self.build_error
-        stamp = replace(self.stamp_of(session), head=path.head, note=path.note)
-        agent = FakeAgent(stamp, session.key.session_id, path.messages, self.script_for)
+        stamp = replace(self.stamp_of(session, shared), head=path.head, note=path.note)
+        summary = () if path.summary is None else summary_messages(path.summary)
+        messages = (*summary, *path.messages)
+        agent = FakeAgent(stamp, session.key.session_id, messages, self.script_for)
+        agent.shared = shared
         self.built.append(agent)
         return agent
 
-    def refit(self, agent: FakeAgent, session: Session) -> None:
+    def refit(self, agent: FakeAgent, session: Session, shared: Surroundings | None = None) -> None:
         self.refits += 1
-        agent.stamp = self.stamp_of(session)
+        agent.stamp = self.stamp_of(session, shared)
+        agent.shared = shared
+
+    async def summarise(self, session: Session, path: Path) -> Summary:
+        self.summarised.append(path)
+        await self.summary_gate.wait()
+        if isinstance(self.summary, Exception):
+            raise self.summary
+        tokens = TOKENS_PER_MESSAGE * (len(path.messages) + 2 * (path.summary is not None))
+        return Summary(self.summary, tokens, 2 * TOKENS_PER_MESSAGE, Usage(7, 4))
 
 
 @dataclass(frozen=True)

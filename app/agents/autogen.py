@@ -17,10 +17,10 @@ from autogen_core.models import ChatCompletionClient, CreateResult, LLMMessage, 
 from autogen_core.tools import Tool, ToolSchema
 from pydantic import BaseModel
 
-from app.agents.context import SessionContext
+from app.agents.context import SessionContext, estimate_tokens
 from app.agents.token import PruningToken
 from app.agents.tools import CachedWorkbench
-from app.agents.translate import AGENT_NAME, TurnReader, size_of, to_llm
+from app.agents.translate import AGENT_NAME, TurnReader, path_to_llm, size_of, to_llm
 from app.domain.catalog import ContextPolicy
 from app.domain.errors import ModelError
 from app.domain.session import Path, Stamp
@@ -47,11 +47,13 @@ class Shell:
 class AutogenAgent:
     """Implements ``app.ports.LiveAgent``."""
 
-    __slots__ = ("_client", "_context", "_shell", "_stored_bytes", "_token", "stamp")
+    __slots__ = ("_client", "_context", "_estimated_tokens", "_shell", "_stored_bytes", "_token", "stamp")
 
     def __init__(self, stamp: Stamp, path: Path, shell: Shell) -> None:
-        self._context = SessionContext(to_llm(path.messages))
+        messages = path_to_llm(path)
+        self._context = SessionContext(messages)
         self._stored_bytes = path.stored_bytes
+        self._estimated_tokens = sum(map(estimate_tokens, messages))
         self._token: PruningToken | None = None
         self.refit(stamp, shell)
 
@@ -75,6 +77,10 @@ class AutogenAgent:
     @property
     def estimated_bytes(self) -> int:
         return _SHELL_BYTES + _LIVE_PER_STORED * self._stored_bytes
+
+    @property
+    def estimated_tokens(self) -> int:
+        return self._estimated_tokens
 
     async def run(self, message: str, emit: Emit) -> Answer:
         """Carry out one turn; see ``LiveAgent.run``.
@@ -107,8 +113,10 @@ class AutogenAgent:
             self._token = None
             self._client.reader = None
             await stream.aclose()
-        self._context.replace_from(mark, to_llm(answer.messages))
+        added = to_llm(answer.messages)
+        self._context.replace_from(mark, added)
         self._stored_bytes += size_of(answer.messages)
+        self._estimated_tokens += sum(map(estimate_tokens, added))
         return answer
 
     def cancel(self) -> None:

@@ -6,12 +6,22 @@ from dataclasses import replace
 from typing import Final
 
 from app.agents.autogen import MAX_TOOL_ITERATIONS, AutogenAgent, Shell
-from app.agents.profiles import builtin_profiles, pick_params, pick_tools, render_prompt
+from app.agents.profiles import (
+    builtin_profiles,
+    has_tools,
+    names_shared,
+    pick_params,
+    pick_tools,
+    render_prompt,
+)
 from app.agents.source import ModelSource
+from app.agents.summary import ask_for_summary
 from app.agents.tools import CachedWorkbench, ToolSource, to_tool
 from app.domain.catalog import WHOLE_CONTEXT, AgentProfile, ContextPolicy, ModelOffer
-from app.domain.errors import AgentNotFound
+from app.domain.errors import AgentNotFound, InvalidInput
 from app.domain.session import Path, Session, Stamp
+from app.domain.state import Surroundings
+from app.domain.turn import Summary
 from app.ports import LiveAgent
 
 # ``autogen_core.events`` writes whole prompts at INFO, and so do the others at DEBUG.
@@ -67,6 +77,11 @@ class AutogenFactory:
 
     def check(self, session: Session) -> None:
         self.model_of(session)
+        if not has_tools(self._profile(session), session.template):
+            raise InvalidInput("template.capabilities", "must name nothing but tools of the session's agent")
+
+    def names_shared(self, session: Session) -> bool:
+        return names_shared(self._profile(session), session)
 
     def model_of(self, session: Session) -> tuple[str, str]:
         """Return the (provider, model) of the session, else of its profile, else the default.
@@ -81,24 +96,38 @@ class AutogenFactory:
             model = profile.model
         return self._models.resolve(provider, model)
 
-    def stamp_of(self, session: Session) -> Stamp:
-        return Stamp(session.head, session.note, session.rev, self._profile(session).revision)
+    def stamp_of(self, session: Session, shared: Surroundings | None = None) -> Stamp:
+        return Stamp(
+            session.head,
+            session.note,
+            session.rev,
+            self._profile(session).revision,
+            session.state_rev,
+            None if shared is None else shared.revs,
+        )
 
-    def build(self, session: Session, path: Path) -> LiveAgent:
-        stamp = Stamp(path.head, path.note, session.rev, self._profile(session).revision)
-        return AutogenAgent(stamp, path, self._shell(session))
+    def build(self, session: Session, path: Path, shared: Surroundings | None = None) -> LiveAgent:
+        stamp = replace(self.stamp_of(session, shared), head=path.head, note=path.note)
+        return AutogenAgent(stamp, path, self._shell(session, shared))
 
-    def refit(self, agent: LiveAgent, session: Session) -> None:
+    def refit(self, agent: LiveAgent, session: Session, shared: Surroundings | None = None) -> None:
         assert isinstance(agent, AutogenAgent)
-        stamp = replace(agent.stamp, rev=session.rev, profile=self._profile(session).revision)
-        agent.refit(stamp, self._shell(session))
+        stamp = replace(self.stamp_of(session, shared), head=agent.stamp.head, note=agent.stamp.note)
+        agent.refit(stamp, self._shell(session, shared))
 
-    def _shell(self, session: Session) -> Shell:
+    async def summarise(self, session: Session, path: Path) -> Summary:
+        """Have the session's model summarise ``path``; a cancellation closes the connection to it."""
+        params = pick_params(self._profile(session), session.params)
+        # Made for answers: they would cut a summary short.
+        kept = {name: value for name, value in params.items() if name not in ("max_tokens", "stop")}
+        return await ask_for_summary(self._models.client_for(*self.model_of(session), kept), path)
+
+    def _shell(self, session: Session, shared: Surroundings | None) -> Shell:
         profile = self._profile(session)
         return Shell(
             client=self._models.client_for(*self.model_of(session), pick_params(profile, session.params)),
             workbench=self._workbench(pick_tools(profile, session.template)),
-            system_prompt=render_prompt(profile, session.template),
+            system_prompt=render_prompt(profile, session, shared),
             policy=profile.context_policy or self._context_policy,
             max_tool_iterations=profile.max_tool_iterations or MAX_TOOL_ITERATIONS,
         )

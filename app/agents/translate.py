@@ -21,8 +21,10 @@ from autogen_core.models import (
 
 from app.agents.think import ThinkSplitter
 from app.domain.arguments import parse_arguments
+from app.domain.compaction import summary_messages
 from app.domain.errors import ModelError
 from app.domain.events import ReasoningDelta, TextDelta, ToolCalled, ToolReturned
+from app.domain.session import Path
 from app.domain.turn import (
     Answer,
     AssistantText,
@@ -49,6 +51,12 @@ def to_llm(messages: Iterable[ContextMessage]) -> list[LLMMessage]:
     one without text is left out, since providers refuse it.
     """
     return [_to_llm(m) for m in messages if not (isinstance(m, AssistantText) and not m.text)]
+
+
+def path_to_llm(path: Path) -> list[LLMMessage]:
+    """Return what the model is sent for ``path``: what stands for its summary first, if it has one."""
+    summary = () if path.summary is None else summary_messages(path.summary)
+    return to_llm((*summary, *path.messages))
 
 
 def _to_llm(message: ContextMessage) -> LLMMessage:

@@ -81,6 +81,27 @@ async def _user_id(
     return parse_name(user_id, "user_id")
 
 
+async def _checkpoint_id(
+    checkpoint_id: Annotated[
+        str,
+        Path(
+            description="The checkpoint's id.",
+            examples=["0199c1f2-9a44-7c01-b2de-6f7a8b9c0d1e"],
+            json_schema_extra={"format": "uuid"},
+        ),
+    ],
+) -> str:
+    return parse_uuid(checkpoint_id, "checkpoint_id")
+
+
+async def _app_name(
+    app_name: Annotated[str, Path(description="The application's name.", examples=["default"])],
+) -> str:
+    return parse_name(app_name, "app_name")
+
+
 SessionKeyDep = Annotated[SessionKey, Depends(_session_key)]
 TurnIdDep = Annotated[str, Depends(_turn_id)]
 UserIdDep = Annotated[str, Depends(_user_id)]
+CheckpointIdDep = Annotated[str, Depends(_checkpoint_id)]
+AppNameDep = Annotated[str, Depends(_app_name)]

@@ -6,7 +6,7 @@ fields, and never shows the inside of the machine.
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import orjson
@@ -15,6 +15,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
+from app.api.departure import ClientLeft
 from app.api.exchange import Exchange, exchange_of
 from app.api.field_path import field_path
 from app.domain.errors import AgentPoolError, InternalError
@@ -23,6 +24,7 @@ from app.domain.turn import TurnError
 PROBLEM_JSON = "application/problem+json"
 DEFAULT_RETRY_AFTER_S = 1
 MAX_FIELD_ERRORS = 50
+CLIENT_CLOSED_REQUEST = 499  # nobody reads it but the access log; nginx's number for it
 
 _log = logging.getLogger(__name__)
 
@@ -126,10 +128,8 @@ def problem_type(code: str) -> str:
     return "/problems/" + code.lower().replace("_", "-")
 
 
-def problem_members(
-    error: AgentPoolError | TurnError, exchange: Exchange, *, status: int | None = None
-) -> dict[str, Any]:
-    """Return the members of the problem document for ``error`` as an answer to ``exchange``.
+def failure_members(error: AgentPoolError | TurnError, *, status: int | None = None) -> dict[str, Any]:
+    """Return those members of the problem document for ``error`` that are the same for all requests.
 
     ``error`` may be one that was just raised or one that is stored with a turn.
     ``status`` is for the route where the code's usual one would be wrong.
@@ -141,21 +141,28 @@ def problem_members(
         "title": title,
         "status": status,
         "detail": error.detail,
-        "instance": exchange.path,
         "code": error.code,
-        "request_id": exchange.request_id,
     }
+    if isinstance(error, AgentPoolError):
+        members |= error.extra
+    elif error.outcome_unknown:
+        members["outcome"] = "unknown"
+    if error.retry_after_s is not None or status in (429, 503):
+        members["retry_after_s"] = max(1, math.ceil(error.retry_after_s or DEFAULT_RETRY_AFTER_S))
+    return members
+
+
+def problem_members(
+    error: AgentPoolError | TurnError, exchange: Exchange, *, status: int | None = None
+) -> dict[str, Any]:
+    """Return the members of the problem document for ``error`` as an answer to ``exchange``."""
+    members = failure_members(error, status=status)
+    members |= {"instance": exchange.path, "request_id": exchange.request_id}
     session_id, turn_id = exchange.session_id, exchange.turn_id
     if isinstance(error, AgentPoolError):
         session_id = error.session_id or session_id
         turn_id = error.turn_id or turn_id
-        members |= error.extra
-    elif error.outcome_unknown:
-        members["outcome"] = "unknown"
-    members |= {k: v for k, v in (("session_id", session_id), ("turn_id", turn_id)) if v is not None}
-    if error.retry_after_s is not None or status in (429, 503):
-        members["retry_after_s"] = max(1, math.ceil(error.retry_after_s or DEFAULT_RETRY_AFTER_S))
-    return members
+    return members | {k: v for k, v in (("session_id", session_id), ("turn_id", turn_id)) if v is not None}
 
 
 def problem_response(
@@ -186,6 +193,7 @@ def install_errors(app: FastAPI) -> None:
     app.add_exception_handler(AgentPoolError, _on_domain_error)
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.add_exception_handler(HTTPException, _on_http_error)
+    app.add_exception_handler(ClientLeft, _on_departure)
 
 
 async def _on_domain_error(request: Request, error: Exception) -> Response:
@@ -198,14 +206,22 @@ async def _on_domain_error(request: Request, error: Exception) -> Response:
 
 async def _on_invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    fields = [_field_error(entry) for entry in error.errors()]
-    return problem_response(InvalidFields(list(dict.fromkeys(fields))), exchange_of(request.scope))
+    return problem_response(invalid_fields(error.errors()), exchange_of(request.scope))
 
 
-def _field_error(entry: dict[str, Any]) -> tuple[str, str]:
+def invalid_fields(errors: Iterable[Mapping[str, Any]]) -> InvalidFields:
+    """Return what pydantic found wrong, as the error that is answered; its ``loc`` begins with the whole."""
+    return InvalidFields(list(dict.fromkeys(_field_error(entry) for entry in errors)))
+
+
+def _field_error(entry: Mapping[str, Any]) -> tuple[str, str]:
     where, *path = entry["loc"]
     message = _PLAIN_WORDS.get(entry["type"]) or str(entry["msg"]).removeprefix("Value error, ")
     return field_path(path, whole=str(where)), message[:1].lower() + message[1:]
+
+
+async def _on_departure(_request: Request, _error: Exception) -> Response:
+    return Response(status_code=CLIENT_CLOSED_REQUEST)
 
 
 async def _on_http_error(request: Request, error: Exception) -> Response:

@@ -1,7 +1,14 @@
-"""ETags of sessions, ``"<head or 0>.<rev>"``, as clients send them back."""
+"""ETags as clients send them back: of sessions ``"<head or 0>.<rev>"``, of states ``"<rev>"``."""
+
+import re
 
 from app.domain.errors import InvalidInput
 from app.domain.session import UNSET, Unset
+
+NO_REV = -1
+"""A revision that nothing ever has."""
+
+_REV = re.compile(r"0|[1-9][0-9]{0,15}", re.ASCII)
 
 
 def parse_if_match(header: str | None) -> str | None:
@@ -30,3 +37,15 @@ def parse_expected_head(header: str | None) -> str | Unset | None:
         return UNSET
     head = tag.partition(".")[0]
     return None if head == "0" else head
+
+
+def parse_expected_rev(header: str | None) -> int | None:
+    """Return the revision of a state that ``If-Match`` expects, ``NO_REV`` if it is no state's ETag.
+
+    Raises:
+        InvalidInput: it names several.
+    """
+    tag = parse_if_match(header)
+    if tag is None:
+        return None
+    return int(tag) if _REV.fullmatch(tag) else NO_REV

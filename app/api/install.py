@@ -9,14 +9,32 @@ from app.api import health
 from app.api.docs import install_docs
 from app.api.errors import install_errors
 from app.api.guard import Guard
-from app.api.native import admin, chat, sessions, turns, users
+from app.api.native import (
+    admin,
+    branches,
+    chat,
+    checkpoints,
+    choices,
+    events,
+    sessions,
+    state,
+    stats,
+    turns,
+    users,
+)
 from app.api.options import ApiOptions
 
 ROUTERS: tuple[APIRouter, ...] = (
     chat.router,
+    stats.router,  # before the routes that take "stats" for a session's id
     sessions.router,
+    choices.router,
     users.router,
     turns.router,
+    events.router,
+    checkpoints.router,
+    branches.router,
+    state.router,
     admin.router,
     health.router,
 )

@@ -8,6 +8,7 @@ class ApiOptions:
     """Limits and surroundings of the HTTP face.
 
     ``alias_prefixes`` are further mounts of the same routes, hidden from the schema.
+    ``app_name`` is the application that is meant where none is named.
     ``max_message_chars`` counts characters, ``max_body_bytes`` bytes as received.
     """
 
@@ -15,6 +16,7 @@ class ApiOptions:
     max_body_bytes: int = 1 << 20
     max_message_chars: int = 100_000
     redact_keys: bool = True
+    app_name: str = "default"
     heartbeat_s: float = 15.0
     cors_origins: tuple[str, ...] = ()
     version: str = "0.0.0"

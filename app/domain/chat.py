@@ -30,6 +30,7 @@ class ChatRequest:
 
     ``agent_id``, ``provider``, ``model`` and ``params`` stick to the session when given;
     ``window_id``, ``app_name`` and ``metadata`` count only if this message creates it.
+    ``parent``: the committed turn to continue from, or ``ROOT``; ``None`` is the head when the turn starts.
     ``expected_head``: the head that the session must have when the turn starts.
     ``idempotency_key``: a repeat of the request with it gets the same turn.
     """
@@ -48,7 +49,12 @@ class ChatRequest:
     on_busy: OnBusy = OnBusy.QUEUE
     on_disconnect: OnDisconnect = OnDisconnect.CONTINUE
     idempotency_key: str | None = None
+    parent: str | None = None
     expected_head: str | Unset | None = UNSET
+
+    @property
+    def choices(self) -> "Choices":
+        return Choices(self.agent_id, self.provider, self.model, self.params)
 
     @property
     def binding(self) -> Binding | None:
@@ -56,8 +62,37 @@ class ChatRequest:
         if self.idempotency_key is None:
             return None
         chosen = (self.agent_id, self.provider, self.model, self.params, self.metadata)
-        same = fingerprint(self.session_id, self.message, None, *chosen)
+        same = fingerprint(self.session_id, self.message, self.parent, *chosen)
         return Binding(self.owner, self.idempotency_key, same)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RegenerateRequest:
+    """Another answer to the input of the head turn; the fields are as those of ``ChatRequest``."""
+
+    session_id: str
+    owner: str = ""
+    user_id: str | None = None
+    agent_id: str | None = None
+    provider: str | None = None
+    model: str | None = None
+    params: JsonObject | None = None
+    on_busy: OnBusy = OnBusy.QUEUE
+    on_disconnect: OnDisconnect = OnDisconnect.CONTINUE
+    idempotency_key: str | None = None
+    expected_head: str | Unset | None = UNSET
+
+    @property
+    def choices(self) -> "Choices":
+        return Choices(self.agent_id, self.provider, self.model, self.params)
+
+    @property
+    def binding(self) -> Binding | None:
+        """The key and what makes another request with it the same one; no chat is."""
+        if self.idempotency_key is None:
+            return None
+        chosen = (self.agent_id, self.provider, self.model, self.params)
+        return Binding(self.owner, self.idempotency_key, fingerprint("regenerate", self.session_id, *chosen))
 
 
 @dataclass(frozen=True, slots=True)

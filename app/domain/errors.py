@@ -64,6 +64,12 @@ class TurnNotFound(AgentPoolError):
     code = "TURN_NOT_FOUND"
 
 
+class CheckpointNotFound(AgentPoolError):
+    """There is no such checkpoint in this session."""
+
+    code = "CHECKPOINT_NOT_FOUND"
+
+
 class AgentNotFound(AgentPoolError):
     """There is no such agent."""
 

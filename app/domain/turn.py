@@ -188,6 +188,16 @@ class Answer:
     finish_reason: str
 
 
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What a model made of a path; tokens are estimates of the context before and after."""
+
+    text: str
+    tokens_before: int
+    tokens_after: int
+    usage: Usage
+
+
 def text_of(messages: tuple[ContextMessage, ...]) -> str:
     """Return all that the model said in ``messages``, in order, joined."""
     return "".join(m.text for m in messages if isinstance(m, AssistantText | ToolCalls))

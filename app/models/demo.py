@@ -3,7 +3,8 @@
 It says that it is a demo, and it uses what the conversation told it (a name, the
 message before, how many there are), so that keeping sessions apart and restoring them
 can be seen. It answers in the language of the last message: Chinese when that has a
-Chinese character in it, else English. What it understands is in ``demo_talk``.
+Chinese character in it, else English. What it understands is in ``demo_talk``. Asked for
+a summary it makes one of the same things, and goes on from such a one: ``demo_summary``.
 
 Usage is counted simply: one token for each Chinese character and for each run of
 other characters without a space in it.
@@ -22,11 +23,14 @@ from autogen_core.models import (
     LLMMessage,
     ModelInfo,
     RequestUsage,
+    SystemMessage,
     UserMessage,
 )
 from autogen_core.tools import Tool, ToolSchema
 from pydantic import BaseModel
 
+from app.domain.compaction import SUMMARY_PROMPT, SUMMARY_QUESTION
+from app.models.demo_summary import read_summary, summarise
 from app.models.demo_talk import Said, answer
 
 _CJK = r"\u3400-\u9fff\uf900-\ufaff\u3000-\u303f\uff00-\uffef"
@@ -60,7 +64,7 @@ class DemoClient(ChatCompletionClient):
         cancellation_token: CancellationToken | None = None,
     ) -> AsyncGenerator[str | CreateResult, None]:
         """Yield the answer word by word (Chinese: one or two characters), then the result."""
-        text = answer(_said(messages))
+        text = _reply(messages)
         for i, piece in enumerate(_PIECE.findall(text)):
             await asyncio.sleep(self._delay_s if i else 0)
             if cancellation_token is not None and cancellation_token.is_cancelled():
@@ -79,7 +83,7 @@ class DemoClient(ChatCompletionClient):
         cancellation_token: CancellationToken | None = None,
     ) -> CreateResult:
         """Return the same answer in one piece."""
-        return self._result(messages, answer(_said(messages)))
+        return self._result(messages, _reply(messages))
 
     def _result(self, messages: Sequence[LLMMessage], text: str) -> CreateResult:
         usage = RequestUsage(
@@ -115,10 +119,24 @@ class DemoClient(ChatCompletionClient):
         return _INFO
 
 
+def _reply(messages: Sequence[LLMMessage]) -> str:
+    said = _said(messages)
+    if any(isinstance(m, SystemMessage) and m.content == SUMMARY_PROMPT for m in messages):
+        return summarise(said.texts[-1] if said.texts else "")
+    return answer(said)
+
+
 def _said(messages: Sequence[LLMMessage]) -> Said:
     people = [m for m in messages if isinstance(m, UserMessage | AssistantMessage)]
+    earlier = None
+    if len(people) > 1 and people[0].content == SUMMARY_QUESTION and isinstance(people[1].content, str):
+        earlier = read_summary(people[1].content)
+    if earlier is not None:
+        del people[:2]
     texts = [m.content for m in people if isinstance(m, UserMessage) and isinstance(m.content, str)]
-    return Said(texts=texts, messages=len(people))
+    if earlier is None:
+        return Said(texts, len(people))
+    return Said(texts, len(people) + earlier.messages, earlier.name, earlier.last)
 
 
 class DemoPool:

@@ -6,6 +6,7 @@ shows what the conversation holds. The latest name wins.
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -95,18 +96,24 @@ _PARTICLES: Final = "呢啊呀哦吧啦哈嘛了噢喔哟"
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """The conversation as the demo sees it: what the person said, and how many messages there are."""
+    """The conversation as the demo sees it: what the person said, and how many messages there are.
+
+    ``name`` and ``before`` are what a summary tells of what came before ``texts``: what the
+    person is called, and what they said last.
+    """
 
     texts: list[str]
     messages: int
+    name: str | None = None
+    before: str | None = None
 
 
 def answer(said: Said) -> str:
     """Return the answer to the last text of ``said``: the same one every time."""
     last = said.texts[-1][:_READ_CHARS] if said.texts else ""
-    zh = bool(_ZH.search(last))
+    zh = is_chinese(last)
     told = find_name(last)
-    name = told or next(filter(None, map(find_name, reversed(said.texts[:-1]))), None)
+    name = told or find_last_name(said.texts[:-1]) or said.name
     if _ASKS_NAME.search(last):
         return _tell_name(name, zh)
     if _ASKS_WHO.search(last):
@@ -129,6 +136,22 @@ def find_name(text: str) -> str | None:
         found += [(m.start(), _trim(m["name"])) for m in _TELLS_ZH.finditer(text)]
     named = [(at, name) for at, name in found if name]
     return max(named, key=lambda pair: pair[0])[1] if named else None
+
+
+def find_last_name(texts: Sequence[str]) -> str | None:
+    """Return the name that was told last."""
+    return next(filter(None, map(find_name, reversed(texts))), None)
+
+
+def is_chinese(text: str) -> bool:
+    """Whether there is a Chinese character in ``text``."""
+    return bool(_ZH.search(text[:_READ_CHARS]))
+
+
+def quote(text: str) -> str:
+    """Return ``text`` on one line, and the beginning of it if it is long."""
+    line = " ".join(text.split())
+    return line if len(line) <= _QUOTE_CHARS else line[:_QUOTE_CHARS] + "…"
 
 
 def _plausible(name: str) -> str | None:
@@ -187,19 +210,14 @@ def _greet_back(name: str | None, zh: bool) -> str:
 
 
 def _show(said: Said, zh: bool) -> str:
-    last = _quote(said.texts[-1]) if said.texts else ""
-    before = _quote(said.texts[-2]) if len(said.texts) > 1 else None
+    last = quote(said.texts[-1]) if said.texts else ""
+    before = quote(said.texts[-2]) if len(said.texts) > 1 else said.before
     if zh:
         earlier = f"上一条你说的是“{before}”。" if before else "这是你的第一条消息。"
         return f"我是演示模型，收到了“{last}”。算上这一条，我们的对话共有 {said.messages} 条消息。{earlier}"
     earlier = f"Before that you said “{before}”." if before else "It is your first one."
     count = f"{said.messages} message{'s' if said.messages != 1 else ''}"
     return f"I am the demo model and got “{last}”. With it our conversation has {count} so far. {earlier}"
-
-
-def _quote(text: str) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= _QUOTE_CHARS else line[:_QUOTE_CHARS] + "…"
 
 
 def _spaced(name: str) -> str:

@@ -103,14 +103,22 @@ class AgentManager:
         return self._to_lease(ticket)
 
     @asynccontextmanager
-    async def hold(self, key: SessionKey, *, front: bool = False) -> AsyncIterator[None]:
+    async def hold(
+        self,
+        key: SessionKey,
+        *,
+        may_wait: bool = True,
+        front: bool = False,
+        on_entered: Callable[[], None] | None = None,
+    ) -> AsyncIterator[None]:
         """Have the session to oneself, without an agent; a live one that is idle is dropped.
 
         ``front``: before every turn that waits, and without ``queue_wait_s``: whoever asks for
-        that has seen to it that the running turn ends. Raises as ``lease`` does.
+        that has seen to it that the running turn ends. ``may_wait`` and ``on_entered`` are as for
+        ``lease``, and it raises as that does.
         """
         ticket = Ticket(key, TicketKind.HOLD)
-        await self._claim(ticket, front=front)
+        await self._claim(ticket, may_wait=may_wait, front=front, on_entered=on_entered)
         try:
             with _inside(ticket):
                 yield

@@ -4,7 +4,7 @@ import asyncio
 import base64
 import binascii
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
@@ -16,7 +16,6 @@ from app.pool.manager import AgentManager
 from app.ports import Clock, SessionStore
 from app.services.turns import Turns
 
-PURGE_BATCH = 500
 PING_TIMEOUT_S = 1.0
 LAG_DEGRADED_S = 0.25
 LAG_UNHEALTHY_S = 2.0
@@ -66,7 +65,10 @@ class Cleanup:
 
 
 class AdminService:
-    """The pool's and the store's upkeep. ``sweep`` is what the runtime's timer calls."""
+    """The pool's and the store's upkeep. ``sweep`` is what the runtime's timer calls.
+
+    ``purge`` expires and purges sessions, and returns how many of each.
+    """
 
     def __init__(
         self,
@@ -74,6 +76,7 @@ class AdminService:
         pool: AgentManager,
         turns: Turns,
         clock: Clock,
+        purge: Callable[[], Awaitable[tuple[int, int]]],
         memory: Callable[[], ProcessMemory],
         is_model_healthy: Callable[[], bool] = lambda: True,
     ) -> None:
@@ -81,10 +84,10 @@ class AdminService:
         self._pool = pool
         self._turns = turns
         self._clock = clock
+        self._purge = purge
         self._memory = memory
         self._is_model_healthy = is_model_healthy
         self._started = clock.monotonic()
-        self._swept_until_ms = clock.now_ms()
         self.loop_lag_s = 0.0  # kept by the runtime's timer
 
     def stats(self) -> AdminStats:
@@ -192,16 +195,6 @@ class AdminService:
                 raise InvalidInput("count", "is required with mode oldest")
             return self._pool.cleanup_oldest(count, dry_run=dry_run)
         return self._pool.sweep(dry_run=dry_run)
-
-    async def _purge(self) -> tuple[int, int]:
-        now, since = self._clock.now_ms(), self._swept_until_ms
-        self._swept_until_ms = now
-        expired, purged = await self._store.expire_and_purge(now, since, PURGE_BATCH)
-        total = purged
-        while purged == PURGE_BATCH:
-            _, purged = await self._store.expire_and_purge(now, now, PURGE_BATCH)
-            total += purged
-        return expired, total
 
     def _pool_health(self) -> HealthStatus:
         stats = self._pool.stats()

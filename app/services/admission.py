@@ -7,10 +7,13 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from weakref import WeakValueDictionary
 
+from app.domain.branch import HeadTarget
 from app.domain.chat import Choices
 from app.domain.errors import (
     AgentNotFound,
     AgentPoolError,
+    HeadMoved,
+    InvalidInput,
     SessionArchived,
     SessionExists,
     SessionExpired,
@@ -26,6 +29,7 @@ from app.domain.session import (
     SessionCap,
     SessionQuery,
     SessionStatus,
+    Unset,
     expiry,
 )
 from app.domain.turn import JsonObject
@@ -54,6 +58,8 @@ class NewSession:
     provider: str | None = None
     model: str | None = None
     params: JsonObject = field(default_factory=dict)
+    state: JsonObject = field(default_factory=dict)
+    template: JsonObject | None = None
     ttl_s: int | None = None
 
 
@@ -81,6 +87,7 @@ class Admission:
 
         Raises:
             SessionExists, SessionLimit, AgentNotFound, UnknownModel, StoreUnavailable
+            InvalidInput: the template names a capability that the agent has not.
         """
         session = self._make(new)
         async with self._in_line([session]):
@@ -96,12 +103,39 @@ class Admission:
         for new in news:
             try:
                 results.append(self._make(new))
-            except (AgentNotFound, UnknownModel) as refusal:
+            except (AgentNotFound, UnknownModel, InvalidInput) as refusal:
                 results.append(refusal)
         made = [result for result in results if isinstance(result, Session)]
         async with self._in_line(made):
             refusals = dict(zip((s.uid for s in made), await self._add_all(made), strict=True))
         return [(refusals[r.uid] or r) if isinstance(r, Session) else r for r in results]
+
+    async def fork(
+        self, origin: Session, target: HeadTarget | None, session_id: str | None, metadata: JsonObject | None
+    ) -> Session:
+        """Store a copy of ``origin`` that goes on from ``target``; its own ``metadata``, or the origin's.
+
+        It takes a place among the user's sessions, but never the origin's.
+
+        Raises:
+            SessionExists, SessionLimit, SessionNotFound, TurnNotFound, CheckpointNotFound,
+            InvalidInput, SnapshotUnreadable, StoreUnavailable
+        """
+        new = self._copy_of(origin, session_id, metadata)
+        if not self.max_per_user or new.user_id is None:
+            return await self.store.fork_session(origin, target, new)
+        async with self._in_line([new]):
+            for left in reversed(range(EVICTION_TRIES)):
+                spared = {origin.uid}
+                victims = await self._pick_victims([new], spared=spared) if self.evicts_oldest else []
+                async with self._held(victims) as held:
+                    cap = SessionCap(self.max_per_user, tuple(held))
+                    try:
+                        return await self.store.fork_session(origin, target, new, cap)
+                    except SessionLimit:
+                        if not left or not victims:
+                            raise
+        raise AssertionError("the last try returns or raises")
 
     async def resume(self, new: NewSession) -> tuple[Session, bool]:
         """Return the user's newest active session that fits, or a new one, and whether it is new.
@@ -169,22 +203,21 @@ class Admission:
     async def _pick_victims(self, sessions: Sequence[Session], *, spared: Container[str]) -> list[Session]:
         """Return who must go for ``sessions``: of each user the oldest without a turn.
 
-        ``spared``: the incarnations that this very call has made.
+        ``spared``: incarnations that stay, such as those that this very call has made.
         """
         victims: list[Session] = []
         users = Counter((s.key.owner, s.user_id) for s in sessions if s.user_id is not None)
         for (owner, user_id), count in users.items():
             query = SessionQuery(owner=owner, now=0, limit=1, user_id=user_id)
             total = (await self.store.list_sessions(query)).total or 0
-            free = await self._list_free(owner, user_id, total + count - self.max_per_user)
-            victims += [session for session in free if session.uid not in spared]
+            victims += await self._list_free(owner, user_id, total + count - self.max_per_user, spared)
         return victims
 
-    async def _list_free(self, owner: str, user_id: str, count: int) -> list[Session]:
+    async def _list_free(self, owner: str, user_id: str, count: int, spared: Container[str]) -> list[Session]:
         limit = count + SPARE
         while count > 0:
             oldest = await self.store.list_oldest(owner, user_id, limit)
-            free = [session for session in oldest if not self._has_turns(session)]
+            free = [s for s in oldest if s.uid not in spared and not self._has_turns(s)]
             if len(free) >= count or len(oldest) < limit:
                 return free[:count]
             limit *= 2
@@ -224,10 +257,33 @@ class Admission:
             model=new.model,
             params=new.params,
             metadata=new.metadata,
+            state=new.state,
+            template=new.template,
             ttl_s=new.ttl_s,
         )
         self.factory.check(session)
         return session
+
+    def _copy_of(self, origin: Session, session_id: str | None, metadata: JsonObject | None) -> Session:
+        now = self.clock.now_ms()
+        return replace(
+            origin,
+            key=SessionKey(origin.key.owner, session_id or self.new_id()),
+            uid=self.new_id(),
+            metadata=origin.metadata if metadata is None else metadata,
+            created_at=now,
+            updated_at=now,
+            last_accessed=now,
+            expires_at=expiry(now, origin.ttl_s, self.life),
+            archived=False,
+            marked_idle=False,
+            head=None,
+            note=None,
+            depth=0,
+            rev=1,
+            state={},
+            state_rev=0,
+        )
 
     async def find(self, key: SessionKey, user_id: str | None) -> Session | None:
         """Return the session if it is there and is that of ``user_id``, which may be left out.
@@ -258,6 +314,15 @@ class Admission:
             raise SessionArchived(session_id=session.key.session_id)
         if status is SessionStatus.EXPIRED:
             raise SessionExpired(session_id=session.key.session_id)
+
+    def require_head(self, session: Session, expected: str | Unset | None) -> None:
+        """Refuse to go on from another head than ``expected``, where that is given.
+
+        Raises:
+            HeadMoved
+        """
+        if not isinstance(expected, Unset) and session.head != expected:
+            raise HeadMoved(session_id=session.key.session_id)
 
     async def leave_what_is_gone(self, session: Session, choices: Choices) -> Session:
         """Store ``choices`` at once if what ``session`` chose before is not offered any more.

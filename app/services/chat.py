@@ -1,10 +1,22 @@
 """Chat: accept a turn, watch it, cancel it. What happens in between is the conductor's."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
+from app.domain.branch import ROOT
 from app.domain.catalog import AgentProfile, ModelOffer
-from app.domain.chat import ActiveTurns, ChatReply, ChatRequest, Choices, OnBusy, OnDisconnect, PastTurn
+from app.domain.chat import (
+    ActiveTurns,
+    ChatReply,
+    ChatRequest,
+    OnBusy,
+    OnDisconnect,
+    PastTurn,
+    RegenerateRequest,
+)
+from app.domain.compaction import Note
 from app.domain.errors import (
     AgentPoolError,
     Draining,
@@ -13,6 +25,7 @@ from app.domain.errors import (
     SessionExists,
     SessionNotFound,
     TurnCancelled,
+    TurnNotFound,
 )
 from app.domain.events import TurnEvent, TurnFailed, TurnFinished
 from app.domain.idempotency import Binding
@@ -23,11 +36,11 @@ from app.domain.turn import CancelReason, TurnError
 from app.pool.manager import AgentManager
 from app.ports import AgentFactory, NewId, SessionStore
 from app.services.admission import Admission, NewSession
+from app.services.compaction import Compactor
 from app.services.conductor import Conductor, Departure
+from app.services.holds import INTERRUPTS, Holds
 from app.services.turn_log import TurnLog
 from app.services.turns import Flight, Turns
-
-_INTERRUPTS = {OnBusy.INTERRUPT: CancelReason.INTERRUPT, OnBusy.ROLLBACK: CancelReason.ROLLBACK}
 
 
 class TurnFailure(AgentPoolError):
@@ -59,6 +72,7 @@ class ChatService:
         pool: AgentManager,
         turns: Turns,
         conductor: Conductor,
+        compactor: Compactor,
         new_id: NewId,
         *,
         auto_create: bool = True,
@@ -69,6 +83,8 @@ class ChatService:
         self._pool = pool
         self._turns = turns
         self._conductor = conductor
+        self._holds = Holds(pool, turns)
+        self._compactor = compactor
         self._new_id = new_id
         self._auto_create = auto_create
 
@@ -123,24 +139,33 @@ class ChatService:
             UnknownModel, Draining, StoreUnavailable: refused, and no turn was accepted.
             IdempotencyMismatch: the key was used for another request.
         """
-        binding = request.binding
-        if binding is None:
-            return await self._accept(request, None)
-        flight = await self._find_flight(binding)
-        if flight is not None:
-            flight.join()
-            return flight
-        claim = self._turns.claim(binding)  # no await since nobody had it
-        try:
-            past = await self._find_past(binding)
-            if past is not None:
-                return past
-            flight = await self._accept(request, binding)
-            claim.decide(flight)
-            return flight
-        finally:
-            if claim.flight is None:
-                self._turns.release(claim)
+        return await self._begin(request.binding, partial(self._accept_chat, request))
+
+    async def begin_again(self, request: RegenerateRequest) -> Flight | PastTurn:
+        """Accept a turn that answers the head turn's input once more; otherwise as ``begin``.
+
+        It becomes the head, beside that turn, which stays as it is; so does the session's state.
+        A session without a turn refuses it with ``TurnNotFound`` when it starts.
+        """
+        return await self._begin(request.binding, partial(self._accept_again, request))
+
+    async def compact(
+        self, key: SessionKey, *, on_busy: OnBusy = OnBusy.QUEUE, user_id: str | None = None
+    ) -> Note:
+        """Have the model sum up the conversation so far, and send it the summary from then on.
+
+        History, head and counts stay as they are. Turns of the session wait meanwhile.
+
+        Raises:
+            SessionNotFound
+            TurnNotFound: there is no turn yet.
+            SessionBusy, TurnQueueFull, Draining: the session could not be had.
+            ModelUnavailable, ModelRateLimited, ModelError, TurnTimeout: no summary; nothing has changed.
+        """
+        await self._admission.get(key, user_id)
+        async with self._holds.hold(key, on_busy):
+            await self._compactor.wait(key)
+            return await self._compactor.compact(await self._admission.get(key, user_id))
 
     def reply_of(self, ended: Flight | PastTurn) -> ChatReply:
         """Return the answer of a turn that has ended.
@@ -204,13 +229,15 @@ class ChatService:
         """
         session = await self._admission.get(key, user_id)
         running = self._turns.get(self._pool.owner_of(session.key))
-        waiting = self._pool.waiting_of(session.key)
         turn = running.turn if running is not None else None
-        if turn is None and not waiting and running is None:
-            raise NoActiveTurn(session_id=key.session_id)
+        waiting = list(self._pool.waiting_of(session.key))
         if running is not None and turn is None:  # it has the lease, and is about to start
-            waiting = (running.turn_id, *waiting)
-        return ActiveTurns(turn, waiting)
+            waiting.insert(0, running.turn_id)
+        accepted = (f.turn_id for f in self._turns.of_session(session.key) if f is not running)
+        waiting += [turn_id for turn_id in accepted if turn_id not in waiting]  # about to stand in line
+        if turn is None and not waiting:
+            raise NoActiveTurn(session_id=key.session_id)
+        return ActiveTurns(turn, tuple(waiting))
 
     async def cancel(
         self,
@@ -278,24 +305,59 @@ class ChatService:
             raise IdempotencyMismatch(session_id=bound.session_id, turn_id=bound.turn.turn_id)
         return PastTurn(bound.session_id, bound.turn)
 
-    async def _accept(self, request: ChatRequest, binding: Binding | None) -> Flight:
+    async def _begin(
+        self, binding: Binding | None, accept: Callable[[Binding | None], Awaitable[Flight]]
+    ) -> Flight | PastTurn:
+        """Return the turn that the key made, or a new one that ``accept`` sends on its way."""
+        if binding is None:
+            return await accept(None)
+        flight = await self._find_flight(binding)
+        if flight is not None:
+            flight.join()
+            return flight
+        claim = self._turns.claim(binding)  # no await since nobody had it
+        try:
+            past = await self._find_past(binding)
+            if past is not None:
+                return past
+            flight = await accept(binding)
+            claim.decide(flight)
+            return flight
+        finally:
+            if claim.flight is None:
+                self._turns.release(claim)
+
+    async def _accept_chat(self, request: ChatRequest, binding: Binding | None) -> Flight:
         session = await self._find_or_create(request)
+        departure = Departure(message=request.message, choices=request.choices, parent=request.parent)
+        return await self._accept(session, request, departure, binding)
+
+    async def _accept_again(self, request: RegenerateRequest, binding: Binding | None) -> Flight:
+        session = await self._admission.get(SessionKey(request.owner, request.session_id), request.user_id)
+        departure = Departure(message=None, choices=request.choices)
+        return await self._accept(session, request, departure, binding)
+
+    async def _accept(
+        self,
+        session: Session,
+        request: ChatRequest | RegenerateRequest,
+        departure: Departure,
+        binding: Binding | None,
+    ) -> Flight:
         self._admission.require_open(session)
         self._admission.check(
             session, agent_id=request.agent_id, provider=request.provider, model=request.model
         )
-        choices = Choices(request.agent_id, request.provider, request.model, request.params)
-        session = await self._admission.leave_what_is_gone(session, choices)
+        session = await self._admission.leave_what_is_gone(session, departure.choices)
         flight = self._turns.accept(
             self._new_id(), session, ends_unwatched=request.on_disconnect is OnDisconnect.CANCEL
         )
         flight.join()
-        departure = Departure(
-            message=request.message,
-            choices=choices,
+        departure = replace(
+            departure,
             user=session.user_id,
             may_wait=request.on_busy is not OnBusy.REJECT,
-            interrupts=_INTERRUPTS.get(request.on_busy),
+            interrupts=INTERRUPTS.get(request.on_busy),
             expected_head=request.expected_head,
             binding=binding,
         )
@@ -310,6 +372,8 @@ class ChatService:
                 return session
             if not self._auto_create:
                 raise SessionNotFound(session_id=request.session_id)
+        if request.parent not in (None, ROOT):
+            raise TurnNotFound(session_id=request.session_id)
         if self._pool.stats().draining:  # a turn will be refused: leave no empty session behind
             raise Draining(session_id=request.session_id, retry_after_s=1)
         new = NewSession(

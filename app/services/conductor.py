@@ -8,18 +8,19 @@ that ignores its cancellation cannot hold up the rest.
 
 import asyncio
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from app.background import TaskOwner
+from app.domain.branch import ROOT
 from app.domain.chat import Choices
 from app.domain.errors import (
     AgentPoolError,
     Draining,
-    HeadMoved,
     InternalError,
     SessionNotFound,
     StoreUnavailable,
+    TurnNotFound,
     TurnTimeout,
 )
 from app.domain.events import TurnStarted
@@ -31,7 +32,9 @@ from app.pool.lease import Lease
 from app.pool.manager import AgentManager
 from app.ports import AgentFactory, Clock, SessionStore
 from app.services.admission import Admission
-from app.services.landing import Airborne, Landing
+from app.services.compaction import Compactor
+from app.services.holds import Holds
+from app.services.landing import Airborne, CheckpointPlan, Landing
 from app.services.turns import Flight, FlightState, Turns
 
 _log = logging.getLogger(__name__)
@@ -41,6 +44,8 @@ _log = logging.getLogger(__name__)
 class Departure:
     """What a turn sets out with.
 
+    ``message`` ``None``: the head turn's input once more, beside that turn.
+    ``parent``: the committed turn that it continues, ``ROOT``, or ``None`` for the head as it is then.
     ``choices`` stick to the session as it is when the turn starts.
     ``user`` is whose share of the pool it takes.
     ``may_wait``: whether it waits for a turn of its session that runs.
@@ -49,8 +54,9 @@ class Departure:
     ``binding``: the idempotency key that is stored with it.
     """
 
-    message: str
+    message: str | None
     choices: Choices
+    parent: str | None = None
     user: str | None = None
     may_wait: bool = True
     interrupts: CancelReason | None = None
@@ -58,8 +64,18 @@ class Departure:
     binding: Binding | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Boarding:
+    """What a turn begins with: the session as stored, and as it would be at the place that it continues."""
+
+    session: Session
+    place: Session
+    message: str
+    resets_state: bool = False
+
+
 class Conductor:
-    """Carries turns out."""
+    """Carries turns out. ``compactor`` is asked after each whether the session has become too long."""
 
     def __init__(
         self,
@@ -68,21 +84,25 @@ class Conductor:
         pool: AgentManager,
         turns: Turns,
         admission: Admission,
+        compactor: Compactor,
         clock: Clock,
         *,
         boot_id: str,
         turn_timeout_s: float = 300.0,
+        checkpoints: CheckpointPlan | None = None,
     ) -> None:
         self._store = store
         self._factory = factory
         self._pool = pool
         self._turns = turns
         self._admission = admission
+        self._holds = Holds(pool, turns)
+        self._compactor = compactor
         self._clock = clock
         self._boot_id = boot_id
         self._turn_timeout_s = turn_timeout_s
         self._tasks = TaskOwner("turns")
-        self._landing = Landing(store, clock, self._tasks)
+        self._landing = Landing(store, clock, self._tasks, checkpoints)
 
     def depart(self, flight: Flight, departure: Departure) -> None:
         """Start the turn's task; the flight tells how it goes.
@@ -110,11 +130,11 @@ class Conductor:
                 turn_id=flight.turn_id,
                 may_wait=departure.may_wait,
                 front=departure.interrupts is not None,
-                on_entered=partial(self._make_way, flight, departure.interrupts),
+                on_entered=partial(self._holds.make_way, flight.key, departure.interrupts, flight.turn_id),
             ) as lease:
                 flight.state = FlightState.BOARDING
-                session = await self._board(flight, lease, departure)
-                await self._fly(flight, lease, session, departure)
+                boarding = await self._board(flight, lease, departure)
+                await self._fly(flight, lease, boarding, departure)
         except AgentPoolError as error:
             flight.refuse(error)
         except asyncio.CancelledError:
@@ -132,41 +152,55 @@ class Conductor:
             flight.refuse(Draining(retry_after_s=1))
             self._turns.end(flight)
 
-    def _make_way(self, flight: Flight, reason: CancelReason | None) -> None:
-        """Cancel the turn that has the session if ``flight`` interrupts; one that commits has won.
-
-        Called when ``flight`` is next in line, so that the one cancelled is the one waited for.
-        """
-        owner = self._pool.owner_of(flight.key)
-        if reason is not None and owner not in (None, flight.turn_id):
-            other = self._turns.get(owner)
-            if other is not None:
-                other.cancel(reason, keep_partial=reason is CancelReason.INTERRUPT)
-
-    async def _board(self, flight: Flight, lease: Lease, departure: Departure) -> Session:
+    async def _board(self, flight: Flight, lease: Lease, departure: Departure) -> Boarding:
         """Bring record and agent up to date, once the session is ours."""
         session = lease.record or await self._store.find_session(flight.key)
         if session is None or session.uid != flight.uid:
             raise SessionNotFound(session_id=flight.key.session_id)
-        self._admission.require_open(session)
-        if not isinstance(departure.expected_head, Unset) and session.head != departure.expected_head:
-            raise HeadMoved(session_id=flight.key.session_id)
+        try:
+            self._admission.require_open(session)
+            self._admission.require_head(session, departure.expected_head)
+            boarding = await self._find_place(session, departure)
+        except AgentPoolError:
+            lease.give_back()  # the agent has not been touched
+            raise
         if (change := departure.choices.change_of(session)) is not None:
             chosen = departure.choices  # what fitted when the turn came may not fit any more
             self._admission.check(
                 session, agent_id=chosen.agent_id, provider=chosen.provider, model=chosen.model
             )
             session = await self._store.update_session(flight.key, change, self._clock.now_ms())
-        await lease.fit(session)
-        return session
+            boarding = await self._find_place(session, departure)
+        await lease.fit(boarding.place)
+        return boarding
 
-    async def _fly(self, flight: Flight, lease: Lease, session: Session, departure: Departure) -> None:
-        turn = self._start_record(flight, lease, session, departure)
-        air = Airborne(flight, lease, session, turn)
+    async def _find_place(self, session: Session, departure: Departure) -> Boarding:
+        """Return where the turn continues.
+
+        Raises:
+            TurnNotFound: there is no such turn, or it was never committed.
+        """
+        if departure.message is None:
+            if session.head is None:
+                raise TurnNotFound("The session has no turn yet.", session_id=session.key.session_id)
+            turn = await self._store.get_turn(session, session.head)
+            place = await self._store.at_turn(session, turn.parent)
+            # Only the answer is asked for again: the state stays as it is.
+            place = replace(place, state=session.state, state_rev=session.state_rev)
+            return Boarding(session, place, turn.input)
+        if departure.parent is None:
+            return Boarding(session, session, departure.message)
+        parent = None if departure.parent == ROOT else departure.parent
+        place = await self._store.at_turn(session, parent)
+        return Boarding(session, place, departure.message, resets_state=True)
+
+    async def _fly(self, flight: Flight, lease: Lease, boarding: Boarding, departure: Departure) -> None:
+        turn = self._start_record(flight, lease, boarding, departure)
+        air = Airborne(flight, lease, boarding.session, turn, boarding.resets_state)
         await self._record_start(air)
         flight.turn = turn
         flight.state = FlightState.RUNNING
-        flight.log.append(_started(turn, session))
+        flight.log.append(_started(turn, boarding.session))
         agent = lease.agent
         body = self._tasks.spawn(agent.run(turn.input, flight.emit), f"body {turn.turn_id}", is_awaited=True)
         if not await flight.settle(agent, body, self._turn_timeout_s):
@@ -178,7 +212,9 @@ class Conductor:
         elif (error := _error_of(body)) is not None:
             await self._landing.fail(air, error, DiscardCause.ERROR)
         else:
-            await self._landing.finish(air, body.result())
+            committed = await self._landing.finish(air, body.result())
+            if committed is not None:
+                self._compactor.consider(committed, agent.estimated_tokens)
 
     async def _record_start(self, air: Airborne) -> None:
         """Store the start record; what may have been stored is ended before the turn is refused."""
@@ -193,19 +229,21 @@ class Conductor:
                 await self._landing.record_failed(air, refusal)
             raise
 
-    def _start_record(self, flight: Flight, lease: Lease, session: Session, departure: Departure) -> Turn:
+    def _start_record(self, flight: Flight, lease: Lease, boarding: Boarding, departure: Departure) -> Turn:
+        session, place = boarding.session, boarding.place
         provider, model = self._factory.model_of(session)
         return Turn(
             turn_id=flight.turn_id,
-            parent=session.head,
-            depth=session.depth + 1,
+            parent=place.head,
+            depth=place.depth + 1,
             status=TurnStatus.RUNNING,
-            input=departure.message,
+            input=boarding.message,
             agent_id=session.agent_id,
             provider=provider,
             model=model,
             activation=lease.activation,
-            started_at=self._clock.now_ms(),
+            # A clock that was set back must not put a turn before what came before it.
+            started_at=max(self._clock.now_ms(), session.last_accessed, session.updated_at),
             boot_id=self._boot_id,
             queued_ms=max(0, round((self._clock.monotonic() - flight.accepted_at) * 1000)),
             binding=departure.binding,

@@ -9,6 +9,7 @@ import logging
 from dataclasses import dataclass, replace
 
 from app.background import TaskOwner
+from app.domain.checkpoint import AutoCheckpoint
 from app.domain.errors import AgentPoolError, HeadMoved, SessionNotFound, StoreUnavailable
 from app.domain.events import MessageCompleted, TurnCancelled, TurnFailed, TurnFinished
 from app.domain.partial import keep_partial
@@ -16,7 +17,7 @@ from app.domain.session import Session
 from app.domain.stats import DiscardCause
 from app.domain.turn import Answer, CancelReason, Turn, TurnStatus, text_of
 from app.pool.lease import Lease
-from app.ports import Clock, SessionStore
+from app.ports import Clock, NewId, SessionStore
 from app.services.turns import Flight, FlightState, to_turn_error
 
 COMMIT_RETRY_S = 10.0
@@ -28,24 +29,43 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Airborne:
-    """A turn that has started: its flight, its lease, its session as of then, its start record."""
+    """A turn that has started: its flight, its lease, its session as of then, its start record.
+
+    ``resets_state``: the session's state becomes what it was at the turn's parent.
+    """
 
     flight: Flight
     lease: Lease
     session: Session
     turn: Turn
+    resets_state: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointPlan:
+    """Automatic checkpoints: after each ``every`` turns of a branch; the newest ``keep`` stay."""
+
+    every: int
+    keep: int
+    new_id: NewId
+
+    def of_turn(self, turn: Turn) -> AutoCheckpoint | None:
+        return AutoCheckpoint(self.new_id(), self.keep) if turn.depth % self.every == 0 else None
 
 
 class Landing:
     """Ends turns. ``tasks`` owns what is left to be recorded while the store is away."""
 
-    def __init__(self, store: SessionStore, clock: Clock, tasks: TaskOwner) -> None:
+    def __init__(
+        self, store: SessionStore, clock: Clock, tasks: TaskOwner, checkpoints: CheckpointPlan | None = None
+    ) -> None:
         self._store = store
         self._clock = clock
         self._tasks = tasks
+        self._checkpoints = checkpoints
 
-    async def finish(self, air: Airborne, answer: Answer) -> None:
-        """Commit a good turn, give its agent back, say so."""
+    async def finish(self, air: Airborne, answer: Answer) -> Session | None:
+        """Commit a good turn, give its agent back, say so; return the session, ``None`` if it failed."""
         flight = air.flight
         flight.state = FlightState.COMMITTING
         reply = text_of(answer.messages)
@@ -59,7 +79,7 @@ class Landing:
         )
         committed = await self._commit(air, turn)
         if committed is None:
-            return
+            return None
         # Commit, give the agent back, and only then say "finished": a client that has read
         # it may send its next turn anywhere, and must find this one stored.
         agent = air.lease.agent
@@ -77,6 +97,7 @@ class Landing:
                 duration_ms=turn.duration_ms,
             )
         )
+        return committed
 
     async def cut_short(self, air: Airborne) -> None:
         """End a cancelled turn: keep what it produced if that is wanted, else leave no trace."""
@@ -117,12 +138,12 @@ class Landing:
         await self._record(air, replace(self._ended(air, TurnStatus.FAILED), error=to_turn_error(error)))
 
     def _ended(self, air: Airborne, status: TurnStatus) -> Turn:
-        now, log = self._clock.now_ms(), air.flight.log
+        now, log = max(self._clock.now_ms(), air.turn.started_at), air.flight.log
         return replace(
             air.turn,
             status=status,
             finished_at=now,
-            duration_ms=max(0, now - air.turn.started_at),
+            duration_ms=now - air.turn.started_at,
             tool_seqs=log.tool_seqs(),
             last_seq=len(log.events) + 1,
         )
@@ -130,19 +151,22 @@ class Landing:
     async def _commit(self, air: Airborne, turn: Turn) -> Session | None:
         """Commit the turn and return the session after it; or fail the turn and return ``None``."""
         try:
-            return await self._commit_surely(air.session, turn)
+            return await self._commit_surely(air, turn)
         except AgentPoolError as error:
             conflict = isinstance(error, HeadMoved | SessionNotFound)
             await self.fail(air, error, DiscardCause.CONFLICT if conflict else DiscardCause.ERROR)
             return None
 
-    async def _commit_surely(self, session: Session, turn: Turn) -> Session:
+    async def _commit_surely(self, air: Airborne, turn: Turn) -> Session:
         """Commit; while the outcome is unknown repeat it, which is safe, for up to ``COMMIT_RETRY_S``."""
+        checkpoint = self._checkpoints.of_turn(turn) if self._checkpoints is not None else None
         give_up_at = self._clock.monotonic() + COMMIT_RETRY_S
         is_unknown = False
         while True:
             try:
-                return await self._store.commit_turn(session, turn)
+                return await self._store.commit_turn(
+                    air.session, turn, resets_state=air.resets_state, checkpoint=checkpoint
+                )
             except StoreUnavailable as error:
                 # Once unknown it stays so, whatever a later attempt says, until one succeeds.
                 is_unknown = error.outcome_unknown = is_unknown or error.outcome_unknown

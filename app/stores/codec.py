@@ -9,12 +9,15 @@ Nothing that was stored is ever imported or executed.
 """
 
 import json
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 from zlib import crc32
 
 import orjson
 
+from app.domain.branch import HeadCause
 from app.domain.errors import SnapshotUnreadable
+from app.domain.journal import Compacted, Fact, HeadChanged, StateChanged
 from app.domain.session import Session
 from app.domain.turn import (
     Activation,
@@ -64,7 +67,15 @@ def to_turn_body(turn: Turn) -> bytes:
     """Return the format byte and the JSON of what ``TurnColumns`` does not hold."""
     rest = _rest_of(turn)
     messages = [_from_message(message) for message in turn.messages]
-    return _to_json([messages, rest] if rest else [messages])
+    return to_body([messages, rest] if rest else [messages])
+
+
+def to_body(value: Any) -> bytes:
+    """Return the format byte and the JSON of ``value``, for ``seal``."""
+    try:
+        return bytes([COMPACT]) + orjson.dumps(value)
+    except TypeError:
+        return bytes([PLAIN]) + json.dumps(value, separators=(",", ":")).encode()
 
 
 def seal(body: bytes, cover: bytes) -> bytes:
@@ -78,11 +89,7 @@ def unseal(raw: bytes, cover: bytes) -> Any:
     Raises:
         SnapshotUnreadable: unknown format, wrong checksum, no JSON.
     """
-    if not isinstance(raw, bytes) or len(raw) <= _HEAD_BYTES:
-        raise SnapshotUnreadable
-    payload = raw[_HEAD_BYTES:]
-    if raw[1:_HEAD_BYTES] != _checksum(raw[0], payload, cover):
-        raise SnapshotUnreadable
+    payload = check_seal(raw, cover)
     try:
         if raw[0] == COMPACT:
             return orjson.loads(payload)
@@ -91,6 +98,20 @@ def unseal(raw: bytes, cover: bytes) -> Any:
     except ValueError as error:
         raise SnapshotUnreadable from error
     raise SnapshotUnreadable
+
+
+def check_seal(raw: bytes, cover: bytes) -> bytes:
+    """Return the JSON in ``raw`` as it is stored.
+
+    Raises:
+        SnapshotUnreadable: wrong checksum.
+    """
+    if not isinstance(raw, bytes) or len(raw) <= _HEAD_BYTES:
+        raise SnapshotUnreadable
+    payload = raw[_HEAD_BYTES:]
+    if raw[1:_HEAD_BYTES] != _checksum(raw[0], payload, cover):
+        raise SnapshotUnreadable
+    return payload
 
 
 def from_turn_value(columns: TurnColumns, value: Any, *, on_branch: bool = False) -> Turn:
@@ -123,8 +144,7 @@ def messages_of(value: Any) -> tuple[ContextMessage, ...]:
 
 def to_json_text(value: JsonObject) -> str:
     """Return ``value`` as JSON text that ``from_json_text`` gives back exactly."""
-    body = _to_json(value)
-    return body[1:].decode()
+    return to_body(value)[1:].decode()
 
 
 def from_json_text(text: str) -> JsonObject:
@@ -143,22 +163,45 @@ def from_json_text(text: str) -> JsonObject:
     return value
 
 
-def session_seal(session: Session, params: str | None, metadata: str | None, template: str | None) -> int:
-    """Return the number that vouches for a session's row: its format and a CRC-32 of every field."""
+def to_fact_value(fact: Fact) -> list[Any]:
+    """Return what ``from_fact_value`` reads."""
+    match fact:
+        case StateChanged(patch):
+            return ["s", patch]
+        case HeadChanged(cause, previous, head, checkpoint_id):
+            return ["h", cause.value, previous, head, checkpoint_id]
+        case Compacted(note_id, summarised):
+            return ["c", note_id, summarised]
+
+
+def from_fact_value(value: Any) -> Fact:
+    """Return the fact.
+
+    Raises:
+        SnapshotUnreadable: the value has not the shape of one.
+    """
+    match value:
+        case ["s", dict(patch)]:
+            return StateChanged(patch)
+        case ["h", str(cause), previous, head, checkpoint_id] if cause in list(HeadCause):
+            return HeadChanged(HeadCause(cause), previous, head, checkpoint_id)
+        case ["c", str(note_id), str(summarised)]:
+            return Compacted(note_id, summarised)
+    raise SnapshotUnreadable
+
+
+def session_seal(session: Session, texts: Sequence[str | None], numbers: Sequence[int | None]) -> int:
+    """Return the number that vouches for a session's row: its format and a CRC-32 of every column.
+
+    ``texts`` are its JSON columns, ``numbers`` those that tell where its states are.
+    """
     fields = [
         *session.key, session.uid, session.app_name, session.agent_id, session.created_at, session.updated_at,
         session.last_accessed, session.expires_at, session.user_id, session.window_id, session.title,
-        session.provider, session.model, params, metadata, template, session.ttl_s, session.archived,
-        session.marked_idle, session.head, session.note, session.depth, session.rev,
+        session.provider, session.model, *texts, session.ttl_s, session.archived, session.marked_idle,
+        session.head, session.note, session.depth, session.rev, session.state_rev, *numbers,
     ]  # fmt: skip
     return SESSION_FORMAT << 32 | crc32(orjson.dumps(fields))
-
-
-def _to_json(value: Any) -> bytes:
-    try:
-        return bytes([COMPACT]) + orjson.dumps(value)
-    except TypeError:
-        return bytes([PLAIN]) + json.dumps(value, separators=(",", ":")).encode()
 
 
 def _checksum(format_number: int, payload: bytes, cover: bytes) -> bytes:

@@ -1,14 +1,29 @@
 """What each write makes of a record: the same in every store, decided without I/O."""
 
 from dataclasses import replace
+from typing import NamedTuple
 
-from app.domain.errors import HeadMoved
+from app.domain.branch import HeadTarget, ToCheckpoint, cause_of
+from app.domain.checkpoint import NAMED_MAX, AutoCheckpoint, Checkpoint
+from app.domain.errors import HeadMoved, InvalidInput
+from app.domain.journal import HeadChanged
 from app.domain.session import LifeSpan, Session, SessionQuery
-from app.domain.turn import Turn, TurnError, TurnStatus
+from app.domain.state import patched_values
+from app.domain.turn import JsonObject, Turn, TurnError, TurnStatus
 
 MS_PER_DAY = 86_400_000
 TOTAL_LIMIT = 1000
 """Totals that have no index to count are exact up to here."""
+
+
+class Place(NamedTuple):
+    """A place in a session's tree: what the record says while the head is there."""
+
+    head: str | None
+    depth: int
+    note: str | None
+    state: JsonObject
+
 
 _INTERRUPTED = TurnError("INTERRUPTED", "The process died while the turn ran.")
 
@@ -57,6 +72,95 @@ def after_commit(session: Session, turn: Turn, life: LifeSpan) -> Session:
     )
 
 
+def check_unmoved(current: Session, session: Session, turn_id: str | None = None) -> None:
+    """Refuse to go on, with the turn if one is given, from a head that is not the head any more.
+
+    Raises:
+        HeadMoved: the session has moved on since ``session`` was read.
+    """
+    if current.head != session.head:
+        raise HeadMoved(session_id=session.key.session_id, turn_id=turn_id)
+
+
+def check_depth(turn: Turn, parent: Place) -> None:
+    """Refuse a turn whose depth does not follow from its parent's.
+
+    Raises:
+        ValueError: a mistake in our own code.
+    """
+    if turn.depth != parent.depth + 1:
+        raise ValueError(f"depth {turn.depth} does not follow {parent.depth}")
+
+
+def check_named(count: int) -> None:
+    """Refuse a checkpoint that somebody asked for where ``count`` such exist.
+
+    Raises:
+        InvalidInput: that are as many as a session may have.
+    """
+    if count >= NAMED_MAX:
+        raise InvalidInput("checkpoints", f"must be at most {NAMED_MAX} that are not automatic")
+
+
+def check_back(session: Session, turns: int) -> None:
+    """Refuse to go back by more turns than there are.
+
+    Raises:
+        InvalidInput: the branch is shorter.
+    """
+    if turns > session.depth:
+        raise InvalidInput("turns", f"must be at most {session.depth}, the turns of this branch")
+
+
+def at_place(session: Session, place: Place) -> Session:
+    """Return the session as a turn finds it that continues ``place``."""
+    return _put_at(session, place).with_state(place.state, by_turn=True)
+
+
+def after_move(session: Session, place: Place, now: int, life: LifeSpan) -> Session:
+    """Return the session after its head was moved to ``place``, which is activity."""
+    moved = _put_at(session, place).with_state(place.state).touched(now, life)
+    return replace(moved, updated_at=max(now, session.updated_at))
+
+
+def after_fork(new: Session, place: Place) -> Session:
+    """Return the new session as it begins, with the copy of the path to ``place``."""
+    return replace(new, head=place.head, depth=place.depth, note=place.note, state=place.state)
+
+
+def after_patch(session: Session, patch: JsonObject, now: int) -> Session:
+    """Return the session after the merge patch of its state.
+
+    Raises:
+        InvalidInput: the state would be larger than it may be.
+    """
+    return replace(
+        session,
+        state=patched_values(session.state, patch),
+        rev=session.rev + 1,
+        state_rev=session.state_rev + 1,
+        updated_at=max(now, session.updated_at),
+    )
+
+
+def head_changed(session: Session, target: HeadTarget, place: Place) -> HeadChanged:
+    """Return what to log when the head of ``session`` is moved to ``place``."""
+    checkpoint_id = target.checkpoint_id if isinstance(target, ToCheckpoint) else None
+    return HeadChanged(cause_of(target), session.head, place.head, checkpoint_id)
+
+
+def fact_time(session: Session, previous: int, now: int) -> int:
+    """Return the time of a fact that is logged at ``now``: never before what happened before it."""
+    return max(now, previous, session.last_accessed)
+
+
+def automatic_checkpoint(wanted: AutoCheckpoint, turn: Turn) -> Checkpoint:
+    """Return the checkpoint that is made with the commit of ``turn``."""
+    return Checkpoint(
+        checkpoint_id=wanted.checkpoint_id, turn_id=turn.turn_id, created_at=end_of(turn), automatic=True
+    )
+
+
 def interrupted(turn: Turn, now: int) -> Turn:
     """Return the start record ``turn`` of a dead process as a failed turn; its events are 1 and 2."""
     return replace(
@@ -80,7 +184,6 @@ def counts_of(turn: Turn) -> dict[str, int]:
         "turns_failed": int(turn.status is TurnStatus.FAILED),
         "prompt_tokens": turn.usage.prompt_tokens,
         "completion_tokens": turn.usage.completion_tokens,
-        "duration_ms": turn.duration_ms,
     }
 
 
@@ -101,3 +204,7 @@ def idle_line(now: int, life: LifeSpan) -> int | None:
 
 def has_exact_total(query: SessionQuery) -> bool:
     return query.window_id is None and query.status is None and query.text is None
+
+
+def _put_at(session: Session, place: Place) -> Session:
+    return replace(session, head=place.head, depth=place.depth, note=place.note)

@@ -22,12 +22,30 @@ from typing import Concatenate, ParamSpec, TypeVar
 
 import apsw
 
+from app.domain.branch import HeadTarget
+from app.domain.checkpoint import AutoCheckpoint, Checkpoint, CheckpointPage
+from app.domain.compaction import Note
 from app.domain.errors import SessionExists, SessionLimit, StoreUnavailable
 from app.domain.ids import SessionKey
+from app.domain.journal import Entry, Position
 from app.domain.session import LifeSpan, Path, Session, SessionCap, SessionChange, SessionPage, SessionQuery
-from app.domain.stats import UserUsage
-from app.domain.turn import BoundTurn, Turn, TurnPage
-from app.stores import rules, sqlite_file, sqlite_reads, sqlite_writes
+from app.domain.state import SharedState, StateScope
+from app.domain.stats import SessionStats, UserUsage
+from app.domain.turn import BoundTurn, JsonObject, Turn, TurnPage, Usage
+from app.stores import (
+    rules,
+    sqlite_boot,
+    sqlite_branches,
+    sqlite_checkpoints,
+    sqlite_file,
+    sqlite_journal,
+    sqlite_notes,
+    sqlite_reads,
+    sqlite_states,
+    sqlite_stats,
+    sqlite_sweep,
+    sqlite_writes,
+)
 from app.stores.codec import to_turn_body
 from app.stores.sqlite_rows import Names
 from app.stores.sqlite_writer import Unit, Writer
@@ -44,7 +62,8 @@ T = TypeVar("T")
 class _Files:
     """The lock and the connections; opened and closed in the writer's thread."""
 
-    def __init__(self, path: str, boot_id: str, *, wait_for_lock: bool) -> None:
+    def __init__(self, path: str, boot_id: str, life: LifeSpan, *, wait_for_lock: bool) -> None:
+        self._life = life
         self.boot_id = boot_id
         self.names = Names()
         self.directory = os.path.dirname(os.path.realpath(path))
@@ -60,9 +79,9 @@ class _Files:
         self._lock = sqlite_file.take_lock(path, wait=self._wait_for_lock, given_up=self._given_up)
         unit = None
         try:
-            unit = Unit(sqlite_file.connect(path))
+            unit = Unit(sqlite_file.connect(path), self._life)
             sqlite_file.migrate(unit.connection)
-            sqlite_writes.begin_boot(unit, self.boot_id)
+            sqlite_boot.begin_boot(unit, self.boot_id)
             for _ in range(READERS):
                 self._readers.put(sqlite_file.connect_reader(path))
         except BaseException as error:
@@ -129,7 +148,7 @@ class SqliteStore:
             if self._writer is ending:
                 self._writer = None
         if self._writer is None:
-            self._files = _Files(self._path, boot_id, wait_for_lock=self._wait_for_lock)
+            self._files = _Files(self._path, boot_id, self._life, wait_for_lock=self._wait_for_lock)
             self._writer = Writer(self._files)
             self._writer.start()
         writer = self._writer
@@ -181,11 +200,24 @@ class SqliteStore:
         self, key: SessionKey, change: SessionChange, now: int, *, expected_etag: str | None = None
     ) -> Session:
         return await self._write(
-            "update_session", sqlite_writes.update_session, key, change, now, self._life, expected_etag
+            "update_session", sqlite_writes.update_session, key, change, now, expected_etag
         )
 
+    async def patch_state(
+        self, key: SessionKey, patch: JsonObject, now: int, *, expected_rev: int | None = None
+    ) -> Session:
+        return await self._write("patch_state", sqlite_states.patch_state, key, patch, now, expected_rev)
+
+    async def get_shared(self, scope: StateScope) -> SharedState:
+        return await self._read(sqlite_states.get_shared, scope)
+
+    async def patch_shared(
+        self, scope: StateScope, patch: JsonObject, now: int, *, expected_rev: int | None = None
+    ) -> SharedState:
+        return await self._write("patch_shared", sqlite_states.patch_shared, scope, patch, now, expected_rev)
+
     async def touch_session(self, key: SessionKey, now: int) -> Session:
-        return await self._write("touch_session", sqlite_writes.touch_session, key, now, self._life)
+        return await self._write("touch_session", sqlite_writes.touch_session, key, now)
 
     async def delete_session(self, key: SessionKey) -> bool:
         return await self._write("delete_session", sqlite_writes.delete_session, key)
@@ -201,6 +233,48 @@ class SqliteStore:
     async def load_path(self, session: Session) -> Path:
         return await self._read(sqlite_reads.load_path, session)
 
+    async def at_turn(self, session: Session, turn_id: str | None) -> Session:
+        return await self._read(sqlite_branches.at_turn, session, turn_id)
+
+    async def move_head(self, session: Session, target: HeadTarget, now: int) -> Session:
+        return await self._write("move_head", sqlite_branches.move_head, session, target, now)
+
+    async def fork_session(
+        self, origin: Session, target: HeadTarget | None, new: Session, cap: SessionCap | None = None
+    ) -> Session:
+        self._check_room()
+        return await self._write("fork_session", sqlite_branches.fork_session, origin, target, new, cap)
+
+    async def add_checkpoint(self, session: Session, checkpoint: Checkpoint) -> Checkpoint:
+        return await self._write("add_checkpoint", sqlite_checkpoints.add_checkpoint, session, checkpoint)
+
+    async def list_checkpoints(
+        self, session: Session, limit: int, cursor: str | None = None
+    ) -> CheckpointPage:
+        return await self._read(sqlite_checkpoints.list_checkpoints, session, limit, cursor)
+
+    async def get_checkpoint(self, session: Session, checkpoint_id: str) -> Checkpoint:
+        return await self._read(sqlite_checkpoints.get_checkpoint, session, checkpoint_id)
+
+    async def delete_checkpoints(self, session: Session, checkpoint_id: str | None = None) -> int:
+        return await self._write(
+            "delete_checkpoints", sqlite_checkpoints.delete_checkpoints, session, checkpoint_id
+        )
+
+    async def add_note(self, session: Session, note: Note, usage: Usage) -> Session:
+        return await self._write("add_note", sqlite_notes.add_note, session, note, usage)
+
+    async def get_note(self, session: Session) -> Note | None:
+        return await self._read(sqlite_notes.get_note, session)
+
+    async def list_entries(
+        self, session: Session, position: Position | None, limit: int, *, newest_first: bool
+    ) -> tuple[Entry, ...]:
+        names = self._get_files().names
+        return await self._read(
+            sqlite_journal.list_entries, names, session, position, limit, newest_first=newest_first
+        )
+
     async def start_turn(self, session: Session, turn: Turn) -> None:
         """Queue the start record and return; a failure to write it is logged, not raised.
 
@@ -208,20 +282,24 @@ class SqliteStore:
             StoreUnavailable: the turn's commit could not be written, so it must not begin.
         """
         self._check_room()
-        work = partial(sqlite_writes.start_turn, session=session, turn=turn, life=self._life)
+        work = partial(sqlite_writes.start_turn, session=session, turn=turn)
         self._get_writer().post(partial(work, body=to_turn_body(turn)), "start_turn")
 
-    async def commit_turn(self, session: Session, turn: Turn) -> Session:
+    async def commit_turn(
+        self,
+        session: Session,
+        turn: Turn,
+        *,
+        resets_state: bool = False,
+        checkpoint: AutoCheckpoint | None = None,
+    ) -> Session:
         rules.check_committed(turn)
-        return await self._write(
-            "commit_turn", sqlite_writes.commit_turn, session, turn, to_turn_body(turn), self._life
-        )
+        work, body = sqlite_writes.commit_turn, to_turn_body(turn)
+        return await self._write("commit_turn", work, session, turn, body, resets_state, checkpoint)
 
     async def record_turn(self, session: Session, turn: Turn) -> None:
         rules.check_dropped(turn)
-        await self._write(
-            "record_turn", sqlite_writes.record_turn, session, turn, to_turn_body(turn), self._life
-        )
+        await self._write("record_turn", sqlite_writes.record_turn, session, turn, to_turn_body(turn))
 
     async def find_bound(self, owner: str, key: str) -> BoundTurn | None:
         return await self._read(sqlite_reads.find_bound, self._get_files().names, owner, key)
@@ -238,11 +316,23 @@ class SqliteStore:
     async def get_usage(self, owner: str, user_id: str, limit: int) -> UserUsage:
         return await self._read(sqlite_reads.get_usage, owner, user_id, limit)
 
-    async def expire_and_purge(self, now: int, since: int, limit: int) -> tuple[int, int]:
-        boot_id = self._get_files().boot_id
-        return await self._write(
-            "expire_and_purge", sqlite_writes.expire_and_purge, now, since, limit, self._life, boot_id
-        )
+    async def get_session_stats(self) -> SessionStats:
+        return await self._read(sqlite_stats.get_session_stats)
+
+    async def expire_and_purge(self, now: int, limit: int) -> tuple[int, int]:
+        """Do it in steps, so that other writes get their turn between them."""
+        boot_id, expired, purged = self._get_files().boot_id, 0, 0
+        while True:
+            step = await self._write("sweep", sqlite_sweep.sweep, now)
+            expired += step.done
+            if step.is_last:
+                break
+        while purged < limit:
+            step = await self._write("purge", sqlite_sweep.purge, now, limit - purged, boot_id)
+            purged += step.done
+            if step.is_last:
+                break
+        return expired, purged
 
     async def _write(
         self, label: str, work: Callable[Concatenate[Unit, P], T], *args: P.args, **kwargs: P.kwargs

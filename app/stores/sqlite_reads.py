@@ -2,27 +2,36 @@
 
 import logging
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
 import apsw
 
-from app.domain.errors import SessionNotFound, SnapshotUnreadable, TurnNotFound
+from app.domain.errors import SnapshotUnreadable, TurnNotFound
 from app.domain.ids import SessionKey, to_id_bytes
 from app.domain.session import LifeSpan, Path, Session, SessionPage, SessionQuery, SessionStatus
 from app.domain.stats import DayUsage, UserUsage
 from app.domain.turn import BoundTurn, Turn, TurnPage
-from app.stores import rules, sqlite_keys
+from app.stores import rules, sqlite_keys, sqlite_notes
 from app.stores.cursor import from_cursor, to_cursor
 from app.stores.sqlite_rows import (
     SESSION_COLUMNS,
     TURN_COLUMNS,
     Names,
-    Row,
+    check_turn_row,
     from_session_row,
     from_turn_row,
-    is_committed,
     messages_of_row,
-    unreadable_turn,
+    show_turn,
+)
+from app.stores.sqlite_tree import (
+    Tree,
+    branch_ids,
+    find_tree,
+    find_turn_row,
+    get_tree,
+    to_raw_id,
+    walk,
+    walk_whole,
 )
 
 _FIND_SESSION = f"SELECT {SESSION_COLUMNS} FROM sessions WHERE owner = ? AND session_id = ?"  # noqa: S608
@@ -30,29 +39,12 @@ _LIST_OLDEST = (
     f"SELECT {SESSION_COLUMNS}, id FROM sessions WHERE user_id = ? AND +owner = ?"  # noqa: S608
     " ORDER BY last_accessed, id LIMIT ?"
 )
-_FIND_PLACE = "SELECT id, head, depth FROM sessions WHERE owner = ? AND session_id = ? AND uid = ?"
-_FIND_PLACE_OF = "SELECT id, head, depth, session_id FROM sessions WHERE id = ?"
-_FIND_TURN = f"SELECT {TURN_COLUMNS} FROM turns WHERE session = ? AND turn_id = ?"  # noqa: S608
+_FIND_TREE_OF = "SELECT id, head, depth, session_id FROM sessions WHERE id = ?"
 _COUNT_TURNS = "SELECT count(*) FROM turns WHERE session = ?"
 _LIST_TURNS = (
     f"SELECT {TURN_COLUMNS} FROM turns WHERE session = :session"  # noqa: S608
     " AND (started_at, turn_id) < (:time, :turn_id) ORDER BY started_at DESC, turn_id DESC LIMIT :limit"
 )
-_T_COLUMNS = ", ".join(f"t.{column.strip()}" for column in TURN_COLUMNS.split(","))
-_WALK = (
-    f"WITH RECURSIVE path AS (SELECT {TURN_COLUMNS} FROM turns WHERE session = :session AND turn_id = :start"  # noqa: S608
-    f" UNION ALL SELECT {_T_COLUMNS} FROM path"
-    " JOIN turns AS t ON t.session = :session AND t.turn_id = path.parent)"
-    " SELECT * FROM path LIMIT :limit"
-)
-_WALK_IDS = (
-    "WITH RECURSIVE path AS (SELECT turn_id, parent, depth FROM turns"
-    " WHERE session = :session AND turn_id = :start"
-    " UNION ALL SELECT t.turn_id, t.parent, t.depth FROM path"
-    " JOIN turns AS t ON t.session = :session AND t.turn_id = path.parent WHERE path.depth > :least)"
-    " SELECT turn_id FROM path LIMIT :limit"
-)
-
 _SUM_USAGE = (
     "SELECT coalesce(sum(turns), 0), coalesce(sum(prompt_tokens), 0), coalesce(sum(completion_tokens), 0)"
     " FROM usage_days WHERE owner = ? AND user_id = ?"
@@ -74,14 +66,6 @@ _EVER = 2**62
 _NO_ID = bytes(16)
 
 _log = logging.getLogger(__name__)
-
-
-class _Place(NamedTuple):
-    """Where a session's turns are, and its head and depth as stored."""
-
-    number: int
-    head: bytes | None
-    depth: int
 
 
 def find_session(connection: apsw.Connection, key: SessionKey) -> Session | None:
@@ -114,7 +98,7 @@ def list_sessions(connection: apsw.Connection, query: SessionQuery, life: LifeSp
         values,
     ).fetchall()
     page = rows[: query.limit]
-    cursor = to_cursor("s", page[-1][19], str(page[-1][26])) if len(rows) > len(page) else None
+    cursor = to_cursor("s", page[-1][19], str(page[-1][-1])) if len(rows) > len(page) else None
     return SessionPage(tuple(_readable(page)), _total(connection, query, terms, values), cursor)
 
 
@@ -137,15 +121,18 @@ def list_keys(
 
 
 def load_path(connection: apsw.Connection, session: Session) -> Path:
-    place = _get_place(connection, session)
-    if session.head is None:
-        return Path(None, session.note, (), 0)
-    rows = _walk(connection, place, to_id_bytes(session.head), session.depth + 1)
-    _check_whole(rows, session)
+    number, session_id = get_tree(connection, session).number, session.key.session_id
+    noted = session.note and sqlite_notes.read_note(connection, number, session, session.note)
+    if not noted:
+        rows = walk_whole(connection, number, session, None, 0)
+    else:
+        rows = walk_whole(connection, number, session, to_id_bytes(noted.note.turn_id), noted.depth)
     rows.reverse()
-    session_id = session.key.session_id
     messages = tuple([message for row in rows for message in messages_of_row(row, session_id)])
-    return Path(session.head, session.note, messages, sum(len(row[11]) for row in rows))
+    stored_bytes = sum(len(row[12]) for row in rows)
+    if not noted:
+        return Path(session.head, None, messages, stored_bytes)
+    return Path(session.head, session.note, messages, stored_bytes + noted.stored_bytes, noted.note.summary)
 
 
 def find_bound(connection: apsw.Connection, names: Names, owner: str, key: str) -> BoundTurn | None:
@@ -155,22 +142,21 @@ def find_bound(connection: apsw.Connection, names: Names, owner: str, key: str) 
         SnapshotUnreadable: the key's row or the turn's is broken.
     """
     bound = sqlite_keys.find(connection, owner, key)
-    found = bound and connection.execute(_FIND_PLACE_OF, (bound.session,)).fetchone()
-    row = bound and connection.execute(_FIND_TURN, (bound.session, bound.turn_id)).fetchone()
+    found = bound and connection.execute(_FIND_TREE_OF, (bound.session,)).fetchone()
+    row = bound and find_turn_row(connection, bound.session, bound.turn_id)
     if not bound or not found or not row:
         return None
-    on_branch = row[0] in _branch_ids(connection, _Place(*found[:3]), [row])
+    on_branch = row[0] in branch_ids(connection, Tree(*found[:3]), [row])
     turn = from_turn_row(row, connection, names, found[3], on_branch=on_branch)
     return BoundTurn(found[3], bound.fingerprint, turn) if turn.is_committed else None
 
 
 def get_turn(connection: apsw.Connection, names: Names, session: Session, turn_id: str) -> Turn:
-    place = _find_place(connection, session)
-    raw_id = _to_turn_id(turn_id)
-    row = place and raw_id and connection.execute(_FIND_TURN, (place.number, raw_id)).fetchone()
-    if not row or not place:
+    tree = find_tree(connection, session)
+    row = tree and find_turn_row(connection, tree.number, turn_id)
+    if not row or not tree:
         raise TurnNotFound(session_id=session.key.session_id, turn_id=turn_id)
-    on_branch = raw_id in _branch_ids(connection, place, [row])
+    on_branch = row[0] in branch_ids(connection, tree, [row])
     return from_turn_row(row, connection, names, session.key.session_id, on_branch=on_branch)
 
 
@@ -178,46 +164,35 @@ def list_turns(
     connection: apsw.Connection, names: Names, session: Session, limit: int, cursor: str | None
 ) -> TurnPage:
     time_ms, last_id = _turn_position(cursor)
-    place = _find_place(connection, session)
-    if place is None:
+    tree = find_tree(connection, session)
+    if tree is None:
         return TurnPage((), 0, None)
-    values = {"session": place.number, "time": time_ms, "turn_id": last_id, "limit": limit + 1}
+    values = {"session": tree.number, "time": time_ms, "turn_id": last_id, "limit": limit + 1}
     rows = connection.execute(_LIST_TURNS, values).fetchall()
     page = rows[:limit]
-    branch = _branch_ids(connection, place, page)
-    turns = [_show(row, connection, names, session, on_branch=row[0] in branch) for row in page]
+    branch, session_id = branch_ids(connection, tree, page), session.key.session_id
+    turns = [show_turn(row, connection, names, session_id, on_branch=row[0] in branch) for row in page]
     shown = tuple(turn for turn in turns if turn is not None)
     # The last entry, unless its row is too broken to say where it stands.
     places = [(turn.started_at, turn.turn_id) for turn in shown if turn.started_at]
     following = to_cursor("t", *places[-1]) if places and len(rows) > len(page) else None
-    return TurnPage(shown, connection.execute(_COUNT_TURNS, (place.number,)).get, following)
+    return TurnPage(shown, connection.execute(_COUNT_TURNS, (tree.number,)).get, following)
 
 
 def list_branch(
     connection: apsw.Connection, names: Names, session: Session, limit: int, before: str | None
 ) -> tuple[Turn, ...]:
     session_id = session.key.session_id
-    place = _find_place(connection, session)
-    start = place.head if place else None
+    tree = find_tree(connection, session)
+    start = tree.head if tree else None
     if before is not None:
-        start = _parent_on_branch(connection, place, session, before)
-    if place is None or start is None:
+        start = _parent_on_branch(connection, tree, session, before)
+    if tree is None or start is None:
         return ()
-    rows = _walk(connection, place, start, limit)
+    rows = walk(connection, tree.number, start, limit)
     if len(rows) < limit and (not rows or rows[-1][1] is not None):
         raise SnapshotUnreadable(session_id=session_id)
     return tuple(from_turn_row(row, connection, names, session_id, on_branch=True) for row in reversed(rows))
-
-
-def _show(
-    row: Row, connection: apsw.Connection, names: Names, session: Session, *, on_branch: bool
-) -> Turn | None:
-    """Return the turn for a listing; a broken one as failed, so that its neighbours stay listed."""
-    try:
-        return from_turn_row(row, connection, names, session.key.session_id, on_branch=on_branch)
-    except SnapshotUnreadable as error:
-        _log.error("turn %s of session %r is unreadable", error.turn_id, error.session_id)
-        return unreadable_turn(row, on_branch=on_branch)
 
 
 def get_usage(connection: apsw.Connection, owner: str, user_id: str, limit: int) -> UserUsage:
@@ -226,59 +201,13 @@ def get_usage(connection: apsw.Connection, owner: str, user_id: str, limit: int)
     return UserUsage(turns, read, written, tuple(DayUsage(*row) for row in days))
 
 
-def _find_place(connection: apsw.Connection, session: Session) -> _Place | None:
-    row = connection.execute(_FIND_PLACE, (*session.key, to_id_bytes(session.uid))).fetchone()
-    return None if row is None else _Place(*row)
-
-
-def _get_place(connection: apsw.Connection, session: Session) -> _Place:
-    place = _find_place(connection, session)
-    if place is None:
-        raise SessionNotFound(session_id=session.key.session_id)
-    return place
-
-
-def _walk(connection: apsw.Connection, place: _Place, start: bytes, limit: int) -> list[Any]:
-    """Return up to ``limit`` rows from ``start`` towards the root. The limit also ends a broken circle."""
-    values = {"session": place.number, "start": start, "limit": limit}
-    return connection.execute(_WALK, values).fetchall()
-
-
-def _check_whole(rows: list[Any], session: Session) -> None:
-    """Refuse a path with a gap, a circle or a turn that was never committed."""
-    is_whole = (
-        len(rows) == session.depth
-        and rows[-1][1] is None
-        and all(row[2] == session.depth - position for position, row in enumerate(rows))
-        and all(row[3] in range(4) and is_committed(row[3], row[4]) for row in rows)
-    )
-    if not is_whole:
-        raise SnapshotUnreadable(session_id=session.key.session_id)
-
-
-def _branch_ids(connection: apsw.Connection, place: _Place, rows: Iterable[Row]) -> set[bytes]:
-    """Return the ids of the current branch, from the head as far up as ``rows`` reach."""
-    depths = [row[2] for row in rows if isinstance(row[2], int)]
-    if place.head is None or not depths:
-        return set()
-    # The limit ends a broken circle.
-    values = {
-        "session": place.number,
-        "start": place.head,
-        "least": min(depths),
-        "limit": place.depth + 1,
-    }
-    return {turn_id for (turn_id,) in connection.execute(_WALK_IDS, values)}
-
-
 def _parent_on_branch(
-    connection: apsw.Connection, place: _Place | None, session: Session, turn_id: str
+    connection: apsw.Connection, tree: Tree | None, session: Session, turn_id: str
 ) -> bytes | None:
-    raw_id = _to_turn_id(turn_id)
-    row = place and raw_id and connection.execute(_FIND_TURN, (place.number, raw_id)).fetchone()
-    if not row or not place or raw_id not in _branch_ids(connection, place, [row]):
+    row = tree and find_turn_row(connection, tree.number, turn_id)
+    if not row or not tree or row[0] not in branch_ids(connection, tree, [row]):
         raise TurnNotFound(session_id=session.key.session_id, turn_id=turn_id)
-    messages_of_row(row, session.key.session_id)  # says whether the row, and with it the parent, is whole
+    check_turn_row(row, session.key.session_id)
     parent: bytes | None = row[1]
     return parent
 
@@ -339,11 +268,4 @@ def _turn_position(cursor: str | None) -> tuple[int, bytes]:
     if cursor is None:
         return _EVER, _NO_ID
     time_ms, tie = from_cursor("t", cursor)
-    return time_ms, _to_turn_id(tie) or _NO_ID
-
-
-def _to_turn_id(text: str) -> bytes | None:
-    try:
-        return to_id_bytes(text)
-    except ValueError:
-        return None
+    return time_ms, to_raw_id(tie) or _NO_ID

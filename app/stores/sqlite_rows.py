@@ -1,5 +1,6 @@
 """Rows of the SQLite schema <-> domain values, each checked against its seal."""
 
+import logging
 import struct
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ from app.domain.session import Session
 from app.domain.turn import Activation, ContextMessage, Turn, TurnError, TurnStatus
 from app.stores.codec import (
     TurnColumns,
+    check_seal,
     from_json_text,
     from_turn_value,
     messages_of,
@@ -25,10 +27,13 @@ from app.stores.codec import (
 SESSION_COLUMNS = (
     "owner, session_id, uid, app_name, user_id, window_id, agent_id, title, title_folded, provider, model,"
     " params, metadata, template, ttl_s, archived, marked_idle, created_at, updated_at, last_accessed,"
-    " expires_at, head, note, depth, rev, seal"
+    " expires_at, head, note, depth, rev, state, state_rev, state_number, root_state, seal"
+)
+ACTIVITY_COLUMNS = (
+    "head, note, depth, updated_at, last_accessed, expires_at, marked_idle, state_number, phase, seal"
 )
 TURN_COLUMNS = (
-    "turn_id, parent, depth, status, kept, agent, provider, model, boot, started_at, finished_at, body"
+    "turn_id, parent, depth, status, kept, agent, provider, model, boot, started_at, finished_at, state, body"
 )
 
 LATEST_MS = 253_402_300_799_999
@@ -38,10 +43,14 @@ RUNNING = 0
 STATUSES = (TurnStatus.RUNNING, TurnStatus.FINISHED, TurnStatus.FAILED, TurnStatus.CANCELLED)
 CODES = {status: code for code, status in enumerate(STATUSES)}
 
-_COVER = struct.Struct(">16s16sqBBqqqqqq")
+_TEXTS = slice(11, 14)
+_STATE = 25
+_COVER = struct.Struct(">16s16sqBBqqqqqqq")
 _NO_ID = bytes(16)
 
 Row = Sequence[Any]
+
+_log = logging.getLogger(__name__)
 
 
 class TurnNames(NamedTuple):
@@ -51,6 +60,25 @@ class TurnNames(NamedTuple):
     provider: int
     model: int
     boot: int
+
+
+class Record(NamedTuple):
+    """A session as the file has it: what the domain knows of it, and what only the store does.
+
+    ``state_number`` is the number under which its state is kept, ``None`` if it is not kept
+    yet or empty; ``root_state`` that of the state it was created with, ``None`` if that was empty.
+    """
+
+    session: Session
+    state_number: int | None
+    root_state: int | None
+    phase: int
+    number: int
+    row: Row
+
+    @property
+    def uid(self) -> bytes:
+        return to_id_bytes(self.session.uid)
 
 
 class Names:
@@ -74,30 +102,36 @@ class Names:
         return text
 
 
-def to_session_row(session: Session) -> tuple[Any, ...]:
+def to_session_row(session: Session, state_number: int | None, root_state: int | None) -> tuple[Any, ...]:
     """Return the values of ``SESSION_COLUMNS``."""
     folded = session.title and session.title.casefold()
     params = to_json_text(session.params) if session.params else None
     metadata = to_json_text(session.metadata) if session.metadata else None
     template = None if session.template is None else to_json_text(session.template)
+    state = to_json_text(session.state) if session.state else None
+    numbers = state_number, root_state
     return (
         *session.key, to_id_bytes(session.uid), session.app_name, session.user_id, session.window_id,
         session.agent_id, session.title, None if folded == session.title else folded, session.provider,
         session.model, params, metadata, template, session.ttl_s, session.archived, session.marked_idle,
         session.created_at, session.updated_at, session.last_accessed, session.expires_at,
-        _to_id(session.head), _to_id(session.note), session.depth, session.rev,
-        session_seal(session, params, metadata, template),
+        to_id(session.head), to_id(session.note), session.depth, session.rev, state, session.state_rev,
+        *numbers, session_seal(session, (params, metadata, template, state), numbers),
     )  # fmt: skip
 
 
-def activity_row(session: Session, row: Row) -> tuple[Any, ...]:
-    """Return (head, depth, updated_at, last_accessed, expires_at, marked_idle, seal) of ``session``.
+def to_activity_row(
+    session: Session, record: Record, state_number: int | None, phase: int
+) -> tuple[Any, ...]:
+    """Return the values of ``ACTIVITY_COLUMNS`` for ``session``, which was ``record`` before.
 
-    ``row`` is what it was read from: its JSON columns have not changed.
+    Its JSON has not changed.
     """
+    texts = (*record.row[_TEXTS], record.row[_STATE])
     return (
-        _to_id(session.head), session.depth, session.updated_at, session.last_accessed, session.expires_at,
-        session.marked_idle, session_seal(session, *row[11:14]),
+        to_id(session.head), to_id(session.note), session.depth, session.updated_at, session.last_accessed,
+        session.expires_at, session.marked_idle, state_number, phase,
+        session_seal(session, texts, (state_number, record.root_state)),
     )  # fmt: skip
 
 
@@ -109,19 +143,28 @@ def from_session_row(row: Row) -> Session:
     """
     try:
         session = _read_session(row)
-        sealed = session_seal(session, *row[11:14])
+        sealed = session_seal(session, (*row[_TEXTS], row[_STATE]), row[27:29])
     except (TypeError, ValueError, AttributeError, SnapshotUnreadable) as error:
         raise SnapshotUnreadable(session_id=str(row[1])) from error
-    if sealed != row[25]:
+    if sealed != row[29]:
         raise SnapshotUnreadable(session_id=session.key.session_id)
     return session
+
+
+def from_record_row(row: Row) -> Record:
+    """Return the record in the values of ``SESSION_COLUMNS``, its phase and its number.
+
+    Raises:
+        SnapshotUnreadable: the row is broken.
+    """
+    return Record(from_session_row(row), row[27], row[28], row[30], row[31], row)
 
 
 def _read_session(row: Row) -> Session:
     (
         owner, session_id, uid, app_name, user_id, window_id, agent_id, title, _, provider, model,
         params, metadata, template, ttl_s, archived, marked_idle, created_at, updated_at, last_accessed,
-        expires_at, head, note, depth, rev, _,
+        expires_at, head, note, depth, rev, state, state_rev, *_,
     ) = row  # fmt: skip
     return Session(
         key=SessionKey(owner, session_id),
@@ -143,18 +186,20 @@ def _read_session(row: Row) -> Session:
         ttl_s=ttl_s,
         archived=bool(archived),
         marked_idle=bool(marked_idle),
-        head=_from_id(head),
-        note=_from_id(note),
+        head=from_id(head),
+        note=from_id(note),
         depth=depth,
         rev=rev,
+        state=from_json_text(state) if state else {},
+        state_rev=state_rev,
     )
 
 
-def to_turn_row(turn: Turn, body: bytes, names: TurnNames) -> tuple[Any, ...]:
+def to_turn_row(turn: Turn, body: bytes, names: TurnNames, state: int | None) -> tuple[Any, ...]:
     """Return the values of ``TURN_COLUMNS``; ``body`` is ``codec.to_turn_body(turn)``."""
     columns = (
-        to_id_bytes(turn.turn_id), _to_id(turn.parent), turn.depth, CODES[turn.status], int(turn.kept),
-        *names, turn.started_at, turn.finished_at,
+        to_id_bytes(turn.turn_id), to_id(turn.parent), turn.depth, CODES[turn.status], int(turn.kept),
+        *names, turn.started_at, turn.finished_at, state,
     )  # fmt: skip
     return (*columns, seal(body, _cover(columns)))
 
@@ -168,10 +213,10 @@ def from_turn_row(
         SnapshotUnreadable: the row is broken.
     """
     try:
-        value = unseal(row[11], _cover(row))
+        value = unseal(row[12], _cover(row))
         columns = TurnColumns(
             turn_id=from_id_bytes(row[0]),
-            parent=_from_id(row[1]),
+            parent=from_id(row[1]),
             depth=row[2],
             status=STATUSES[row[3]],
             kept=bool(row[4]),
@@ -214,6 +259,17 @@ def unreadable_turn(row: Row, *, on_branch: bool = False) -> Turn | None:
     )
 
 
+def show_turn(
+    row: Row, connection: apsw.Connection, names: Names, session_id: str, *, on_branch: bool = False
+) -> Turn | None:
+    """Return the turn for a listing; a broken one as failed, so that its neighbours stay listed."""
+    try:
+        return from_turn_row(row, connection, names, session_id, on_branch=on_branch)
+    except SnapshotUnreadable as error:
+        _log.error("turn %s of session %r is unreadable", error.turn_id, error.session_id)
+        return unreadable_turn(row, on_branch=on_branch)
+
+
 def messages_of_row(row: Row, session_id: str) -> tuple[ContextMessage, ...]:
     """Return the messages in the values of ``TURN_COLUMNS``, without the turn around them.
 
@@ -221,7 +277,19 @@ def messages_of_row(row: Row, session_id: str) -> tuple[ContextMessage, ...]:
         SnapshotUnreadable: the row is broken.
     """
     try:
-        return messages_of(unseal(row[11], _cover(row)))
+        return messages_of(unseal(row[12], _cover(row)))
+    except (SnapshotUnreadable, struct.error, TypeError) as error:
+        raise SnapshotUnreadable(session_id=session_id, turn_id=_shown(row[0])) from error
+
+
+def check_turn_row(row: Row, session_id: str) -> None:
+    """Refuse the values of ``TURN_COLUMNS`` if any of them has changed.
+
+    Raises:
+        SnapshotUnreadable
+    """
+    try:
+        check_seal(row[12], _cover(row))
     except (SnapshotUnreadable, struct.error, TypeError) as error:
         raise SnapshotUnreadable(session_id=session_id, turn_id=_shown(row[0])) from error
 
@@ -235,19 +303,18 @@ def is_committed(status: int, kept: int) -> bool:
 
 def _cover(row: Row) -> bytes:
     """Return what the checksum of ``body`` vouches for beside it: every other column of the turn."""
-    turn_id, parent, depth, status, kept, agent, provider, model, boot, started_at, finished_at = row[:11]
-    finished = -1 if finished_at is None else finished_at
+    turn_id, parent, *others, finished_at, state = row[:12]
     return _COVER.pack(
-        turn_id, _NO_ID if parent is None else parent, depth, status, kept,
-        agent, provider, model, boot, started_at, finished,
+        turn_id, _NO_ID if parent is None else parent, *others,
+        -1 if finished_at is None else finished_at, 0 if state is None else state,
     )  # fmt: skip
 
 
-def _to_id(text: str | None) -> bytes | None:
+def to_id(text: str | None) -> bytes | None:
     return None if text is None else to_id_bytes(text)
 
 
-def _from_id(raw: bytes | None) -> str | None:
+def from_id(raw: bytes | None) -> str | None:
     return None if raw is None else from_id_bytes(raw)
 
 

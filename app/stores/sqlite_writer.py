@@ -30,6 +30,7 @@ from zlib import crc32
 import apsw
 
 from app.domain.errors import AgentPoolError, StoreUnavailable
+from app.domain.session import LifeSpan
 from app.stores.sqlite_file import unavailable
 
 GROUP_LIMIT = 64
@@ -39,6 +40,11 @@ DISK_ERRORS = (apsw.FullError, apsw.IOError, apsw.ReadOnlyError, apsw.CantOpenEr
 READ_ERRORS = (apsw.SQLITE_IOERR_READ, apsw.SQLITE_IOERR_SHORT_READ)
 """But not these: a page that cannot be read says nothing about writing."""
 
+_ADD_TO_COUNTER = (
+    "INSERT INTO counters (name, value) VALUES (?, ?)"
+    " ON CONFLICT (name) DO UPDATE SET value = value + excluded.value"
+)
+
 T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
@@ -46,13 +52,14 @@ _log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class Unit:
-    """What a work gets: the connection, and what the writer remembers between works.
+    """What a work gets: the connection, how long sessions live, and what the writer remembers between works.
 
     ``count`` notes changes of counters; they are written once per group and count
     in ``totals`` only after the commit.
     """
 
     connection: apsw.Connection
+    life: LifeSpan
     totals: Counter[str] = field(default_factory=Counter)
     _names: dict[str, int] = field(default_factory=dict)
     _of_work: Counter[str] = field(default_factory=Counter)
@@ -68,7 +75,12 @@ class Unit:
         return number
 
     def count(self, name: str, change: int) -> None:
-        self._of_work[name] += change
+        if change:
+            self._of_work[name] += change
+
+    def value(self, name: str) -> int:
+        """Return the counter as this work sees it."""
+        return self.totals[name] + self._of_group[name] + self._of_work[name]
 
     def end_work(self) -> None:
         self._of_group.update(self._of_work)
@@ -80,13 +92,8 @@ class Unit:
         self._names.clear()  # it may have stored one that is gone now
 
     def write_counts(self) -> None:
-        for name, change in self._of_group.items():
-            if change:
-                self.connection.execute(
-                    "INSERT INTO counters (name, value) VALUES (?, ?)"
-                    " ON CONFLICT (name) DO UPDATE SET value = value + excluded.value",
-                    (name, change),
-                )
+        changes = [(name, change) for name, change in self._of_group.items() if change]
+        self.connection.executemany(_ADD_TO_COUNTER, changes)
 
     def end_group(self) -> None:
         self.totals.update(self._of_group)
@@ -332,10 +339,7 @@ def _is_of_disk(cause: BaseException | None) -> bool:
 
 
 def _probe(unit: Unit) -> None:
-    unit.connection.execute(
-        "INSERT INTO counters (name, value) VALUES ('probes', 1)"
-        " ON CONFLICT (name) DO UPDATE SET value = value + 1"
-    )
+    unit.connection.execute(_ADD_TO_COUNTER, ("probes", 1))
 
 
 def _end_all(group: list[_Item], outcomes: list[Any]) -> None:

@@ -1,80 +1,27 @@
 """The works of the writer: each is one step, inside a savepoint that undoes it if it raises."""
 
-import logging
-import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
-import apsw
-
-from app.domain.errors import (
-    HeadMoved,
-    PreconditionFailed,
-    SessionExists,
-    SessionLimit,
-    SessionNotFound,
-    SnapshotUnreadable,
-)
+from app.domain.checkpoint import AutoCheckpoint
+from app.domain.errors import HeadMoved, PreconditionFailed, SessionExists, SessionLimit
 from app.domain.ids import SessionKey, to_id_bytes
-from app.domain.session import LifeSpan, Session, SessionCap, SessionChange
+from app.domain.session import Session, SessionCap, SessionChange
 from app.domain.turn import Turn, TurnStatus
-from app.stores import rules, sqlite_keys
-from app.stores.codec import to_turn_body
-from app.stores.sqlite_rows import (
-    RUNNING,
-    SESSION_COLUMNS,
-    TURN_COLUMNS,
-    Names,
-    Row,
-    TurnNames,
-    activity_row,
-    from_session_row,
-    from_turn_row,
-    is_committed,
-    to_session_row,
-    to_turn_row,
-)
+from app.stores import rules, sqlite_checkpoints, sqlite_keys, sqlite_records, sqlite_stats
+from app.stores.sqlite_records import marks, settings
+from app.stores.sqlite_rows import RUNNING, TURN_COLUMNS, Record, TurnNames, is_committed, to_turn_row
+from app.stores.sqlite_tree import find_record, get_by_key, get_record, spot_at
 from app.stores.sqlite_writer import Unit
 
-_FAILED = 2
-_OWNED_TABLES = ("turns", "notes", "checkpoints", "session_events", "idempotency_keys")
-
-
-def _marks(columns: str) -> str:
-    return ", ".join("?" * len(columns.split(",")))
-
-
-def _settings(columns: str) -> str:
-    return ", ".join(f"{column.strip()} = ?" for column in columns.split(","))
-
-
-_FIND_SESSION = f"SELECT {SESSION_COLUMNS}, id FROM sessions WHERE owner = ? AND session_id = ?"  # noqa: S608
-_ADD_SESSION = f"INSERT INTO sessions ({SESSION_COLUMNS}) VALUES ({_marks(SESSION_COLUMNS)})"  # noqa: S608
-_SET_SESSION = f"UPDATE sessions SET {_settings(SESSION_COLUMNS)} WHERE id = ?"  # noqa: S608
-_SET_ACTIVITY = (
-    "UPDATE sessions SET head = ?, depth = ?, updated_at = ?, last_accessed = ?, expires_at = ?,"
-    " marked_idle = ?, seal = ? WHERE id = ?"
-)
+ADD_TURN = f"INSERT INTO turns ({TURN_COLUMNS}, session) VALUES ({marks(TURN_COLUMNS)}, ?)"  # noqa: S608
+_SET_TURN = f"UPDATE turns SET {settings(TURN_COLUMNS)} WHERE session = ? AND turn_id = ?"  # noqa: S608
 _FIND_TURN_STATUS = "SELECT status, kept FROM turns WHERE session = ? AND turn_id = ?"
+_FIND_NUMBER = "SELECT id FROM sessions WHERE owner = ? AND session_id = ?"
 _COUNT_OF_USER = "SELECT count(*) FROM sessions WHERE user_id = ? AND +owner = ?"
 _FIND_RUNNING = "SELECT 1 FROM turns WHERE status = 0 AND session = ?"
-_ADD_USAGE = (
-    "INSERT INTO usage_days (owner, user_id, day, turns, prompt_tokens, completion_tokens)"
-    " SELECT owner, user_id, ?, 1, ?, ? FROM sessions WHERE id = ? AND user_id IS NOT NULL"
-    " ON CONFLICT (owner, user_id, day) DO UPDATE SET turns = turns + 1,"
-    " prompt_tokens = prompt_tokens + excluded.prompt_tokens,"
-    " completion_tokens = completion_tokens + excluded.completion_tokens"
-)
-_ADD_TURN = f"INSERT INTO turns ({TURN_COLUMNS}, session) VALUES ({_marks(TURN_COLUMNS)}, ?)"  # noqa: S608
-_SET_TURN = f"UPDATE turns SET {_settings(TURN_COLUMNS)} WHERE session = ? AND turn_id = ?"  # noqa: S608
-_ORPHANS = f"SELECT {TURN_COLUMNS}, session, id FROM turns WHERE status = 0 AND boot != ?"  # noqa: S608
-_DUE = (
-    "SELECT id FROM sessions AS s WHERE expires_at <= ? AND NOT EXISTS"
-    " (SELECT 1 FROM turns WHERE status = 0 AND session = s.id AND boot = ?)"
-    " ORDER BY expires_at LIMIT ?"
-)
-
-_log = logging.getLogger(__name__)
+_ROOT_STATE = 1
 
 
 def ping(unit: Unit) -> None:
@@ -82,11 +29,10 @@ def ping(unit: Unit) -> None:
 
 
 def create_session(unit: Unit, session: Session) -> None:
-    try:
-        unit.connection.execute(_ADD_SESSION, to_session_row(session))
-    except apsw.ConstraintError as error:
-        raise SessionExists(session_id=session.key.session_id) from error
-    unit.count("sessions", 1)
+    number = _ROOT_STATE if session.state else None
+    added = sqlite_records.add(unit, session, state_number=number, root_state=number)
+    if number is not None:
+        sqlite_records.add_state(unit, added, to_id_bytes(session.uid), number, session.state)
 
 
 def create_sessions(
@@ -95,8 +41,8 @@ def create_sessions(
     outcomes: list[SessionExists | SessionLimit | None] = []
     for session in sessions:
         try:
-            if cap is not None and session.user_id is not None:
-                _make_room(unit, session, cap)
+            if cap is not None:
+                make_room(unit, session, cap)
             create_session(unit, session)
             outcomes.append(None)
         except (SessionExists, SessionLimit) as refusal:
@@ -105,33 +51,25 @@ def create_sessions(
 
 
 def update_session(
-    unit: Unit, key: SessionKey, change: SessionChange, now: int, life: LifeSpan, expected_etag: str | None
+    unit: Unit, key: SessionKey, change: SessionChange, now: int, expected_etag: str | None
 ) -> Session:
-    row = unit.connection.execute(_FIND_SESSION, key).fetchone()
-    if row is None:
-        raise SessionNotFound(session_id=key.session_id)
-    session = from_session_row(row[:-1])
-    if expected_etag is not None and session.etag != expected_etag:
+    record = get_by_key(unit.connection, key)
+    if expected_etag is not None and record.session.etag != expected_etag:
         raise PreconditionFailed(session_id=key.session_id)
-    changed = change.apply(session, now, life)
-    unit.connection.execute(_SET_SESSION, (*to_session_row(changed), row[-1]))
+    changed = change.apply(record.session, now, unit.life)
+    sqlite_records.save(unit, record, changed, now, state_number=record.state_number)
     return changed
 
 
-def touch_session(unit: Unit, key: SessionKey, now: int, life: LifeSpan) -> Session:
-    row = unit.connection.execute(_FIND_SESSION, key).fetchone()
-    if row is None:
-        raise SessionNotFound(session_id=key.session_id)
-    touched = from_session_row(row[:-1]).touched(now, life)
-    _set_activity(unit, row, touched)
-    return touched
+def touch_session(unit: Unit, key: SessionKey, now: int) -> Session:
+    return _touch(unit, get_by_key(unit.connection, key), now)
 
 
 def delete_session(unit: Unit, key: SessionKey) -> bool:
-    number = unit.connection.execute("SELECT id FROM sessions WHERE owner = ? AND session_id = ?", key).get
+    number = unit.connection.execute(_FIND_NUMBER, key).get
     if number is None:
         return False
-    _remove(unit, number)
+    sqlite_records.remove(unit, number)
     return True
 
 
@@ -139,159 +77,121 @@ def delete_sessions(unit: Unit, keys: Sequence[SessionKey]) -> int:
     return sum(delete_session(unit, key) for key in keys)
 
 
-def start_turn(unit: Unit, session: Session, turn: Turn, body: bytes, life: LifeSpan) -> None:
-    row = _find_row(unit, session)
-    if row is None:
+def start_turn(unit: Unit, session: Session, turn: Turn, body: bytes) -> None:
+    record = find_record(unit.connection, session)
+    if record is None or _status_of(unit, record.number, turn) is not None:
         return
-    number = row[-1]
-    if unit.connection.execute(_FIND_TURN_STATUS, (number, to_id_bytes(turn.turn_id))).fetchone():
-        return
-    _add_turn(unit, number, turn, body)
-    sqlite_keys.bind(unit.connection, number, turn)
-    _set_activity(unit, row, from_session_row(row[:-1]).touched(turn.started_at, life))
+    _add_turn(unit, record.number, turn, body, None)
+    sqlite_keys.bind(unit.connection, record.number, turn)
+    _touch(unit, record, turn.started_at)
 
 
-def commit_turn(unit: Unit, session: Session, turn: Turn, body: bytes, life: LifeSpan) -> Session:
-    row = _find_row(unit, session)
-    if row is None:
-        raise SessionNotFound(session_id=session.key.session_id)
-    current = from_session_row(row[:-1])
-    known = _status_of(unit, row[-1], turn)
+def commit_turn(
+    unit: Unit,
+    session: Session,
+    turn: Turn,
+    body: bytes,
+    resets_state: bool,
+    checkpoint: AutoCheckpoint | None,
+) -> Session:
+    record = get_record(unit.connection, session)
+    known = _status_of(unit, record.number, turn)
     if known is not None and is_committed(*known):
-        return current
+        return record.session
     if known is not None and known[0] != RUNNING:
         raise HeadMoved(session_id=session.key.session_id, turn_id=turn.turn_id)
-    rules.check_head(current, turn)
-    _end_turn(unit, row[-1], turn, body, is_known=known is not None)
-    moved = rules.after_commit(current, turn, life)
-    _set_activity(unit, row, moved)
+    rules.check_unmoved(record.session, session, turn.turn_id)
+    parent, state_number = _parent_of(unit, record, turn, resets_state)
+    rules.check_depth(turn, parent)
+    end_turn(unit, record.number, turn, body, state=state_number, is_known=known is not None)
+    moved = rules.after_commit(record.session, turn, unit.life)
+    if turn.parent != session.head:
+        moved = replace(moved, note=parent.note)
+    if resets_state:
+        moved = moved.with_state(parent.state, by_turn=True)
+    sqlite_records.save(unit, record, moved, rules.end_of(turn), state_number=state_number)
+    if checkpoint is not None:
+        sqlite_checkpoints.add_automatic(unit, record, checkpoint, turn, state_number)
     return moved
 
 
-def record_turn(unit: Unit, session: Session, turn: Turn, body: bytes, life: LifeSpan) -> None:
-    row = _find_row(unit, session)
-    if row is None:
+def record_turn(unit: Unit, session: Session, turn: Turn, body: bytes) -> None:
+    record = find_record(unit.connection, session)
+    if record is None:
         return
-    known = _status_of(unit, row[-1], turn)
+    known = _status_of(unit, record.number, turn)
     if known is not None and known[0] != RUNNING:
         return
-    _end_turn(unit, row[-1], turn, body, is_known=known is not None)
-    _set_activity(unit, row, from_session_row(row[:-1]).touched(rules.end_of(turn), life))
+    end_turn(unit, record.number, turn, body, state=None, is_known=known is not None)
+    _touch(unit, record, rules.end_of(turn))
 
 
-def expire_and_purge(
-    unit: Unit, now: int, since: int, limit: int, life: LifeSpan, boot_id: str
-) -> tuple[int, int]:
-    expired = unit.connection.execute(
-        "SELECT count(*) FROM sessions WHERE expires_at > ? AND expires_at <= ?", (since, now)
-    ).get
-    line = rules.purge_line(now, life)
-    if line is None:
-        return expired, 0
-    due: list[Any] = unit.connection.execute(_DUE, (line, unit.intern(boot_id), limit)).fetchall()
-    for (number,) in due:
-        _remove(unit, number)
-    return expired, len(due)
+def end_turn(unit: Unit, number: int, turn: Turn, body: bytes, *, state: int | None, is_known: bool) -> None:
+    """Store the turn as it ended, ``state`` being the number of the session's state, and count it."""
+    assert turn.status is not TurnStatus.RUNNING
+    if is_known:
+        values = _turn_row(unit, turn, body, state)
+        unit.connection.execute(_SET_TURN, (*values, number, values[0]))
+    else:
+        _add_turn(unit, number, turn, body, state)
+    if turn.is_committed:
+        sqlite_keys.bind(unit.connection, number, turn)
+    else:
+        sqlite_keys.release(unit.connection, number, to_id_bytes(turn.turn_id))
+    sqlite_stats.count_turn(unit, turn)
+    sqlite_records.add_usage(unit, number, rules.day_of(turn), 1, turn.usage)
 
 
-def begin_boot(unit: Unit, boot_id: str) -> None:
-    """Note this boot, turn the start records of every other into failed turns, load the counters."""
-    connection = unit.connection
-    connection.execute("BEGIN IMMEDIATE")
-    now = time.time_ns() // 1_000_000
-    boot = unit.intern(boot_id)
-    connection.execute("INSERT OR IGNORE INTO boots (boot, started_at) VALUES (?, ?)", (boot, now))
-    names = Names()
-    for row in connection.execute(_ORPHANS, (boot,)).fetchall():
-        _interrupt(unit, row, names, now)
-    unit.end_work()
-    unit.write_counts()
-    unit.end_group()
-    connection.execute("COMMIT")
-    unit.totals.clear()
-    unit.totals.update(dict(connection.execute("SELECT name, value FROM counters")))
-    # Counted, not believed: a wrong total would stay wrong for ever.
-    unit.totals["sessions"] = connection.execute("SELECT count(*) FROM sessions").get
-
-
-def _interrupt(unit: Unit, row: Row, names: Names, now: int) -> None:
-    try:
-        turn = from_turn_row(row[:12], unit.connection, names, "")
-    except SnapshotUnreadable:
-        # Its seal stays wrong, so whoever asks for it learns that it is broken; but it does not run.
-        _log.error("the start record of a turn is unreadable (row %d)", row[-1])
-        unit.connection.execute("UPDATE turns SET status = ? WHERE id = ?", (_FAILED, row[-1]))
-        sqlite_keys.release(unit.connection, row[-2], row[0])
-        return
-    failed = rules.interrupted(turn, now)
-    _end_turn(unit, row[-2], failed, to_turn_body(failed), is_known=True)
-
-
-def _make_room(unit: Unit, session: Session, cap: SessionCap) -> None:
+def make_room(unit: Unit, session: Session, cap: SessionCap) -> None:
     """Remove as many victims as are in the way of ``session``; changes nothing if it raises."""
-    if unit.connection.execute(_FIND_SESSION, session.key).fetchone():
+    if session.user_id is None:
+        return
+    if unit.connection.execute(_FIND_NUMBER, session.key).fetchone():
         raise SessionExists(session_id=session.key.session_id)
     user = session.user_id, session.key.owner
     excess = unit.connection.execute(_COUNT_OF_USER, user).get + 1 - cap.most
     if excess <= 0:
         return
-    rows = (_find_row(unit, v) for v in cap.victims if (v.user_id, v.key.owner) == user)
-    times = {victim.uid: victim.last_accessed for victim in cap.victims}
-    gone = [row[-1] for row in rows if row is not None and _may_go(unit, row, times)]
+    found = ((v, find_record(unit.connection, v)) for v in cap.victims if (v.user_id, v.key.owner) == user)
+    gone = [record.number for victim, record in found if record is not None and _may_go(unit, record, victim)]
     if len(gone) < excess:
         raise SessionLimit(session_id=session.key.session_id)
     for number in gone[:excess]:
-        _remove(unit, number)
+        sqlite_records.remove(unit, number)
 
 
-def _may_go(unit: Unit, row: Row, times: dict[str, int]) -> bool:
-    found = from_session_row(row[:-1])
-    is_running = unit.connection.execute(_FIND_RUNNING, (row[-1],)).fetchone()
-    return found.last_accessed == times[found.uid] and is_running is None
+def _parent_of(unit: Unit, record: Record, turn: Turn, resets_state: bool) -> tuple[rules.Place, int | None]:
+    """Return where ``turn`` goes on from, with the state that it leaves there, and that one's number."""
+    session = record.session
+    # The usual turn goes on from the head, of which all is known.
+    if turn.parent == session.head and not resets_state:
+        place = rules.Place(session.head, session.depth, session.note, session.state)
+        return place, sqlite_records.keep_state(unit, record)
+    spot = spot_at(unit.connection, record, turn.parent)
+    if resets_state:
+        return spot
+    return spot.place._replace(state=session.state), sqlite_records.keep_state(unit, record)
 
 
-def _find_row(unit: Unit, session: Session) -> Row | None:
-    """Return the row of this very incarnation, its number last."""
-    row = unit.connection.execute(_FIND_SESSION, session.key).fetchone()
-    return row if row is not None and row[2] == to_id_bytes(session.uid) else None
+def _may_go(unit: Unit, record: Record, victim: Session) -> bool:
+    is_running = unit.connection.execute(_FIND_RUNNING, (record.number,)).fetchone()
+    return record.session.last_accessed == victim.last_accessed and is_running is None
+
+
+def _touch(unit: Unit, record: Record, now: int) -> Session:
+    touched = record.session.touched(now, unit.life)
+    sqlite_records.save(unit, record, touched, now, state_number=record.state_number)
+    return touched
 
 
 def _status_of(unit: Unit, number: int, turn: Turn) -> Any:
     return unit.connection.execute(_FIND_TURN_STATUS, (number, to_id_bytes(turn.turn_id))).fetchone()
 
 
-def _turn_row(unit: Unit, turn: Turn, body: bytes) -> tuple[Any, ...]:
+def _turn_row(unit: Unit, turn: Turn, body: bytes, state: int | None) -> tuple[Any, ...]:
     strings = (turn.agent_id, turn.provider, turn.model, turn.boot_id)
-    return to_turn_row(turn, body, TurnNames(*map(unit.intern, strings)))
+    return to_turn_row(turn, body, TurnNames(*map(unit.intern, strings)), state)
 
 
-def _add_turn(unit: Unit, number: int, turn: Turn, body: bytes) -> None:
-    unit.connection.execute(_ADD_TURN, (*_turn_row(unit, turn, body), number))
-
-
-def _end_turn(unit: Unit, number: int, turn: Turn, body: bytes, *, is_known: bool) -> None:
-    assert turn.status is not TurnStatus.RUNNING
-    if is_known:
-        values = _turn_row(unit, turn, body)
-        unit.connection.execute(_SET_TURN, (*values, number, values[0]))
-    else:
-        _add_turn(unit, number, turn, body)
-    if turn.is_committed:
-        sqlite_keys.bind(unit.connection, number, turn)
-    else:
-        sqlite_keys.release(unit.connection, number, to_id_bytes(turn.turn_id))
-    for name, change in rules.counts_of(turn).items():
-        unit.count(name, change)
-    values = (rules.day_of(turn), turn.usage.prompt_tokens, turn.usage.completion_tokens, number)
-    unit.connection.execute(_ADD_USAGE, values)
-
-
-def _set_activity(unit: Unit, row: Row, session: Session) -> None:
-    unit.connection.execute(_SET_ACTIVITY, (*activity_row(session, row), row[-1]))
-
-
-def _remove(unit: Unit, number: int) -> None:
-    for table in _OWNED_TABLES:
-        unit.connection.execute(f"DELETE FROM {table} WHERE session = ?", (number,))  # noqa: S608
-    unit.connection.execute("DELETE FROM sessions WHERE id = ?", (number,))
-    unit.count("sessions", -1)
+def _add_turn(unit: Unit, number: int, turn: Turn, body: bytes, state: int | None) -> None:
+    unit.connection.execute(ADD_TURN, (*_turn_row(unit, turn, body, state), number))

@@ -37,14 +37,25 @@ def curl(server: ServerProcess, line: str) -> Reply:
 
 
 def test_curl_lines_work(server):
-    """The five curl lines answer 200, and the second one knows the name that the first one told."""
+    """Each line answers 200 or 201, and the second one knows the name that the first one told."""
     replies = [curl(server, line) for line in curl_lines(README)]
-    assert [reply.status for reply in replies] == [200] * 5
+    assert [reply.status for reply in replies] == [*[200] * 5, 201, 200, 200, 200, 201, 200, 200]
     assert "Alice" in replies[1].body["reply"]
     assert b"event: turn.finished" in replies[2].raw
     assert "张三" in replies[2].raw.decode()
     assert [m["role"] for m in replies[3].body["messages"]] == ["user", "assistant"] * 2
     assert replies[4].body["total_agents"] == 2
+    checkpoint, bob, again, rewound, fork, note, events = (reply.body for reply in replies[5:])
+    assert (
+        checkpoint["turn_id"]
+        == replies[1].body["turn_id"]
+        == rewound["head"]
+        == fork["head"]
+        == note["turn_id"]
+    )
+    assert bob["turn_count"] == again["turn_count"] == 3
+    assert "Alice" in note["summary"]
+    assert [event["type"] for event in events["events"]][-2:] == ["head.moved", "session.compacted"]
 
 
 def test_chinese_curl_lines_work(server):

@@ -15,6 +15,7 @@ from app.pool.manager import AgentManager
 from app.services.admin import AdminService
 from app.services.admission import Admission
 from app.services.chat import ChatService
+from app.services.compaction import Compactor
 from app.services.conductor import Conductor
 from app.services.sessions import SessionManager
 from app.services.turns import Flight, Turns
@@ -34,12 +35,25 @@ class Chats:
         self.pool = AgentManager(store, self.factory, PoolLimits(**limits), clock)
         self.turns = Turns(clock)
         admission = Admission(store, self.factory, clock, new_id, LifeSpan())
+        self.compactor = Compactor(store, self.factory, clock, new_id)
         self.conductor = Conductor(
-            store, self.factory, self.pool, self.turns, admission, clock, boot_id="boot-1", turn_timeout_s=20
+            store,
+            self.factory,
+            self.pool,
+            self.turns,
+            admission,
+            self.compactor,
+            clock,
+            boot_id="boot-1",
+            turn_timeout_s=20,
         )
-        self.chat = ChatService(store, self.factory, admission, self.pool, self.turns, self.conductor, new_id)
+        self.chat = ChatService(
+            store, self.factory, admission, self.pool, self.turns, self.conductor, self.compactor, new_id
+        )
         self.sessions = SessionManager(store, self.factory, self.pool, self.turns, admission)
-        self.admin = AdminService(store, self.pool, self.turns, clock, lambda: ProcessMemory(0, 0))
+        self.admin = AdminService(
+            store, self.pool, self.turns, clock, self.sessions.cleanup, lambda: ProcessMemory(0, 0)
+        )
 
     @classmethod
     async def make(cls, **limits: Any) -> "Chats":

@@ -4,6 +4,8 @@ from dataclasses import replace
 from typing import Any
 from uuid import UUID
 
+from app.domain.checkpoint import Checkpoint
+from app.domain.compaction import Note
 from app.domain.ids import SessionKey
 from app.domain.session import LifeSpan, Session, expiry
 from app.domain.turn import (
@@ -77,6 +79,23 @@ def make_turn(session: Session, said: str = "hi", answer: str = "Hello Alice!", 
     return Turn(**(values | fields))
 
 
+def make_checkpoint(**fields: Any) -> Checkpoint:
+    values: dict[str, Any] = {"checkpoint_id": new_id(), "turn_id": None, "created_at": T0}
+    return Checkpoint(**(values | fields))
+
+
+def make_note(turn_id: str, summary: str = "They met.", **fields: Any) -> Note:
+    values: dict[str, Any] = {
+        "note_id": new_id(),
+        "turn_id": turn_id,
+        "summary": summary,
+        "tokens_before": 4000,
+        "tokens_after": 200,
+        "created_at": T0,
+    }
+    return Note(**(values | fields))
+
+
 def running(turn: Turn) -> Turn:
     """Return the start record of ``turn``."""
     return replace(
@@ -112,6 +131,19 @@ def dropped(turn: Turn) -> Turn:
         finish_reason=None,
         cancel_reason=CancelReason.ROLLBACK,
     )
+
+
+async def stored_session(store: SessionStore, session_id: str = "s1", **fields: Any) -> Session:
+    session = make_session(session_id, **fields)
+    await store.create_session(session)
+    return session
+
+
+async def current(store: SessionStore, session: Session) -> Session:
+    """Return the record of ``session`` as it is now."""
+    found = await store.find_session(session.key)
+    assert found is not None
+    return found
 
 
 async def extend(

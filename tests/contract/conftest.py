@@ -48,9 +48,15 @@ def cuts(pytestconfig: pytest.Config) -> int:
     return int(pytestconfig.getoption("--cuts", default=CUTS))
 
 
+@pytest.fixture
+def life() -> LifeSpan:
+    """The life span of the store's sessions; a test that is parametrised with ``life`` has another."""
+    return LIFE
+
+
 @pytest.fixture(params=["memory", "sqlite"])
-async def place(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Place]:
-    place = Place(request.param, tmp_path, LIFE)
+async def place(request: pytest.FixtureRequest, tmp_path: Path, life: LifeSpan) -> AsyncIterator[Place]:
+    place = Place(request.param, tmp_path, life)
     await place.store.open(BOOT)
     yield place
     await place.store.close()

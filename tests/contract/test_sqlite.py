@@ -207,8 +207,9 @@ async def test_statistics_are_counted_with_the_turns(store: SqliteStore, path: s
         counters = dict(connection.execute("SELECT name, value FROM counters"))
     connection.close()
     assert counters == {
-        "sessions": 1, "turns": 2, "turns_failed": 1,
-        "prompt_tokens": 42, "completion_tokens": 12, "duration_ms": 1624,
+        "sessions": 1, "created": 1, "active": 1, "lifetime_ms": 2812, "idle_after_s": 100,
+        "turns": 2, "turns_failed": 1, "turns_finished": 1, "response_ms": 812, "ms:78": 1,
+        "prompt_tokens": 42, "completion_tokens": 12,
     }  # fmt: skip
 
 

@@ -57,6 +57,7 @@ async def _two_sessions(store: SqliteStore) -> tuple[Session, list[Turn], Sessio
         "boot = 10000",
         "started_at = started_at + 1",
         "finished_at = NULL",
+        "state = 1",
         "turn_id = zeroblob(16)",
     ],
 )
@@ -111,7 +112,8 @@ async def test_a_listing_goes_on_behind_a_broken_turn(
     "damage",
     ["title = 'x'", "head = zeroblob(16)", "head = NULL", "depth = 9", "metadata = '{'", "metadata = '[]'",
      "uid = x'00'", "archived = 1", "rev = rev + 1", "expires_at = NULL", "seal = seal + 4294967296",
-     "agent_id = x'00'", "created_at = 'then'"],
+     "agent_id = x'00'", "created_at = 'then'", "state = '{\"a\":1}'", "state_rev = 7", "state_number = 1",
+     "root_state = 1", "note = zeroblob(16)"],
 )  # fmt: skip
 async def test_a_broken_record_sets_its_session_aside(store: SqliteStore, path: str, damage: str) -> None:
     """Any changed column of a record makes it SnapshotUnreadable, listings leave it out, delete works."""
@@ -140,7 +142,7 @@ async def test_a_broken_start_record_does_not_keep_the_store_from_opening(
     await store.open("boot-2")
     with pytest.raises(SnapshotUnreadable):
         await store.get_turn(session, turn.turn_id)
-    assert await store.expire_and_purge(T0 * 2, T0, 10) == (1, 1)
+    assert await store.expire_and_purge(T0 * 2, 10) == (1, 1)
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,7 @@
 """What an acknowledged turn survives: SIGKILL, a power cut, a full disk, a failing one."""
 
 import asyncio
-import os
 import random
-import sys
 from pathlib import Path
 
 import apsw
@@ -15,11 +13,11 @@ from app.stores import sqlite_file
 from app.stores.sqlite import SqliteStore
 
 from .builders import BOOT, LIFE, extend, make_session, make_turn, running
+from .children import write_and_kill
 from .faulty_disk import faulty_disk
 
 KILLS = 20
 TURNS = 60
-TESTS = Path(__file__).parents[1]
 
 
 async def test_sigkill_loses_no_acknowledged_turn(tmp_path: Path) -> None:
@@ -28,7 +26,7 @@ async def test_sigkill_loses_no_acknowledged_turn(tmp_path: Path) -> None:
     chance = random.Random(20)
     acknowledged: set[tuple[str, str]] = set()
     for life in range(KILLS):
-        acknowledged |= await _write_and_kill(path, f"boot-{life}", chance.randint(1, 400))
+        acknowledged |= await write_and_kill(path, f"boot-{life}", chance.randint(1, 400))
     assert len(acknowledged) >= KILLS
     connection = apsw.Connection(path)
     assert connection.pragma("integrity_check") == "ok"
@@ -45,22 +43,6 @@ async def test_sigkill_loses_no_acknowledged_turn(tmp_path: Path) -> None:
     assert len(stored) == len(set(stored))
     assert acknowledged <= set(stored)
     await store.close()
-
-
-async def _write_and_kill(path: str, boot_id: str, after: int) -> set[tuple[str, str]]:
-    """Let a child write until it has acknowledged ``after`` turns, kill it, return what it said."""
-    child = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "contract.writing_child", path, boot_id,
-        stdout=asyncio.subprocess.PIPE, cwd=TESTS.parent,
-        env=os.environ | {"PYTHONPATH": f"{TESTS}:{TESTS.parent}"},
-    )  # fmt: skip
-    assert child.stdout is not None
-    lines = [await child.stdout.readline() for _ in range(after)]
-    child.kill()
-    lines += (await child.stdout.read()).splitlines(keepends=True)
-    await child.wait()
-    whole = [line.decode().split() for line in lines if line.endswith(b"\n")]
-    return {(session_id, turn_id) for session_id, turn_id in whole}
 
 
 async def test_a_power_cut_loses_no_acknowledged_turn(tmp_path: Path, cuts: int) -> None:

@@ -10,7 +10,7 @@ from app.domain.session import Session
 from app.domain.turn import CancelReason, Turn, TurnStatus
 from app.ports import SessionStore
 
-from .builders import T0, dropped, failed, make_session, make_turn, running
+from .builders import T0, dropped, failed, make_turn, running, stored_session
 from .conftest import Place
 
 MINE = Binding("", "key-1", fingerprint("s1", "hi"))
@@ -18,12 +18,6 @@ MINE = Binding("", "key-1", fingerprint("s1", "hi"))
 
 def bound_turn(session: Session, binding: Binding = MINE, **fields: object) -> Turn:
     return make_turn(session, binding=binding, **fields)
-
-
-async def stored_session(store: SessionStore, session_id: str = "s1", **fields: object) -> Session:
-    session = make_session(session_id, **fields)
-    await store.create_session(session)
-    return session
 
 
 @pytest.mark.parametrize("has_start", [True, False])
@@ -165,7 +159,7 @@ async def test_keys_go_with_their_session(store: SessionStore) -> None:
         if number == 0:
             await store.delete_session(session.key)
         else:
-            assert (await store.expire_and_purge(T0 * 2, T0, 10))[1] == 1
+            assert (await store.expire_and_purge(T0 * 2, 10))[1] == 1
         assert await store.find_bound("", "key-1") is None
         assert await store.find_bound("", "stays") is not None
 

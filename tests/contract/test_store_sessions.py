@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from app.domain.branch import ToTurn
 from app.domain.errors import (
     InvalidInput,
     PreconditionFailed,
@@ -16,9 +17,24 @@ from app.domain.errors import (
 )
 from app.domain.ids import SessionKey
 from app.domain.session import Session, SessionCap, SessionChange, SessionPage, SessionQuery, SessionStatus
+from app.domain.state import StateScope
+from app.domain.turn import Usage
 from app.ports import SessionStore
 
-from .builders import BOOT, LIFE, T0, dropped, extend, make_session, make_turn, running
+from .builders import (
+    BOOT,
+    LIFE,
+    T0,
+    dropped,
+    extend,
+    make_checkpoint,
+    make_note,
+    make_session,
+    make_turn,
+    new_id,
+    running,
+    stored_session,
+)
 from .conftest import Place
 
 FULL = {
@@ -145,7 +161,7 @@ async def test_the_count_follows_every_change(place: Place) -> None:
     assert store.session_count_nowait() == 5
     await store.delete_session(SessionKey("", "s0"))
     assert store.session_count_nowait() == 4
-    await store.expire_and_purge(T0 + 501_000, T0, 10)
+    await store.expire_and_purge(T0 + 501_000, 10)
     assert store.session_count_nowait() == 3
     assert (await place.restart("boot-2")).session_count_nowait() == 3
 
@@ -263,51 +279,9 @@ async def test_totals_beyond_a_thousand_are_exact_only_where_cheap(store: Sessio
         assert (await store.list_sessions(query)).total == 1001
 
 
-async def test_expiry_is_counted_in_a_half_open_span(store: SessionStore) -> None:
-    """A session that expires at t is counted for since < t <= now, and archived ones never."""
-    await store.create_session(make_session("a", ttl_s=10))
-    await store.create_session(make_session("b", archived=True, expires_at=None))
-    end = T0 + 10_000
-    assert await store.expire_and_purge(end - 1, T0, 10) == (0, 0)
-    assert await store.expire_and_purge(end, end - 1, 10) == (1, 0)
-    assert await store.expire_and_purge(end + 1, end, 10) == (0, 0)
-
-
-async def test_purge_begins_exactly_when_retention_ends(store: SessionStore) -> None:
-    """One millisecond before the end of its retention a session stays, at the end it goes."""
-    session = make_session("a", ttl_s=10)
-    await store.create_session(session)
-    await store.commit_turn(session, make_turn(session, started_at=T0, finished_at=T0))
-    due = T0 + 10_000 + LIFE.retention_s * 1000
-    assert (await store.expire_and_purge(due - 1, due - 1, 10))[1] == 0
-    assert (await store.expire_and_purge(due, due, 10))[1] == 1
-    assert await store.find_session(session.key) is None
-
-
-async def test_purge_keeps_to_its_limit_oldest_first(store: SessionStore) -> None:
-    """A purge removes as many as it may, those first that expired first."""
-    for number in range(5):
-        await store.create_session(make_session(f"s{number}", ttl_s=number + 1))
-    now = T0 + 10_000_000
-    assert (await store.expire_and_purge(now, now, 3))[1] == 3
-    assert await _listed(store, now=now) == {"s3", "s4"}
-
-
-async def test_purge_never_takes_a_session_whose_turn_runs(place: Place) -> None:
-    """A turn of this boot that runs keeps its session; that of a dead boot does not."""
-    session = make_session("a", ttl_s=1)
-    await place.store.create_session(session)
-    turn = make_turn(session, started_at=T0)
-    await place.store.start_turn(session, running(turn))
-    now = T0 + 10_000_000
-    assert (await place.store.expire_and_purge(now, now, 10))[1] == 0
-    store = await place.restart("boot-2")
-    assert (await store.expire_and_purge(now, now, 10))[1] == 1
-
-
 async def test_a_closed_store_refuses_everything(place: Place) -> None:
     """After close every call raises StoreUnavailable, and a second close is harmless."""
-    store, session = place.store, make_session()
+    store, session = place.store, await stored_session(place.store)
     await store.close()
     await store.close()
     for call in (
@@ -317,7 +291,20 @@ async def test_a_closed_store_refuses_everything(place: Place) -> None:
         lambda: store.start_turn(session, running(make_turn(session))),
         lambda: store.commit_turn(session, make_turn(session)),
         lambda: store.list_turns(session, 1),
-        lambda: store.expire_and_purge(T0, T0, 1),
+        lambda: store.patch_state(session.key, {"a": 1}, T0),
+        lambda: store.get_shared(StateScope("default")),
+        lambda: store.patch_shared(StateScope("default"), {"a": 1}, T0),
+        lambda: store.at_turn(session, None),
+        lambda: store.move_head(session, ToTurn(None), T0),
+        lambda: store.fork_session(session, None, make_session("s2")),
+        lambda: store.add_checkpoint(session, make_checkpoint()),
+        lambda: store.list_checkpoints(session, 1),
+        lambda: store.delete_checkpoints(session),
+        lambda: store.add_note(session, make_note(new_id()), Usage()),
+        lambda: store.get_note(session),
+        lambda: store.list_entries(session, None, 1, newest_first=True),
+        lambda: store.get_session_stats(),
+        lambda: store.expire_and_purge(T0, 1),
     ):
         with pytest.raises(StoreUnavailable):
             await call()

@@ -108,13 +108,14 @@ async def test_the_path_is_that_of_the_given_head(store: SessionStore) -> None:
 
 
 async def test_a_commit_onto_a_moved_head_is_refused(store: SessionStore) -> None:
-    """Of two turns from one head the second raises HeadMoved and leaves everything as it is."""
+    """Of two turns from one head the second raises HeadMoved, which names it, and leaves all as it is."""
     session = make_session()
     await store.create_session(session)
     after = await store.commit_turn(session, make_turn(session, "first"))
     late = make_turn(session, "second")
-    with pytest.raises(HeadMoved):
+    with pytest.raises(HeadMoved) as caught:
         await store.commit_turn(session, late)
+    assert caught.value.turn_id == late.turn_id
     assert await store.find_session(session.key) == after
     with pytest.raises(TurnNotFound):
         await store.get_turn(session, late.turn_id)

@@ -13,6 +13,9 @@ from tests.integration.test_http_server import HttpServer, problem
 
 JSON = {"Content-Type": "application/json"}
 TURN = "0199c1f2-7d1a-7b3e-8c55-3f0e9d2b6a11"
+DEEP: dict = {}
+for _ in range(32):
+    DEEP = {"a": DEEP}
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +59,9 @@ def message(text: str) -> bytes:
         (b'{"message":"x","api_key":"k"}', 422, "VALIDATION_ERROR"),
         (b'{"message":"x","on_busy":"merge"}', 422, "VALIDATION_ERROR"),
         (b'{"message":"x","on_disconnect":"stop"}', 422, "VALIDATION_ERROR"),
-        (b'{"message":"x","parent":"root"}', 422, "VALIDATION_ERROR"),
+        (b'{"message":"x","parent":"head"}', 422, "VALIDATION_ERROR"),
+        (b'{"message":"x","parent":"0199C1F2-7D1A-7B3E-8C55-3F0E9D2B6A11"}', 422, "VALIDATION_ERROR"),
+        (b'{"message":"x","parent":["root"]}', 422, "VALIDATION_ERROR"),
         (b'{"message":"x","params":{"temperature":3}}', 422, "VALIDATION_ERROR"),
         (b'{"message":"x","model":"nothing"}', 422, "UNKNOWN_MODEL"),
         (b'{"message":"x","provider":"nobody"}', 422, "UNKNOWN_MODEL"),
@@ -178,6 +183,18 @@ def test_an_announced_monster_is_refused_at_once(server: HttpServer, extra: str)
         (f"/sessions/s/turns/{TURN.upper()}", 422, "VALIDATION_ERROR"),
         (f"/sessions/s/turns/{TURN}", 404, "TURN_NOT_FOUND"),
         (f"/sessions/s/turns/{TURN}/stream", 404, "TURN_NOT_FOUND"),
+        ("/sessions/s/checkpoints/nope", 422, "VALIDATION_ERROR"),
+        (f"/sessions/s/checkpoints/{TURN.upper()}", 422, "VALIDATION_ERROR"),
+        (f"/sessions/s/checkpoints/{TURN}", 404, "CHECKPOINT_NOT_FOUND"),
+        ("/sessions/s/checkpoints/latest", 404, "CHECKPOINT_NOT_FOUND"),
+        ("/sessions/none/checkpoints", 404, "SESSION_NOT_FOUND"),
+        ("/sessions/none/events", 404, "SESSION_NOT_FOUND"),
+        ("/sessions/stats/state", 422, "VALIDATION_ERROR"),
+        ("/apps/a%2Fb/state", 404, "NOT_FOUND"),
+        ("/apps/a%07/state", 422, "VALIDATION_ERROR"),
+        ("/apps/" + "a" * 129 + "/state", 422, "VALIDATION_ERROR"),
+        ("/users/%E2%80%A8/state", 422, "VALIDATION_ERROR"),
+        ("/users/a/state?app_name=", 422, "VALIDATION_ERROR"),
     ],
 )
 def test_paths(server: HttpServer, path: str, status: int, code: str) -> None:
@@ -228,6 +245,25 @@ def test_queries(client: httpx2.Client, query: str) -> None:
         ("GET", f"/sessions/s/turns/{TURN}"),
         ("GET", f"/sessions/s/turns/{TURN}/stream"),
         ("POST", "/sessions/s/cancel"),
+        ("GET", "/sessions/stats"),
+        ("GET", "/sessions/s/events"),
+        ("GET", "/sessions/s/checkpoints"),
+        ("POST", "/sessions/s/checkpoints"),
+        ("DELETE", "/sessions/s/checkpoints"),
+        ("GET", "/sessions/s/checkpoints/latest"),
+        ("GET", f"/sessions/s/checkpoints/{TURN}"),
+        ("DELETE", f"/sessions/s/checkpoints/{TURN}"),
+        ("POST", f"/sessions/s/checkpoints/{TURN}/restore"),
+        ("POST", "/sessions/s/rewind"),
+        ("POST", "/sessions/s/fork"),
+        ("POST", "/sessions/s/regenerate"),
+        ("POST", "/sessions/s/compact"),
+        ("GET", "/apps/a/state"),
+        ("PATCH", "/apps/a/state"),
+        ("GET", "/users/a/state"),
+        ("PATCH", "/users/a/state"),
+        ("GET", "/sessions/s/state"),
+        ("PATCH", "/sessions/s/state"),
         ("GET", "/agents"),
         ("GET", "/models"),
         ("GET", "/agent-stats"),
@@ -239,7 +275,9 @@ def test_queries(client: httpx2.Client, query: str) -> None:
 )
 def test_unknown_parameters_are_refused_everywhere(client: httpx2.Client, method: str, path: str) -> None:
     """A misspelt parameter is an error, not a surprise."""
-    body: Any = {"message": "x"} if path.startswith("/chat") else {} if method in ("POST", "PATCH") else None
+    bodies = {"/chat": {"message": "x"}, "/chat/stream": {"message": "x"}, "/sessions/s/rewind": {"turns": 1}}
+    body: Any = bodies.get(path, {}) if method in ("POST", "PATCH") else None
+    body = {"state": {}} if path.endswith("/state") and method == "PATCH" else body
     document = problem(client.request(method, f"{path}?unknwon=1", json=body), 422, "VALIDATION_ERROR")
     assert [error["field"] for error in document["errors"]] == ["unknwon"]
 
@@ -269,8 +307,15 @@ def test_idempotency_keys_that_do_not_fit(client: httpx2.Client, key: str) -> No
 @pytest.mark.parametrize(
     ("body", "field"),
     [
-        ({"state": {}}, "state"),
-        ({"template": {}}, "template"),
+        ({"state": []}, "state"),
+        ({"state": {"a": "x" * 70_000}}, "state"),
+        ({"state": {"temp:x": 1}}, "state.temp:x"),
+        ({"state": {"user:" + "x" * 100: 1}}, "state.user:" + "x" * 59 + "…"),
+        ({"state": {"app:a.b\n": 1}}, "state.app:a.b?"),
+        ({"template": {"name": "x"}}, "template.name"),
+        ({"metadata": DEEP}, "metadata" + ".a" * 32),
+        ({"metadata": {"list": [DEEP]}}, "metadata.list.0" + ".a" * 30),
+        ({"metadata": {"." * 60_000: DEEP}}, "metadata" + "." * 34),
         ({"metadata": {str(n): n for n in range(1001)}}, "metadata"),
         ({"metadata": {"a": "x" * 70_000}}, "metadata"),
         ({"ttl_s": -1}, "ttl_s"),
@@ -282,6 +327,102 @@ def test_session_bodies(client: httpx2.Client, body: dict, field: str) -> None:
     """What a session cannot be made of."""
     document = problem(client.post("/sessions", json=body), 422, "VALIDATION_ERROR")
     assert [error["field"] for error in document["errors"]] == [field]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "field"),
+    [
+        ("checkpoints", {"label": ""}, "label"),
+        ("checkpoints", {"label": "a\nb"}, "label"),
+        ("checkpoints", {"label": "x" * 201}, "label"),
+        ("checkpoints", {"label": 7}, "label"),
+        ("checkpoints", {"data": []}, "data"),
+        ("checkpoints", {"data": {"a": "x" * 262_137}}, "data"),
+        ("checkpoints", {"data": {str(n): n for n in range(1001)}}, "data"),
+        ("checkpoints", {"data": DEEP}, "data" + ".a" * 32),
+        ("checkpoints", {"name": "x"}, "name"),
+        ("checkpoints", [], "body"),
+        (f"checkpoints/{TURN}/restore", {"on_busy": "merge"}, "on_busy"),
+        (f"checkpoints/{TURN}/restore", {"turns": 1}, "turns"),
+        ("checkpoints/latest/restore", {}, "checkpoint_id"),
+        ("rewind", None, "body"),
+        ("rewind", {}, "body"),
+        ("rewind", {"turn_id": None, "turns": None}, "body"),
+        ("rewind", {"turn_id": TURN, "turns": 1}, "turns"),
+        ("rewind", {"turn_id": "root"}, "turn_id"),
+        ("rewind", {"turn_id": TURN.upper()}, "turn_id"),
+        ("rewind", {"turns": 0}, "turns"),
+        ("rewind", {"turns": -1}, "turns"),
+        ("rewind", {"turns": 1.0}, "turns"),
+        ("rewind", {"turns": True}, "turns"),
+        ("rewind", {"turns": "1"}, "turns"),
+        ("rewind", {"turns": 2**53}, "turns"),
+        ("rewind", {"turns": 2**60}, "turns"),
+        ("rewind", {"turns": 1, "on_busy": "wait"}, "on_busy"),
+        ("rewind", {"turns": 1, "x": 1}, "x"),
+        ("fork", {"turn_id": TURN, "checkpoint_id": TURN}, "turn_id"),
+        ("fork", {"turn_id": "x"}, "turn_id"),
+        ("fork", {"checkpoint_id": "latest"}, "checkpoint_id"),
+        ("fork", {"session_id": "a/b"}, "session_id"),
+        ("fork", {"session_id": "stats"}, "session_id"),
+        ("fork", {"session_id": "a", "conversation_id": "b"}, "conversation_id"),
+        ("fork", {"metadata": {"a": "x" * 70_000}}, "metadata"),
+        ("fork", {"title": "x"}, "title"),
+        ("regenerate", {"message": "x"}, "message"),
+        ("regenerate", {"parent": "root"}, "parent"),
+        ("regenerate", {"user_id": "alice"}, "user_id"),
+        ("regenerate", {"metadata": {}}, "metadata"),
+        ("regenerate", {"model": "a", "model_name": "b"}, "model_name"),
+        ("regenerate", {"params": {"temperature": 3}}, "params.temperature"),
+        ("regenerate", {"on_disconnect": "stop"}, "on_disconnect"),
+        ("compact", {"on_busy": 1}, "on_busy"),
+        ("compact", {"turn_id": TURN}, "turn_id"),
+    ],
+)
+def test_branch_bodies(client: httpx2.Client, path: str, body: object, field: str) -> None:
+    """What cannot move, name, copy or answer anew: refused at the one field that does not fit."""
+    response = client.post(f"/sessions/s/{path}", json=body)
+    document = problem(response, 422, "VALIDATION_ERROR")
+    assert [error["field"] for error in document["errors"]] == [field]
+
+
+@pytest.mark.parametrize(
+    "path", ["/sessions", "/sessions/s/turns", "/sessions/s/checkpoints", "/users/u/sessions"]
+)
+@pytest.mark.parametrize(
+    "query", ["limit=0", "limit=201", "limit=1&limit=2", "limit=1_000", "limit=%2B1", "limit=1.0", "cursor=x"]
+)
+def test_pages_that_do_not_fit(client: httpx2.Client, path: str, query: str) -> None:
+    """The rules of ``limit`` and ``cursor`` are the same for every list."""
+    document = problem(client.get(f"{path}?{query}"), 422, "VALIDATION_ERROR")
+    assert [error["field"] for error in document["errors"]] == [query.partition("=")[0]]
+
+
+def test_a_cursor_of_another_list(client: httpx2.Client) -> None:
+    """A cursor is good for the query that it came from, and for no other one."""
+    for name in ("p1", "p2", "p3"):
+        client.post("/sessions", json={"session_id": name, "user_id": "pages"})
+        client.post("/sessions/p1/checkpoints")
+        client.post("/sessions/p2/checkpoints")
+        client.post("/chat", json={"session_id": "p1", "message": "x"})
+    lists = (
+        "/sessions?user_id=pages&limit=1",
+        "/sessions?user_id=pages&agent_id=assistant&limit=1",
+        "/sessions/p1/checkpoints?limit=1",
+        "/sessions/p1/turns?limit=1",
+    )
+    cursors = {path: client.get(path).json()["next_cursor"] for path in lists}
+    assert all(cursors.values())
+    for path in (*lists, *(path.replace("p1", "p2") for path in lists), "/sessions?limit=1"):
+        for origin, cursor in cursors.items():
+            response = client.get(f"{path}&cursor={cursor}")
+            if origin == path:
+                assert response.status_code == 200
+            else:
+                assert problem(response, 422, "VALIDATION_ERROR")["errors"][0]["field"] == "cursor"
+    first = cursors["/sessions?user_id=pages&limit=1"]
+    problem(client.get(f"/sessions?user_id=pages&status=active&cursor={first}"), 422, "VALIDATION_ERROR")
+    assert client.get(f"/sessions?limit=7&user_id=pages&q=&cursor={first}").status_code == 200
 
 
 def test_everything_wrong_at_once_is_told_at_once(client: httpx2.Client) -> None:

@@ -1,7 +1,9 @@
 """Sessions over HTTP: make, list, read, change, delete."""
 
+import json
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx2
 import pytest
@@ -96,6 +98,37 @@ def test_what_clients_may_choose(client: httpx2.Client) -> None:
     assert agents["agents"][0]["agent_id"] == "assistant"
     assert {"provider": "demo", "model": "demo", "is_default": True} in models["models"]
     assert (agents["total"], agents["next_cursor"]) == (1, None)
+
+
+def test_what_an_agents_profile_says(tmp_path: Path) -> None:
+    """Parameters, context policy and tool rounds of the file; ``null`` where the server decides."""
+    profiles = {
+        "short": {"context_policy": "last:40", "max_tool_iterations": 3, "params": {"temperature": 0.5}},
+        "long": {"context_policy": "tokens:8000"},
+        "whole": {"context_policy": "all"},
+    }
+    file = tmp_path / "agents.json"
+    file.write_text(json.dumps({"agents": profiles}))
+    with HttpServer(agents_file=str(file)) as server:
+        agents = {one.pop("agent_id"): one for one in server.client.get("/agents").json()["agents"]}
+    assert list(agents["short"]) == [
+        "name",
+        "description",
+        "provider",
+        "model",
+        "params",
+        "tools",
+        "context_policy",
+        "max_tool_iterations",
+    ]
+    names = ("context_policy", "max_tool_iterations", "params")
+    told = {agent_id: tuple(agents[agent_id][name] for name in names) for agent_id in agents}
+    assert told == {
+        "assistant": (None, None, {}),
+        "short": ("last:40", 3, {"temperature": 0.5}),
+        "long": ("tokens:8000", None, {}),
+        "whole": ("all", None, {}),
+    }
 
 
 def test_lists_page_by_cursor(client: httpx2.Client) -> None:

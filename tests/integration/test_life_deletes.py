@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from app.services.sessions import DELETE_PAGE
+from app.services.records import DELETE_PAGE
 from tests.integration.test_http_chat import STALL, Chat, Stream, says
 from tests.integration.test_http_server import HttpServer, problem
 from tests.integration.test_policies import settings_for

@@ -60,15 +60,39 @@ def test_a_batch(client: httpx2.Client) -> None:
 
 
 def test_the_size_of_a_batch(client: httpx2.Client) -> None:
-    """None to a thousand; a malformed entry refuses the whole batch."""
+    """None to a thousand; what is not a list of objects refuses the whole batch."""
     assert client.post("/sessions/batch", json={"sessions": []}).json() == {"results": []}
     many = [{"session_id": f"s{number}", "user_id": "alice"} for number in range(1001)]
     problem(client.post("/sessions/batch", json={"sessions": many}), 422, "VALIDATION_ERROR")
     results = client.post("/sessions/batch", json={"sessions": many[:1000]}).json()["results"]
     assert results == [{"session_id": entry["session_id"]} for entry in many[:1000]]
-    bad = [{"session_id": "new"}, {"session_id": "a b"}]
-    problem(client.post("/sessions/batch", json={"sessions": bad}), 422, "VALIDATION_ERROR")
+    problem(client.post("/sessions/batch", json={"sessions": {}}), 422, "VALIDATION_ERROR")
     assert client.get("/health").json()["session_count"] == 1000
+
+
+def test_a_bad_entry_fails_alone(client: httpx2.Client) -> None:
+    """What does not fit is told for each entry, with its field; the others are made."""
+    entries: list[Any] = [
+        {"session_id": "good"},
+        {"session_id": "a b"},
+        {"ttl_s": -1, "surprise": 1},
+        {"state": {"user:x": 1}},
+        "nonsense",
+        {"template": {"capabilities": ["unknown"]}},
+        {"session_id": "fine"},
+    ]
+    results = client.post("/sessions/batch", json={"sessions": entries}).json()["results"]
+    assert [r.get("session_id") for r in results] == ["good", *[None] * 5, "fine"]
+    errors = [r["error"] for r in results[1:-1]]
+    assert {error["code"] for error in errors} == {"VALIDATION_ERROR"}
+    fields = [[entry["field"] for entry in error["errors"]] for error in errors]
+    assert fields == [
+        ["session_id"],
+        ["ttl_s", "surprise"],
+        ["state.user:x"],
+        ["entry"],
+        ["template.capabilities"],
+    ]
 
 
 def test_the_oldest_goes() -> None:

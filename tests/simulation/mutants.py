@@ -5,20 +5,23 @@ A ``Mutant`` replaces methods while it is in force; nothing else of the services
 
 import asyncio
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 from unittest.mock import patch
 
+from app.domain.chat import OnBusy
 from app.domain.errors import AgentPoolError, SessionNotFound, StoreUnavailable
 from app.domain.events import TurnFinished
 from app.domain.stats import DiscardCause, EvictionCause
 from app.domain.turn import CancelReason
+from app.pool.live import Activator
 from app.pool.manager import AgentManager
 from app.pool.slot import SlotState, TicketKind
 from app.pool.table import PoolTable
 from app.services.chat import ChatService
 from app.services.conductor import Conductor
+from app.services.holds import Holds
 from app.services.landing import Landing
 from app.services.turns import Claim, Flight, FlightState, Turns
 from tests.fakes import new_ids
@@ -129,10 +132,10 @@ def gives_the_lease_back_before_the_commit(commit):
 def repeats_a_commit_in_doubt_under_a_new_id(commit):
     make = new_ids(1_000_000)
 
-    async def again(self, session, turn):
+    async def again(self, air, turn):
         while True:
             try:
-                return await self._store.commit_turn(session, turn)
+                return await self._store.commit_turn(air.session, turn)
             except StoreUnavailable as error:
                 if not error.outcome_unknown:
                     raise
@@ -204,19 +207,19 @@ def loses_the_grant_of_a_waiter_that_leaves(wait):
     return forgetful
 
 
-@mutant((Conductor, "_make_way"))
+@mutant((Holds, "make_way"))
 def interrupts_the_last_instead_of_the_running_turn(make_way):
-    def wrong(self, flight, reason):
-        others = [f for f in self._turns.of_session(flight.key) if f is not flight]
+    def wrong(self, key, reason, turn_id=None):
+        others = [f for f in self.turns.of_session(key) if f.turn_id != turn_id]
         if reason is not None and others:
             others[-1].cancel(reason, keep_partial=reason is CancelReason.INTERRUPT)
 
     return wrong
 
 
-@mutant((Conductor, "_make_way"))
+@mutant((Holds, "make_way"))
 def interrupts_nobody(make_way):
-    return lambda self, flight, reason: None
+    return lambda self, key, reason, turn_id=None: None
 
 
 @mutant((AgentManager, "_claim"))
@@ -238,8 +241,44 @@ def runs_in_a_session_that_was_made_anew(board):
         session = lease.record or await self._store.find_session(flight.key)
         if session is None:
             raise SessionNotFound
-        await lease.fit(session)
-        return session
+        boarding = await self._find_place(session, departure)
+        await lease.fit(boarding.place)
+        return boarding
+
+    return trusting
+
+
+@mutant((Holds, "hold"))
+def moves_a_head_under_a_running_turn(hold):
+    @asynccontextmanager
+    async def at_once(self, key, on_busy=OnBusy.QUEUE):
+        yield
+
+    return at_once
+
+
+@mutant((Conductor, "_find_place"))
+def edits_behind_the_head(find_place):
+    async def wrong(self, session, departure):
+        boarding = await find_place(self, session, departure)
+        return replace(boarding, place=session) if departure.parent is not None else boarding
+
+    return wrong
+
+
+@mutant((Conductor, "_find_place"))
+def asks_again_behind_the_turn_instead_of_beside_it(find_place):
+    async def wrong(self, session, departure):
+        boarding = await find_place(self, session, departure)
+        return replace(boarding, place=session) if departure.message is None else boarding
+
+    return wrong
+
+
+@mutant((Activator, "fit"))
+def uses_an_agent_whose_head_was_moved(fit):
+    async def trusting(self, agent, session):
+        return agent if agent.stamp.head is not None else await fit(self, agent, session)
 
     return trusting
 
@@ -315,8 +354,8 @@ def never_releases_a_key(release, find_claim):
 
 @mutant((ChatService, "_accept"))
 def releases_a_key_when_its_turn_is_accepted(accept):
-    async def early(self, request, binding):
-        flight = await accept(self, request, binding)
+    async def early(self, *request):
+        flight = await accept(self, *request)
         self._turns._claims.clear()
         return flight
 

@@ -5,8 +5,8 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import Any
 
-from app.domain.chat import ChatReply, ChatRequest, OnBusy, PastTurn
-from app.domain.errors import AgentPoolError, SessionNotFound
+from app.domain.chat import ChatReply, ChatRequest, OnBusy, PastTurn, RegenerateRequest
+from app.domain.errors import AgentPoolError, HeadMoved, SessionNotFound
 from app.domain.events import (
     MessageCompleted,
     TerminalEvent,
@@ -16,6 +16,7 @@ from app.domain.events import (
     TurnFinished,
     TurnStarted,
 )
+from app.domain.ids import SessionKey
 from app.domain.turn import CancelReason, Turn, TurnStatus
 from app.pool.slot import TicketKind
 from app.services.turns import Flight, FlightState
@@ -31,15 +32,15 @@ class Outcome:
     """One turn, the request that made it, and what its clients were told."""
 
     flight: Flight
-    request: ChatRequest
+    request: ChatRequest | RegenerateRequest
     terminal: TerminalEvent | None = None
     refusal: AgentPoolError | None = None
     has_run: bool = False
     reply: ChatReply | None = None
 
     @property
-    def is_on_path(self) -> bool | None:
-        """Whether the turn must be on the path, ``None`` if the client was told that this is unknown."""
+    def is_kept(self) -> bool | None:
+        """Whether the turn must be in the tree, ``None`` if the client was told that this is unknown."""
         if isinstance(self.terminal, TurnFailed) and self.terminal.error.outcome_unknown:
             return None
         if isinstance(self.terminal, TurnCancelled):
@@ -49,33 +50,43 @@ class Outcome:
 
 @dataclass
 class Book:
-    """``deleted`` are the incarnations of sessions that are gone; ``by_key`` the turns of one key."""
+    """``deleted`` are the incarnations of sessions that are gone; ``by_key`` the turns of one key.
+
+    ``copied`` are the turns with which a fork began, by its incarnation.
+    """
 
     store: MemoryStore
     deleted: set[str]
+    copied: dict[str, set[str]]
     outcomes: dict[str, Outcome] = field(default_factory=dict)
     by_key: dict[str, list[Outcome]] = field(default_factory=lambda: defaultdict(list))
     interrupted: dict[str, set[CancelReason]] = field(default_factory=lambda: defaultdict(set))
+    holds: dict[SessionKey, set[CancelReason]] = field(default_factory=lambda: defaultdict(set))
 
     # -- while the world goes on
 
-    def began(self, flight: Flight, request: ChatRequest) -> Outcome | None:
+    def may_interrupt(self, key: SessionKey, on_busy: OnBusy) -> None:
+        """Note that somebody wants the session for himself and may cancel its turn for that."""
+        if on_busy in INTERRUPTS:
+            self.holds[key].add(INTERRUPTS[on_busy])
+
+    def began(self, flight: Flight, request: ChatRequest | RegenerateRequest) -> Outcome | None:
         """Note the turn that a request got; return it if it is a new one."""
         if (known := self.outcomes.get(flight.turn_id)) is not None:
             assert request.idempotency_key is not None, "one turn for two requests"
             assert known.request.idempotency_key == request.idempotency_key
-            assert known.request.message == request.message, "another request's turn"
+            assert known.request.binding == request.binding, "another request's turn"
             return None
         outcome = self.outcomes[flight.turn_id] = Outcome(flight, request)
         if request.idempotency_key is not None:
             self.by_key[request.idempotency_key].append(outcome)
         return outcome
 
-    def was_past(self, past: PastTurn, request: ChatRequest) -> None:
+    def was_past(self, past: PastTurn, request: ChatRequest | RegenerateRequest) -> None:
         known = self.outcomes[past.turn.turn_id]
         assert known.request.idempotency_key == request.idempotency_key
         assert past.turn.is_committed, "a turn without trace was answered again"
-        assert past.turn.input == request.message
+        assert past.turn.input == known.flight.turn.input
         assert past.session_id == known.flight.key.session_id
 
     def mismatched(self, request: ChatRequest) -> None:
@@ -121,7 +132,7 @@ class Book:
         _check_log(outcome)
         self._check_reason(outcome)
         turn = self.find(flight)
-        must = outcome.is_on_path
+        must = outcome.is_kept
         if must is not None and flight.uid not in self.deleted:
             is_committed = turn is not None and turn.is_committed
             assert is_committed == must, f"told {outcome.terminal or outcome.refusal}, stored {turn}"
@@ -130,7 +141,10 @@ class Book:
         flight, terminal = outcome.flight, outcome.terminal
         reason = flight.cancel_reason
         if reason in INTERRUPTS.values():
-            assert reason in self.interrupted[flight.turn_id], "interrupted by nobody"
+            reasons = self.interrupted[flight.turn_id] | self.holds[flight.key]
+            assert reason in reasons, "interrupted by nobody"
+        if isinstance(terminal, TurnFailed):
+            assert terminal.error.code != HeadMoved.code, "its head was moved while it had the session"
         if reason is CancelReason.DISCONNECT and terminal is not None:
             assert flight.ends_unwatched, "its client left, and it was to go on"
         if isinstance(terminal, TurnCancelled):
@@ -143,26 +157,31 @@ class Book:
 
     def check_history(self) -> None:
         for record in self.store._records.values():
-            path = path_of(record)
-            on_path = {turn.turn_id for turn in path}
-            assert record.session.depth == len(path)
-            for turn in path:
-                assert self.outcomes[turn.turn_id].flight.uid == record.session.uid, "in another session"
-                told = self.outcomes[turn.turn_id].is_on_path
-                assert told in (True, None), f"{turn.turn_id} was not acknowledged"
-            for turn_id, outcome in self.outcomes.items():
-                if outcome.is_on_path and outcome.flight.uid == record.session.uid:
-                    assert turn_id in on_path, f"{turn_id} was acknowledged and is lost"
-            finished = [turn.finished_at for turn in path]
-            assert finished == sorted(finished)
+            self._check_tree(record)
         present = {record.session.uid for record in self.store._records.values()}
         for outcome in self.outcomes.values():
             assert outcome.flight._watchers == 0, f"{outcome.flight.turn_id} has lost count of its watchers"
-            if outcome.is_on_path:
+            if outcome.is_kept:
                 assert outcome.flight.uid in present | self.deleted, "a session is lost"
         for key, outcomes in self.by_key.items():
             committed = [o.flight.turn_id for o in outcomes if self._is_committed(o)]
             assert len(committed) <= 1, f"{committed} were committed with {key}"
+
+    def _check_tree(self, record: Any) -> None:
+        uid, path = record.session.uid, path_of(record, record.session.head)
+        assert record.session.depth == len(path)
+        finished = [turn.finished_at for turn in path]
+        assert finished == sorted(finished)
+        copied = self.copied.get(uid, set())
+        committed = {turn.turn_id for turn in record.turns.values() if turn.is_committed}
+        assert copied <= committed, "a fork has lost what it began with"
+        for turn_id in committed - copied:
+            outcome = self.outcomes[turn_id]
+            assert outcome.flight.uid == uid, "in another session"
+            assert outcome.is_kept in (True, None), f"{turn_id} was not acknowledged"
+        for turn_id, outcome in self.outcomes.items():
+            if outcome.is_kept and outcome.flight.uid == uid:
+                assert turn_id in committed, f"{turn_id} was acknowledged and is lost"
 
     def check_nothing_runs(self) -> None:
         turns = [turn for record in self.store._records.values() for turn in record.turns.values()]
@@ -205,10 +224,9 @@ def _check_log(outcome: Outcome) -> None:
         assert events[-1].reply == text
 
 
-def path_of(record: Any) -> list[Turn]:
-    """Return a stored session's committed turns, oldest first."""
+def path_of(record: Any, turn_id: str | None) -> list[Turn]:
+    """Return the turns from the root to ``turn_id``."""
     path: list[Turn] = []
-    turn_id = record.session.head
     while turn_id is not None:
         path.append(record.turns[turn_id])
         turn_id = path[-1].parent

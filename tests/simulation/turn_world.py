@@ -7,10 +7,10 @@ from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from typing import Any
 
-from app.domain.chat import ChatRequest, OnBusy, OnDisconnect, PastTurn
+from app.domain.chat import ChatRequest, OnBusy, OnDisconnect, PastTurn, RegenerateRequest
 from app.domain.errors import AgentPoolError, IdempotencyMismatch, ModelError, StoreUnavailable
 from app.domain.ids import SessionKey
-from app.domain.session import LifeSpan, SessionChange, SessionStatus
+from app.domain.session import LifeSpan, Session, SessionChange, SessionStatus
 from app.domain.stats import ProcessMemory
 from app.domain.turn import CancelReason
 from app.pool.limits import PoolLimits
@@ -20,6 +20,7 @@ from app.pool.table import PoolTable
 from app.services.admin import AdminService
 from app.services.admission import Admission
 from app.services.chat import ChatService
+from app.services.compaction import Compactor
 from app.services.conductor import Conductor
 from app.services.landing import COMMIT_RETRY_S
 from app.services.sessions import SessionManager
@@ -36,15 +37,28 @@ from tests.fakes import (
     make_session,
     new_ids,
 )
+from tests.simulation.branching import Branching, check_place, contexts_at
 from tests.simulation.checked import CheckedTable
-from tests.simulation.turn_book import Book, Outcome, follow, path_of
+from tests.simulation.turn_book import Book, Outcome, follow
 
 CLIENTS = 7
 REQUESTS_PER_CLIENT = 4
 TURN_TIMEOUT_S = 6.0
 SLOWEST_CALL_S = 1.0
 LONGEST_WORLD_S = 1500.0
-WRITES = {"create_session", "update_session", "delete_session", "start_turn", "commit_turn", "record_turn"}
+WRITES = {
+    "create_session",
+    "update_session",
+    "delete_session",
+    "start_turn",
+    "commit_turn",
+    "record_turn",
+    "move_head",
+    "fork_session",
+    "add_checkpoint",
+    "add_note",
+    "patch_state",
+}
 
 
 class TurnWorld:
@@ -70,6 +84,8 @@ class TurnWorld:
             queue_wait_s=dice.choice((2, 20, 20)),
             activation_timeout_s=2,
         )
+        self.branch_rate = dice.choice((0, 0.3, 0.6))
+        self.compacts_after = dice.choice((0, 60))
         self.keyed: list[ChatRequest] = []
         self.trackers: list[asyncio.Task[None]] = []
         self.requests = self.made = 0
@@ -78,21 +94,35 @@ class TurnWorld:
 
     def _build(self) -> None:
         clock, new_id, life = LoopClock(), new_ids(), LifeSpan()
-        deleted: set[str] = set()
-        inner = _NotedDeletes(life, deleted)
-        self.book = Book(inner, deleted)
+        inner = _NotedStore(life)
+        self.book = Book(inner, inner.deleted, inner.copied)
         self.store = store = FakeStore(inner, self._fault)
         self.factory = factory = FakeFactory(self._script)
         self.pool = pool = AgentManager(store, factory, self.limits, clock)
         pool._table = self.table  # type: ignore[assignment]
         self.turns = turns = Turns(clock, replay_s=30)
         admission = Admission(store, factory, clock, new_id, life)
-        self.conductor = Conductor(
-            store, factory, pool, turns, admission, clock, boot_id="boot-1", turn_timeout_s=TURN_TIMEOUT_S
+        self.compactor = compactor = Compactor(
+            store, factory, clock, new_id, after_tokens=self.compacts_after, timeout_s=5
         )
-        self.chat = ChatService(store, factory, admission, pool, turns, self.conductor, new_id)
+        self.conductor = Conductor(
+            store,
+            factory,
+            pool,
+            turns,
+            admission,
+            compactor,
+            clock,
+            boot_id="boot-1",
+            turn_timeout_s=TURN_TIMEOUT_S,
+        )
+        self.chat = ChatService(store, factory, admission, pool, turns, self.conductor, compactor, new_id)
         self.sessions = SessionManager(store, factory, pool, turns, admission)
-        self.admin = AdminService(store, pool, turns, clock, lambda: ProcessMemory(0, 0))
+        self.admin = AdminService(
+            store, pool, turns, clock, self.sessions.cleanup, lambda: ProcessMemory(0, 0)
+        )
+
+        self.branching = Branching(self.dice, self.names, self.chat, self.sessions, inner, self.book)
 
     def after_step(self) -> None:
         if self.broken is not None:
@@ -139,6 +169,8 @@ class TurnWorld:
                 task.result()
 
     def _pick_request(self) -> Callable[[], Coroutine[Any, Any, None]]:
+        if self.dice.random() < self.branch_rate:
+            return self._branch
         kind = self.dice.random()
         if self.has_deletes and kind < 0.15:
             return self._delete
@@ -156,10 +188,19 @@ class TurnWorld:
         except AgentPoolError:
             pass
 
+    async def _branch(self) -> None:
+        if self.dice.random() < 0.3:
+            await self._ask(RegenerateRequest(session_id=self.dice.choice(self.names), **self._pick_how()))
+        else:
+            await self.branching.act(self._pick_key(), self._pick_policy())
+
     async def _chat(self) -> None:
-        request = self._make_request()
+        await self._ask(self._make_request())
+
+    async def _ask(self, request: ChatRequest | RegenerateRequest) -> None:
+        begin = self.chat.begin if isinstance(request, ChatRequest) else self.chat.begin_again
         try:
-            begun = await self.chat.begin(request)
+            begun = await begin(request)  # type: ignore[operator]
         except IdempotencyMismatch:
             self.book.mismatched(request)
             return
@@ -169,7 +210,7 @@ class TurnWorld:
             await self._attend(begun, request)
         self.book.answered(self.chat.reply_of(begun))
 
-    async def _attend(self, flight: Flight, request: ChatRequest) -> None:
+    async def _attend(self, flight: Flight, request: ChatRequest | RegenerateRequest) -> None:
         try:
             outcome = self.book.began(flight, request)
             if outcome is not None:
@@ -184,22 +225,24 @@ class TurnWorld:
 
     def _make_request(self) -> ChatRequest:
         dice = self.dice
-        how = {
-            "on_busy": self._pick_policy(),
-            "on_disconnect": dice.choice((OnDisconnect.CONTINUE, OnDisconnect.CANCEL)),
-        }
+        how = self._pick_how()
         self.requests += 1
         message = f"message {self.requests}"
         if self.keyed and dice.random() < self.key_rate:
             request = replace(dice.choice(self.keyed), **how)
             return replace(request, message=message) if dice.random() < 0.1 else request
         name = dice.choice(self.names)
+        parent = self.branching.pick_parent(SessionKey("", name)) if self.branch_rate else None
         if dice.random() >= self.key_rate:
-            return ChatRequest(session_id=name, message=message, **how)
+            return ChatRequest(session_id=name, message=message, parent=parent, **how)
         session_id = None if dice.random() < 0.1 else name
         key = f"k{self.requests}"
         self.keyed.append(ChatRequest(session_id=session_id, message=message, idempotency_key=key, **how))
         return self.keyed[-1]
+
+    def _pick_how(self) -> dict[str, Any]:
+        ends = self.dice.choice((OnDisconnect.CONTINUE, OnDisconnect.CANCEL))
+        return {"on_busy": self._pick_policy(), "on_disconnect": ends}
 
     def _pick_policy(self) -> OnBusy:
         if self.dice.random() < self.interrupt_rate:
@@ -276,6 +319,7 @@ class TurnWorld:
         if tasks:
             await asyncio.wait(tasks, timeout=CANCEL_GRACE_S * 2)
         await self.conductor.close()
+        await self.compactor.close()
         await self.pool.close()
 
     # -- what goes wrong
@@ -315,8 +359,9 @@ class TurnWorld:
         assert flight.turn.input == message, "runs with another turn's lease"
         record = self.store.inner._records[key]
         if record.session.uid == flight.uid:  # else made anew since it boarded: it cannot commit
-            stored = tuple(m for turn in path_of(record) for m in turn.messages)
-            assert tuple(agent.messages) == stored, f"{key} runs with another context than the stored one"
+            check_place(record, flight.turn, self.book.outcomes[flight.turn_id].request)
+            possible = contexts_at(record, flight.turn.parent)
+            assert tuple(agent.messages) in possible, f"{key} runs with another context than the stored one"
         self.book.body_begins(flight)
 
     def _fate(self) -> Script:
@@ -351,7 +396,7 @@ class TurnWorld:
         board_and_start = 5 * SLOWEST_CALL_S
         commit_and_record = COMMIT_RETRY_S + 3 * SLOWEST_CALL_S
         bound = waits + board_and_start + TURN_TIMEOUT_S + CANCEL_GRACE_S + commit_and_record + 1
-        return bound + (waits if self.interrupt_rate else 0)  # who is overtaken waits anew
+        return bound + (waits if self.interrupt_rate or self.branch_rate else 0)  # the overtaken wait anew
 
     def _check_the_rest(self) -> None:
         assert all(slot.state is SlotState.IDLE for slot in self.pool._table.slots.values())
@@ -362,7 +407,8 @@ class TurnWorld:
         assert len(self.turns) == 0
         assert not self.turns._by_session
         assert not self.turns._claims
-        assert len(self.conductor._tasks) == len(self.pool._tasks) == 0
+        assert len(self.conductor._tasks) == len(self.pool._tasks) == len(self.compactor._tasks) == 0
+        assert not self.compactor._running
         assert not self.pool._futures
         assert not self.pool._table.slots
         assert self.pool.live_count() == 0
@@ -370,12 +416,20 @@ class TurnWorld:
         assert not self.turns._ended
 
 
-class _NotedDeletes(MemoryStore):
-    def __init__(self, life: LifeSpan, deleted: set[str]) -> None:
+class _NotedStore(MemoryStore):
+    """Notes the incarnations that were deleted, and with which turns forks began."""
+
+    def __init__(self, life: LifeSpan) -> None:
         super().__init__(life)
-        self._deleted = deleted
+        self.deleted: set[str] = set()
+        self.copied: dict[str, set[str]] = {}
 
     async def delete_session(self, key: SessionKey) -> bool:
         if record := self._records.get(key):
-            self._deleted.add(record.session.uid)
+            self.deleted.add(record.session.uid)
         return await super().delete_session(key)
+
+    async def fork_session(self, *args: Any) -> Session:
+        made = await super().fork_session(*args)
+        self.copied[made.uid] = set(self._records[made.key].turns)
+        return made

@@ -6,9 +6,17 @@ from fastapi import APIRouter, Body, Query, Response
 
 from app.api.deps import CallDep, SessionKeyDep
 from app.api.docs import WITH_BODY, problems
+from app.api.native.cursor import open_cursor, seal_cursor
 from app.api.native.fields import NoQuery
-from app.api.native.pool import CleanupAnswer, HealthAnswer, LiveList, StatsAnswer
-from app.api.native.requests import CleanupBody, EvictQuery, LiveListQuery
+from app.api.native.pool import (
+    CleanupAnswer,
+    CleanupBody,
+    EvictQuery,
+    HealthAnswer,
+    LiveList,
+    LiveListQuery,
+    StatsAnswer,
+)
 from app.api.native.responses import SessionMessage
 from app.api.route import StrictRoute
 from app.services.admin import CleanupMode, HealthStatus, LiveOrder
@@ -33,9 +41,9 @@ async def get_stats(call: CallDep, _query: Annotated[NoQuery, Query()]) -> Stats
 async def list_live(call: CallDep, query: Annotated[LiveListQuery, Query()]) -> LiveList:
     """The sessions whose agents are in this process's pool."""
     live, total, next_cursor = call.services.admin.live_sessions(
-        limit=query.limit, cursor=query.cursor, by=LiveOrder(query.by)
+        limit=query.limit, cursor=open_cursor(query.cursor, "live", query.by), by=LiveOrder(query.by)
     )
-    return LiveList.of(live, total, next_cursor)
+    return LiveList.of(live, total, seal_cursor(next_cursor, "live", query.by))
 
 
 @router.delete(

@@ -4,12 +4,13 @@ from typing import Annotated
 
 from fastapi import APIRouter, Body, Depends, Header, Query, Response
 
-from app.api.departure import ClientLeft, client_watched
-from app.api.deps import CallDep
+from app.api.departure import client_watched
+from app.api.deps import Call, CallDep
 from app.api.docs import WITH_BODY, problems
 from app.api.etag import parse_expected_head
-from app.api.native.encoder import EVENT_TYPES, NativeEncoder
+from app.api.native.encoder import NativeEncoder
 from app.api.native.fields import NoQuery, check_message
+from app.api.native.kinds import EVENT_TYPES
 from app.api.native.requests import ChatBody
 from app.api.native.responses import ChatAnswer
 from app.api.route import StrictRoute
@@ -24,9 +25,9 @@ from app.services.turns import Flight
 
 router = APIRouter(route_class=StrictRoute, tags=["chat"])
 
-CLIENT_CLOSED_REQUEST = 499  # nobody reads it but the access log; nginx's number for it
-_REFUSALS = (
+REFUSALS = (
     "SESSION_NOT_FOUND",
+    "TURN_NOT_FOUND",
     "AGENT_NOT_FOUND",
     "SESSION_BUSY",
     "TURN_QUEUE_FULL",
@@ -41,7 +42,7 @@ _REFUSALS = (
     "SNAPSHOT_UNREADABLE",
     "STORE_UNAVAILABLE",
 )
-_FAILURES = (
+FAILURES = (
     "MODEL_UNAVAILABLE",
     "MODEL_RATE_LIMITED",
     "MODEL_ERROR",
@@ -53,6 +54,10 @@ _EXAMPLES = {
     "session": {
         "summary": "A session of one's own naming",
         "value": {"session_id": "user_001", "message": "我叫什么名字？"},
+    },
+    "edited": {
+        "summary": "From the beginning, on a new branch",
+        "value": {"session_id": "user_001", "message": "你好，我叫李四", "parent": "root"},
     },
     "choices": {
         "summary": "With a user, a model and parameters",
@@ -91,24 +96,27 @@ STREAM_DOC = {
 }
 
 
+IdempotencyKeyHeader = Annotated[
+    str | None,
+    Header(
+        description="A repeat of the request with the same key gets the same turn.", examples=["5f0c1a4e"]
+    ),
+]
+HeadHeader = Annotated[
+    str | None,
+    Header(
+        description="Go on only if the session's head is that of this ETag when it is this request's turn.",
+        examples=['"0.1"'],
+    ),
+]
+
+
 async def _begin(
     body: Annotated[ChatBody, Body(openapi_examples=_EXAMPLES)],
     call: CallDep,
     _query: Annotated[NoQuery, Query()],
-    idempotency_key: Annotated[
-        str | None,
-        Header(
-            description="A repeat of the request with the same key gets the same turn.",
-            examples=["5f0c1a4e"],
-        ),
-    ] = None,
-    if_match: Annotated[
-        str | None,
-        Header(
-            description="Answer only if the session's head is that of this ETag when the turn starts.",
-            examples=['"0.1"'],
-        ),
-    ] = None,
+    idempotency_key: IdempotencyKeyHeader = None,
+    if_match: HeadHeader = None,
 ) -> Flight | PastTurn:
     check_message(body.message, call.options.max_message_chars)
     request = body.to_request(
@@ -118,10 +126,7 @@ async def _begin(
         idempotency_key=None if idempotency_key is None else parse_key(idempotency_key),
     )
     begun = await call.services.chat.begin(request)
-    if isinstance(begun, PastTurn):
-        call.exchange.accept_turn(begun.session_id, begun.turn.turn_id)
-    else:
-        call.exchange.accept_turn(begun.key.session_id, begun.turn_id)
+    note_turn(begun, call)
     return begun
 
 
@@ -131,32 +136,21 @@ BegunDep = Annotated[Flight | PastTurn, Depends(_begin)]
 @router.post(
     "/chat",
     summary="Send a message, get the whole answer",
-    response_model=ChatAnswer,
-    responses=problems(*WITH_BODY, *_REFUSALS, *_FAILURES),
+    responses=problems(*WITH_BODY, *REFUSALS, *FAILURES),
 )
-async def chat(begun: BegunDep, call: CallDep) -> Response | ChatAnswer:
+async def chat(begun: BegunDep, call: CallDep) -> ChatAnswer:
     """Carry out one turn of the session, creating the session if there is none of this id.
 
     If the client leaves, a turn that runs goes on; one that still waits is dropped.
     """
-    if isinstance(begun, Flight):
-        try:
-            async with client_watched(call.receive):
-                ended = await begun.wait_ended()
-        except ClientLeft:
-            return Response(status_code=CLIENT_CLOSED_REQUEST)
-        finally:
-            begun.leave()
-        if isinstance(ended, TurnCancelled) and ended.reason is CancelReason.DRAIN:
-            raise Draining()
-    return ChatAnswer.of(call.services.chat.reply_of(begun))
+    return await wait_answer(begun, call)
 
 
 @router.post(
     "/chat/stream",
     summary="Send a message, watch the answer come",
     response_class=Response,
-    responses={200: STREAM_DOC, **problems(*WITH_BODY, *_REFUSALS)},
+    responses={200: STREAM_DOC, **problems(*WITH_BODY, *REFUSALS)},
 )
 async def chat_stream(begun: BegunDep, call: CallDep) -> Response:
     """As `POST /chat`, with server-sent events while the agent works.
@@ -164,15 +158,49 @@ async def chat_stream(begun: BegunDep, call: CallDep) -> Response:
     What goes wrong before the agent starts is an ordinary error; afterwards it is `turn.failed`.
     If the client leaves, the turn goes on and can be watched again.
     """
+    return await stream_answer(begun, call)
+
+
+def note_turn(begun: Flight | PastTurn, call: Call) -> None:
+    """See to it that the response names the turn, whatever it will be."""
+    if isinstance(begun, PastTurn):
+        call.exchange.accept_turn(begun.session_id, begun.turn.turn_id)
+    else:
+        call.exchange.accept_turn(begun.key.session_id, begun.turn_id)
+
+
+async def wait_answer(begun: Flight | PastTurn, call: Call) -> ChatAnswer:
+    """Return the answer of a turn when it has ended.
+
+    Raises:
+        ClientLeft: nobody waits for it any more.
+        AgentPoolError: it did not finish; ``code`` says how.
+    """
+    if isinstance(begun, Flight):
+        try:
+            async with client_watched(call.receive):
+                ended = await begun.wait_ended()
+        finally:
+            begun.leave()
+        if isinstance(ended, TurnCancelled) and ended.reason is CancelReason.DRAIN:
+            raise Draining()
+    return ChatAnswer.of(call.services.chat.reply_of(begun))
+
+
+async def stream_answer(begun: Flight | PastTurn, call: Call) -> Response:
+    """Return the turn's events as they come, once it has started.
+
+    Raises:
+        ClientLeft: nobody waits for them any more.
+        AgentPoolError: it was refused before it started.
+    """
     encoder = NativeEncoder(call.exchange)
     if isinstance(begun, PastTurn):
         return StoredEvents(begun.turn.turn_id, replay(begun.turn, begun.session_id), encoder)
     try:
         async with client_watched(call.receive):
             await begun.wait_started()
-    except BaseException as stopped:
+    except BaseException:
         begun.leave()
-        if isinstance(stopped, ClientLeft):
-            return Response(status_code=CLIENT_CLOSED_REQUEST)
         raise
     return EventStream(begun.log, encoder, heartbeat_s=call.options.heartbeat_s, on_end=begun.leave)

@@ -4,11 +4,24 @@ import unicodedata
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    WithJsonSchema,
+)
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
+from app.domain.branch import ROOT
+from app.domain.checkpoint import check_data
 from app.domain.errors import InvalidInput
-from app.domain.free_object import check_free_object
+from app.domain.free_object import OBJECT_MAX_DEPTH, check_free_object
 from app.domain.ids import NAME_MAX_CHARS, SESSION_ID_PATTERN, parse_name, parse_session_id, parse_uuid
+from app.domain.state import check_keys
 
 TITLE_MAX_CHARS = 200
 MODEL_MAX_CHARS = 200
@@ -61,6 +74,16 @@ def one_line(value: str) -> str:
     return value
 
 
+def check_alone(value: Any, info: ValidationInfo, other: str) -> None:
+    """Refuse a field that is given together with ``other``, which is declared before it.
+
+    Raises:
+        ValueError
+    """
+    if value is not None and info.data.get(other) is not None:
+        raise ValueError(f"cannot be given with {other}")
+
+
 def _checked(parse: Callable[[Any, str], Any]) -> AfterValidator:
     """Let one of the domain's parsers judge a field."""
 
@@ -68,9 +91,31 @@ def _checked(parse: Callable[[Any, str], Any]) -> AfterValidator:
         try:
             return parse(value, "")
         except InvalidInput as error:
-            raise ValueError(error.message) from None
+            if not error.field:
+                raise ValueError(error.message) from None
+            raise _inside(error) from None
 
     return AfterValidator(check)
+
+
+def _inside(error: InvalidInput) -> ValidationError:
+    """Return ``error`` so that the path below the field goes on behind that of the field."""
+    steps = error.field.removeprefix(".").split(".")[: OBJECT_MAX_DEPTH + 2]
+    details = InitErrorDetails(
+        type=PydanticCustomError("value_error", error.message),
+        loc=tuple(steps),
+        input=None,
+    )
+    return ValidationError.from_exception_data("", [details])
+
+
+def _state(value: Any, field: str) -> Any:
+    check_keys(value, field)
+    return check_free_object(value, field)
+
+
+def _parent(text: Any, field: str) -> Any:
+    return text if text == ROOT else parse_uuid(text, field)
 
 
 def _count(text: Any) -> Any:
@@ -100,6 +145,13 @@ TurnIdField = Annotated[str, _checked(parse_uuid), WithJsonSchema({"type": "stri
 ModelName = Annotated[str, Field(min_length=1, max_length=MODEL_MAX_CHARS), AfterValidator(one_line)]
 Title = Annotated[str, Field(min_length=1, max_length=TITLE_MAX_CHARS), AfterValidator(one_line)]
 FreeObject = Annotated[JsonObject, _checked(check_free_object)]
+State = Annotated[JsonObject, _checked(_state)]
+CheckpointData = Annotated[JsonObject, _checked(check_data)]
+Parent = Annotated[
+    str,
+    _checked(_parent),
+    WithJsonSchema({"anyOf": [{"const": ROOT}, {"type": "string", "format": "uuid"}]}),
+]
 TtlSeconds = Annotated[int, Field(ge=0, le=TTL_MAX_S)]
 
 Limit = Annotated[int, Field(ge=1, le=200), BeforeValidator(_count)]

@@ -1,14 +1,51 @@
-"""What an operator gets: answers about the pool of live agents."""
+"""What an operator sends and gets: questions and answers about the pool of live agents."""
 
 from typing import Literal
 
 from pydantic import BaseModel, Field
 
+from app.api.native.fields import TTL_MAX_S, Body, Flag, NoQuery, PageQuery
 from app.api.native.responses import NextCursor, Total
 from app.domain.stats import DiscardCause, EvictionCause, LiveSession
 from app.services.admin import AdminStats, Cleanup, Health
 
 HealthName = Literal["healthy", "degraded", "unhealthy"]
+
+
+class CleanupBody(Body):
+    """Which live agents to drop; sessions stay."""
+
+    mode: Literal["expired", "idle", "oldest"] | None = Field(
+        default=None,
+        description="`expired`: those whose time is over (default); `idle`: those idle for `idle_s`; "
+        "`oldest`: the `count` least recently used.",
+        examples=["oldest"],
+    )
+    idle_s: float | None = Field(
+        default=None, ge=0, le=TTL_MAX_S, description="For `idle`: seconds.", examples=[600]
+    )
+    count: int | None = Field(
+        default=None, ge=1, le=1_000_000, description="How many at most.", examples=[10]
+    )
+    dry_run: bool | None = Field(
+        default=None, description="Only say what would be dropped.", examples=[False]
+    )
+
+
+class LiveListQuery(PageQuery):
+    """Which live agents come first."""
+
+    by: Literal["idle", "busy", "recent"] = Field(
+        default="recent",
+        description="Order: longest idle, busy, or most recently used first.",
+        examples=["idle"],
+    )
+
+
+class EvictQuery(NoQuery):
+    """Whether a busy agent may be dropped."""
+
+    force: Flag = Field(default=False, description="Cancel its running turn.", examples=[False])
 
 
 class MemoryAnswer(BaseModel):
@@ -161,7 +198,7 @@ class HealthAnswer(BaseModel):
     """How the parts are, and the worst of them."""
 
     status: HealthName = Field(description="The worst.", examples=["healthy"])
-    checks: ChecksAnswer = Field(description="Each part.")
+    checks: ChecksAnswer = Field(description="How each part is.")
 
     @classmethod
     def of(cls, health: Health) -> "HealthAnswer":

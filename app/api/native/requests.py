@@ -1,30 +1,38 @@
 """What clients send: the bodies and queries of the native face."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import (
+    Field,
+    ValidationError,
+    ValidationInfo,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    field_validator,
+)
 
+from app.api.errors import invalid_fields
 from app.api.native.fields import (
-    TTL_MAX_S,
     Body,
-    Flag,
     FreeObject,
     JsonObject,
     Limit,
     ModelName,
     Name,
-    NoQuery,
     OptionalSessionId,
     PageQuery,
     Params,
+    Parent,
     Position,
     SessionIdField,
     SessionQuery,
+    State,
     Title,
     TtlSeconds,
     TurnIdField,
 )
 from app.api.native.redact import redact
+from app.api.native.template import Template
 from app.domain.chat import ChatRequest, OnBusy, OnDisconnect
 from app.domain.session import UNSET, SessionChange, SessionStatus, Unset
 from app.services.sessions import NewSession
@@ -40,24 +48,11 @@ def _agree(value: Any, other: Any, name: str) -> Any:
     return value
 
 
-class _Choices(Body):
-    """What both a new session and a turn may choose."""
+class ModelChoice(Body):
+    """Who is to answer, and how."""
 
-    user_id: Name | None = Field(default=None, description="Whose session it is.", examples=["alice"])
-    window_id: Name | None = Field(
-        default=None, description="One of the user's windows or devices.", examples=["desktop"]
-    )
-    app_name: Name | None = Field(
-        default=None, description="The application that it belongs to.", examples=["default"]
-    )
     agent_id: Name | None = Field(
         default=None, description="The agent profile; see `GET /agents`.", examples=["assistant"]
-    )
-    session_id: OptionalSessionId = Field(
-        default=None, description="Its id; left out, one is generated.", examples=["user_001"]
-    )
-    conversation_id: OptionalSessionId = Field(
-        default=None, description="Another name for `session_id`.", examples=["user_001"]
     )
     provider: ModelName | None = Field(
         default=None, description="The model's provider; see `GET /models`.", examples=["openai"]
@@ -71,10 +66,22 @@ class _Choices(Body):
     params: Params | None = Field(
         default=None, description="How the model is to answer.", examples=[{"temperature": 0.2}]
     )
-    metadata: FreeObject | None = Field(
-        default=None,
-        description="Free data: 64 KiB, 32 deep, 1,000 keys. Values under keys like `password` are redacted.",
-        examples=[{"language": "zh-CN"}],
+
+    @field_validator("model_name")
+    @classmethod
+    def _one_model(cls, value: str | None, info: ValidationInfo) -> str | None:
+        agreed: str | None = _agree(value, info.data.get("model"), "model")
+        return agreed
+
+
+class SessionName(Body):
+    """What a session is to be called."""
+
+    session_id: OptionalSessionId = Field(
+        default=None, description="Its id; left out, one is generated.", examples=["user_001"]
+    )
+    conversation_id: OptionalSessionId = Field(
+        default=None, description="Another name for `session_id`.", examples=["user_001"]
     )
 
     @field_validator("conversation_id")
@@ -83,11 +90,22 @@ class _Choices(Body):
         agreed: str | None = _agree(value, info.data.get("session_id"), "session_id")
         return agreed
 
-    @field_validator("model_name")
-    @classmethod
-    def _one_model(cls, value: str | None, info: ValidationInfo) -> str | None:
-        agreed: str | None = _agree(value, info.data.get("model"), "model")
-        return agreed
+
+class _Choices(ModelChoice, SessionName):
+    """What both a new session and a turn may choose."""
+
+    user_id: Name | None = Field(default=None, description="Whose session it is.", examples=["alice"])
+    window_id: Name | None = Field(
+        default=None, description="One of the user's windows or devices.", examples=["desktop"]
+    )
+    app_name: Name | None = Field(
+        default=None, description="The application that it belongs to.", examples=["default"]
+    )
+    metadata: FreeObject | None = Field(
+        default=None,
+        description="Free data: 64 KiB, 32 deep, 1,000 keys. Values under keys like `password` are redacted.",
+        examples=[{"language": "zh-CN"}],
+    )
 
     def free_metadata(self, redact_keys: bool) -> JsonObject:
         """Return the metadata as it may be stored."""
@@ -95,7 +113,34 @@ class _Choices(Body):
         return redact(metadata) if redact_keys else metadata
 
 
-class ChatBody(_Choices):
+class OnBusyBody(Body):
+    """What to do while a turn of the session runs."""
+
+    on_busy: Literal["queue", "reject", "interrupt", "rollback"] | None = Field(
+        default=None,
+        description="While another turn of the session runs: wait for it (`queue`), be refused (`reject`), "
+        "or cancel it, keeping what it has said (`interrupt`) or not (`rollback`).",
+        examples=["queue"],
+    )
+
+    def to_on_busy(self) -> OnBusy:
+        return OnBusy(self.on_busy or "queue")
+
+
+class TurnOptions(OnBusyBody):
+    """How a turn behaves."""
+
+    on_disconnect: Literal["continue", "cancel"] | None = Field(
+        default=None,
+        description="When the last watcher has been gone for 2 s: the turn goes on, or is cancelled.",
+        examples=["continue"],
+    )
+
+    def to_on_disconnect(self) -> OnDisconnect:
+        return OnDisconnect(self.on_disconnect or "continue")
+
+
+class ChatBody(TurnOptions, _Choices):
     """One message to an agent. Only ``message`` is required."""
 
     message: str = Field(
@@ -103,18 +148,12 @@ class ChatBody(_Choices):
         examples=["你好，我叫张三"],
         min_length=1,
     )
-    on_busy: Literal["queue", "reject", "interrupt", "rollback"] | None = Field(
+    parent: Parent | None = Field(
         default=None,
-        description="While another turn of the session runs: wait for it (`queue`), be refused (`reject`), "
-        "or cancel it, keeping what it has said (`interrupt`) or not (`rollback`).",
-        examples=["queue"],
+        description="Continue from this committed turn, or from the beginning (`root`), on a new branch. "
+        "Left out, from the head when the turn starts.",
+        examples=[None],
     )
-    on_disconnect: Literal["continue", "cancel"] | None = Field(
-        default=None,
-        description="When the last watcher has been gone for 2 s: the turn goes on, or is cancelled.",
-        examples=["continue"],
-    )
-    parent: None = Field(default=None, description="Not available yet.", examples=[None])
 
     def to_request(
         self,
@@ -136,8 +175,9 @@ class ChatBody(_Choices):
             model=self.model or self.model_name,
             params=None if self.params is None else self.params.to_json(),
             metadata=self.free_metadata(redact_keys),
-            on_busy=OnBusy(self.on_busy or "queue"),
-            on_disconnect=OnDisconnect(self.on_disconnect or "continue"),
+            on_busy=self.to_on_busy(),
+            on_disconnect=self.to_on_disconnect(),
+            parent=self.parent,
             expected_head=expected_head,
             idempotency_key=idempotency_key,
         )
@@ -152,6 +192,13 @@ class NewSessionBody(_Choices):
         description="Seconds without activity until it expires; 0: never. Left out, the server's setting.",
         examples=[86400],
     )
+    state: State | None = Field(
+        default=None,
+        description="What the session's state begins as; limits as for `metadata`. "
+        "No key may begin with `temp:`, `app:` or `user:`.",
+        examples=[{"language": "zh-CN"}],
+    )
+    template: Template | None = Field(default=None, description="Personalises the agent.")
 
     def to_new_session(self, owner: str, *, redact_keys: bool) -> NewSession:
         return NewSession(
@@ -166,6 +213,8 @@ class NewSessionBody(_Choices):
             provider=self.provider,
             model=self.model or self.model_name,
             params={} if self.params is None else self.params.to_json(),
+            state=redact(self.state or {}) if redact_keys else self.state or {},
+            template=None if self.template is None else self.template.to_json(redact_keys=redact_keys),
             ttl_s=self.ttl_s,
         )
 
@@ -181,10 +230,19 @@ class ResumeBody(Body):
         return NewSession(owner=owner, user_id=self.user_id, agent_id=self.agent_id, window_id=self.window_id)
 
 
-class BatchBody(Body):
-    """Sessions to be created."""
+def _refused_alone(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+    try:
+        return handler(value)
+    except ValidationError as error:
+        return invalid_fields([{**entry, "loc": ("entry", *entry["loc"])} for entry in error.errors()])
 
-    sessions: list[NewSessionBody] = Field(max_length=BATCH_MAX, description="As for `POST /sessions`.")
+
+class BatchBody(Body):
+    """Sessions to be created; an entry that is malformed becomes the error that says so."""
+
+    sessions: list[Annotated[NewSessionBody, WrapValidator(_refused_alone)]] = Field(
+        max_length=BATCH_MAX, description="As for `POST /sessions`."
+    )
 
 
 class BatchDeleteBody(Body):
@@ -217,10 +275,15 @@ class SessionPatch(Body):
     )
     model_name: ModelName | None = Field(default=None, description="Another name for `model`.")
     params: Params | None = Field(
-        default=None, description="Replaces the parameters.", examples=[{"temperature": 0.2}]
+        default=None,
+        description="Merged into the parameters; `null` takes one, or all, away.",
+        examples=[{"temperature": 0.2}],
     )
     ttl_s: TtlSeconds | None = Field(
         default=None, description="Seconds without activity until it expires; 0: never.", examples=[86400]
+    )
+    template: Template | None = Field(
+        default=None, description="Merged into what personalises the agent; `null` takes it away."
     )
 
     @field_validator("status")
@@ -247,6 +310,9 @@ class SessionPatch(Body):
             values["params"] = None if self.params is None else self.params.model_dump(exclude_unset=True)
         if "metadata" in given:
             values["metadata"] = redact(self.metadata) if redact_keys else self.metadata
+        if "template" in given:
+            template = self.template
+            values["template"] = None if template is None else template.to_patch(redact_keys=redact_keys)
         return SessionChange(status=UNSET if self.status is None else SessionStatus(self.status), **values)
 
 
@@ -262,26 +328,6 @@ class CancelBody(Body):
     all: bool | None = Field(default=None, description="Every running and waiting turn.", examples=[False])
 
 
-class CleanupBody(Body):
-    """Which live agents to drop; sessions stay."""
-
-    mode: Literal["expired", "idle", "oldest"] | None = Field(
-        default=None,
-        description="`expired`: those whose time is over (default); `idle`: those idle for `idle_s`; "
-        "`oldest`: the `count` least recently used.",
-        examples=["oldest"],
-    )
-    idle_s: float | None = Field(
-        default=None, ge=0, le=TTL_MAX_S, description="For `idle`: seconds.", examples=[600]
-    )
-    count: int | None = Field(
-        default=None, ge=1, le=1_000_000, description="How many at most.", examples=[10]
-    )
-    dry_run: bool | None = Field(
-        default=None, description="Only say what would be dropped.", examples=[False]
-    )
-
-
 class SessionListQuery(PageQuery):
     """Filters of the list of sessions."""
 
@@ -294,6 +340,17 @@ class SessionListQuery(PageQuery):
         max_length=200,
         description="Part of the title, in any case, or the beginning of the id.",
         examples=["weather"],
+    )
+
+
+class SessionGetQuery(SessionQuery):
+    """What to tell of a session."""
+
+    include: Literal["state"] | None = Field(
+        default=None,
+        description="`state`: its state, too, with the user's keys as `user:key` and the application's "
+        "as `app:key`.",
+        examples=["state"],
     )
 
 
@@ -314,19 +371,3 @@ class WatchQuery(SessionQuery):
     after: Position | None = Field(
         default=None, description="Send what follows this `seq`; `Last-Event-ID` goes first.", examples=[0]
     )
-
-
-class LiveListQuery(PageQuery):
-    """Which live agents come first."""
-
-    by: Literal["idle", "busy", "recent"] = Field(
-        default="recent",
-        description="Order: longest idle, busy, or most recently used first.",
-        examples=["idle"],
-    )
-
-
-class EvictQuery(NoQuery):
-    """Whether a busy agent may be dropped."""
-
-    force: Flag = Field(default=False, description="Cancel its running turn.", examples=[False])

@@ -6,7 +6,6 @@ from pydantic import BaseModel, Field, WithJsonSchema
 
 from app.api.native.requests import StatusName
 from app.api.native.times import to_optional_time, to_time
-from app.domain.catalog import AgentProfile, ModelOffer
 from app.domain.chat import ActiveTurns, ChatReply
 from app.domain.errors import AgentPoolError
 from app.domain.turn import Turn, TurnPage, TurnStatus
@@ -18,6 +17,10 @@ Total = Annotated[int | None, Field(description="How many there are; `null` when
 NextCursor = Annotated[str | None, Field(description="Names the next page; `null` on the last.")]
 TURN_ID = "0199c1f2-7d1a-7b3e-8c55-3f0e9d2b6a11"
 TIME = "2026-11-20T10:00:00.000Z"
+
+
+def is_none(value: object) -> bool:
+    return value is None
 
 
 class Usage(BaseModel):
@@ -101,9 +104,16 @@ class SessionAnswer(BaseModel):
     params: dict[str, Any] = Field(description="How the model is to answer.", examples=[{"temperature": 0.2}])
     metadata: dict[str, Any] = Field(description="Free data.", examples=[{"language": "zh-CN"}])
     live: bool = Field(description="Whether its agent is in this process's pool now.", examples=[True])
+    state: dict[str, Any] | None = Field(
+        default=None,
+        exclude_if=is_none,
+        description="With `include=state`: the session's state, the user's as `user:key`, the application's "
+        "as `app:key`.",
+        examples=[{"language": "zh-CN", "user:name": "张三"}],
+    )
 
     @classmethod
-    def of(cls, view: SessionView) -> "SessionAnswer":
+    def of(cls, view: SessionView, state: dict[str, Any] | None = None) -> "SessionAnswer":
         session = view.session
         return cls(
             session_id=session.key.session_id,
@@ -125,6 +135,7 @@ class SessionAnswer(BaseModel):
             params=session.params,
             metadata=session.metadata,
             live=view.live,
+            state=state,
         )
 
 
@@ -136,9 +147,9 @@ class SessionList(BaseModel):
     next_cursor: NextCursor
 
     @classmethod
-    def of(cls, page: SessionViews) -> "SessionList":
+    def of(cls, page: SessionViews, next_cursor: str | None) -> "SessionList":
         sessions = [SessionAnswer.of(view) for view in page.views]
-        return cls(sessions=sessions, total=page.total, next_cursor=page.next_cursor)
+        return cls(sessions=sessions, total=page.total, next_cursor=next_cursor)
 
 
 class SessionMessage(BaseModel):
@@ -148,8 +159,11 @@ class SessionMessage(BaseModel):
     session_id: str = Field(description="The session.", examples=["user_001"])
 
 
-def _is_none(value: object) -> bool:
-    return value is None
+class FieldErrorAnswer(BaseModel):
+    """A part that does not fit."""
+
+    field: str = Field(description="Where it stands.", examples=["session_id"])
+    message: str = Field(description="What is allowed.", examples=["is a reserved word"])
 
 
 class RefusalAnswer(BaseModel):
@@ -157,20 +171,24 @@ class RefusalAnswer(BaseModel):
 
     code: str = Field(description="Names the kind of problem.", examples=["SESSION_EXISTS"])
     detail: str = Field(description="What happened.", examples=["A session with this id exists already."])
+    errors: list[FieldErrorAnswer] | None = Field(
+        default=None, exclude_if=is_none, description="Which parts of a malformed entry do not fit."
+    )
 
 
 class BatchResult(BaseModel):
     """What became of one entry: a session, or an error."""
 
     session_id: str | None = Field(
-        default=None, exclude_if=_is_none, description="The new session.", examples=["user_001"]
+        default=None, exclude_if=is_none, description="The new session.", examples=["user_001"]
     )
-    error: RefusalAnswer | None = Field(default=None, exclude_if=_is_none, description="Why there is none.")
+    error: RefusalAnswer | None = Field(default=None, exclude_if=is_none, description="Why there is none.")
 
     @classmethod
     def of(cls, result: SessionView | AgentPoolError) -> "BatchResult":
         if isinstance(result, AgentPoolError):
-            return cls(error=RefusalAnswer(code=result.code, detail=result.detail))
+            errors = result.extra.get("errors")
+            return cls(error=RefusalAnswer(code=result.code, detail=result.detail, errors=errors))
         return cls(session_id=result.session.key.session_id)
 
 
@@ -200,7 +218,7 @@ class HistoryMessage(BaseModel):
     turn_id: str = Field(description="Its turn.", examples=[TURN_ID])
     created_at: Time = Field(description="When it was said.", examples=[TIME])
     interrupted: Literal[True] | None = Field(
-        default=None, exclude_if=_is_none, description="The answer was cut off and kept."
+        default=None, exclude_if=is_none, description="The answer was cut off and kept."
     )
 
 
@@ -252,9 +270,9 @@ class TurnList(BaseModel):
     next_cursor: NextCursor
 
     @classmethod
-    def of(cls, page: TurnPage) -> "TurnList":
+    def of(cls, page: TurnPage, next_cursor: str | None) -> "TurnList":
         turns = [TurnAnswer.of(turn) for turn in page.turns]
-        return cls(turns=turns, total=page.total, next_cursor=page.next_cursor)
+        return cls(turns=turns, total=page.total, next_cursor=next_cursor)
 
 
 class ActiveAnswer(BaseModel):
@@ -282,64 +300,6 @@ class CancelAnswer(BaseModel):
     """The turn that is being cancelled."""
 
     turn_id: str = Field(description="Its id.", examples=[TURN_ID])
-
-
-class AgentAnswer(BaseModel):
-    """A kind of agent that a session may have."""
-
-    agent_id: str = Field(description="Its id.", examples=["assistant"])
-    name: str = Field(description="A name for people.", examples=["Assistant"])
-    description: str = Field(description="What it is for.", examples=["Answers questions."])
-    provider: str | None = Field(description="Its own provider, if it has one.", examples=[None])
-    model: str | None = Field(description="Its own model, if it has one.", examples=[None])
-    tools: list[str] = Field(description="The tools that it may use.", examples=[[]])
-
-
-class AgentList(BaseModel):
-    """The configured agents."""
-
-    agents: list[AgentAnswer] = Field(description="The agents.")
-    total: Total
-    next_cursor: NextCursor
-
-    @classmethod
-    def of(cls, profiles: tuple[AgentProfile, ...]) -> "AgentList":
-        agents = [
-            AgentAnswer(
-                agent_id=profile.agent_id,
-                name=profile.name,
-                description=profile.description,
-                provider=profile.provider,
-                model=profile.model,
-                tools=list(profile.tools),
-            )
-            for profile in profiles
-        ]
-        return cls(agents=agents, total=len(agents), next_cursor=None)
-
-
-class ModelAnswer(BaseModel):
-    """A model that a session may choose."""
-
-    provider: str = Field(description="Its provider.", examples=["openai"])
-    model: str = Field(description="Its name; `*` where the provider takes any.", examples=["gpt-5-mini"])
-    is_default: bool = Field(description="Whether it answers when nothing is chosen.", examples=[True])
-
-
-class ModelList(BaseModel):
-    """What clients may choose."""
-
-    models: list[ModelAnswer] = Field(description="The models.")
-    total: Total
-    next_cursor: NextCursor
-
-    @classmethod
-    def of(cls, offers: tuple[ModelOffer, ...]) -> "ModelList":
-        models = [
-            ModelAnswer(provider=offer.provider, model=offer.model, is_default=offer.is_default)
-            for offer in offers
-        ]
-        return cls(models=models, total=len(models), next_cursor=None)
 
 
 def _messages(turn: Turn) -> tuple[HistoryMessage, HistoryMessage]:

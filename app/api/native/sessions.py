@@ -1,6 +1,6 @@
-"""Sessions: make, list, read, change and delete them; what clients may choose from."""
+"""Sessions: make, list, read, change and delete them."""
 
-from typing import Annotated
+from typing import Annotated, Any
 from urllib.parse import quote
 
 from fastapi import APIRouter, Body, Header, Query, Response
@@ -8,21 +8,21 @@ from fastapi import APIRouter, Body, Header, Query, Response
 from app.api.deps import Call, CallDep, SessionKeyDep
 from app.api.docs import WITH_BODY, problems
 from app.api.etag import parse_if_match
+from app.api.native.cursor import open_cursor, seal_cursor
 from app.api.native.fields import NoQuery, SessionQuery
 from app.api.native.requests import (
     BatchBody,
     BatchDeleteBody,
     NewSessionBody,
     ResumeBody,
+    SessionGetQuery,
     SessionListQuery,
     SessionPatch,
 )
 from app.api.native.responses import (
-    AgentList,
     BatchAnswer,
     BatchDeletedAnswer,
     BatchResult,
-    ModelList,
     SessionAnswer,
     SessionList,
     SessionMessage,
@@ -46,6 +46,16 @@ _NEW_EXAMPLES = {
             "params": {"temperature": 0.2},
         },
     },
+    "template": {
+        "summary": "With an agent of its own",
+        "value": {
+            "state": {"city": "北京"},
+            "template": {
+                "system_prompt": "You help {name}, who lives in {city}.",
+                "context": {"name": "张三"},
+            },
+        },
+    },
 }
 _RESUME_EXAMPLES = {
     "user": {"summary": "Where the user was last", "value": {"user_id": "alice"}},
@@ -66,11 +76,15 @@ _PATCH_EXAMPLES = {
         "summary": "Set one key, take another away",
         "value": {"metadata": {"tier": "premium", "trial": None}},
     },
+    "template": {"summary": "The profile's own agent again", "value": {"template": None}},
     "archive": {"summary": "Archive it", "value": {"status": "archived"}},
 }
-_ETAG_DOC = {"ETag": {"description": "Names this state of the record.", "schema": {"type": "string"}}}
-_NEW_DOC = {**_ETAG_DOC, "Location": {"description": "Its path.", "schema": {"type": "string"}}}
-_GET_DOC = {200: {"headers": _ETAG_DOC}, **problems("SESSION_NOT_FOUND", "STORE_UNAVAILABLE")}
+ETAG_DOC = {"ETag": {"description": "Names this state of the record.", "schema": {"type": "string"}}}
+NEW_DOC = {**ETAG_DOC, "Location": {"description": "Its path.", "schema": {"type": "string"}}}
+_GET_DOC = {
+    200: {"headers": ETAG_DOC},
+    **problems("SESSION_NOT_FOUND", "SNAPSHOT_UNREADABLE", "STORE_UNAVAILABLE"),
+}
 
 
 @router.post(
@@ -78,7 +92,7 @@ _GET_DOC = {200: {"headers": _ETAG_DOC}, **problems("SESSION_NOT_FOUND", "STORE_
     summary="Create a session",
     status_code=201,
     responses={
-        201: {"headers": _NEW_DOC},
+        201: {"headers": NEW_DOC},
         **problems(
             *WITH_BODY,
             "SESSION_EXISTS",
@@ -99,15 +113,15 @@ async def create_session(
     new = (body or NewSessionBody()).to_new_session(call.caller.owner, redact_keys=call.options.redact_keys)
     call.exchange.session_id = new.session_id
     view = await call.services.sessions.create(new)
-    return _answer_new(view, call, response)
+    return answer_new(view, call, response)
 
 
 @router.post(
     "/sessions/resume",
     summary="Find or create a session",
     responses={
-        200: {"headers": _ETAG_DOC},
-        201: {"description": "A new one.", "model": SessionAnswer, "headers": _NEW_DOC},
+        200: {"headers": ETAG_DOC},
+        201: {"description": "A new one.", "model": SessionAnswer, "headers": NEW_DOC},
         **problems(*WITH_BODY, "AGENT_NOT_FOUND", "UNKNOWN_MODEL", "SESSION_LIMIT", "STORE_UNAVAILABLE"),
     },
 )
@@ -121,25 +135,26 @@ async def resume_session(
     view, is_new = await call.services.sessions.resume(body.to_new_session(call.caller.owner))
     call.exchange.session_id = view.session.key.session_id
     if not is_new:
-        return _answer(view, response)
+        return answer(view, response)
     response.status_code = 201
-    return _answer_new(view, call, response)
+    return answer_new(view, call, response)
 
 
 @router.get("/sessions", summary="List sessions", responses=problems("STORE_UNAVAILABLE"))
 async def list_sessions(call: CallDep, query: Annotated[SessionListQuery, Query()]) -> SessionList:
     """Sessions, newest activity first."""
+    filters = ("sessions", query.user_id, query.agent_id, query.window_id, query.status, query.q or None)
     page = await call.services.sessions.list(
         call.caller.owner,
         limit=query.limit,
-        cursor=query.cursor,
+        cursor=open_cursor(query.cursor, *filters),
         user_id=query.user_id,
         agent_id=query.agent_id,
         window_id=query.window_id,
         status=None if query.status is None else SessionStatus(query.status),
         text=query.q or None,
     )
-    return SessionList.of(page)
+    return SessionList.of(page, seal_cursor(page.next_cursor, *filters))
 
 
 @router.head("/sessions/{session_id}", include_in_schema=False)
@@ -148,23 +163,27 @@ async def get_session(
     key: SessionKeyDep,
     response: Response,
     call: CallDep,
-    query: Annotated[SessionQuery, Query()],
+    query: Annotated[SessionGetQuery, Query()],
 ) -> SessionAnswer:
     """A session, an expired one too."""
-    return _answer(await call.services.sessions.get(key, query.user_id), response)
+    if query.include is None:
+        return answer(await call.services.sessions.get(key, query.user_id), response)
+    view, state = await call.services.sessions.merged_state(key, query.user_id)
+    return answer(view, response, state)
 
 
 @router.patch(
     "/sessions/{session_id}",
     summary="Change a session",
     responses={
-        200: {"headers": _ETAG_DOC},
+        200: {"headers": ETAG_DOC},
         **problems(
             *WITH_BODY,
             "SESSION_NOT_FOUND",
             "PRECONDITION_FAILED",
             "AGENT_NOT_FOUND",
             "UNKNOWN_MODEL",
+            "SNAPSHOT_UNREADABLE",
             "STORE_UNAVAILABLE",
         ),
     },
@@ -184,7 +203,7 @@ async def change_session(
     view = await call.services.sessions.update(
         key, change, if_match=parse_if_match(if_match), user_id=query.user_id
     )
-    return _answer(view, response)
+    return answer(view, response)
 
 
 @router.delete(
@@ -212,7 +231,7 @@ async def refresh_session(
     query: Annotated[SessionQuery, Query()],
 ) -> SessionAnswer:
     """Restart the expiry clock. An expired session is active again until it is purged."""
-    return _answer(await call.services.sessions.refresh(key, query.user_id), response)
+    return answer(await call.services.sessions.refresh(key, query.user_id), response)
 
 
 @router.post(
@@ -225,10 +244,15 @@ async def create_sessions(
     _query: Annotated[NoQuery, Query()],
     body: Annotated[BatchBody, Body(openapi_examples=_BATCH_EXAMPLES)],
 ) -> BatchAnswer:
-    """Create up to 1,000 sessions in one commit; one that is refused does not stop the others."""
+    """Create up to 1,000 sessions in one commit; one that is refused or malformed fails alone."""
     owner, redact_keys = call.caller.owner, call.options.redact_keys
-    news = [entry.to_new_session(owner, redact_keys=redact_keys) for entry in body.sessions]
-    results = await call.services.sessions.create_many(news)
+    news = [
+        entry.to_new_session(owner, redact_keys=redact_keys)
+        for entry in body.sessions
+        if isinstance(entry, NewSessionBody)
+    ]
+    made = iter(await call.services.sessions.create_many(news))
+    results = [next(made) if isinstance(entry, NewSessionBody) else entry for entry in body.sessions]
     return BatchAnswer(results=[BatchResult.of(result) for result in results])
 
 
@@ -248,24 +272,14 @@ async def delete_sessions(
     return BatchDeletedAnswer(deleted=deleted, missing=len(keys) - deleted)
 
 
-@router.get("/agents", summary="List the agents", responses=problems(), tags=["choices"])
-async def list_agents(call: CallDep, _query: Annotated[NoQuery, Query()]) -> AgentList:
-    """What `agent_id` may name."""
-    return AgentList.of(call.services.chat.agents())
-
-
-@router.get("/models", summary="List the models", responses=problems(), tags=["choices"])
-async def list_models(call: CallDep, _query: Annotated[NoQuery, Query()]) -> ModelList:
-    """What `provider` and `model` may name."""
-    return ModelList.of(call.services.chat.models())
-
-
-def _answer_new(view: SessionView, call: Call, response: Response) -> SessionAnswer:
+def answer_new(view: SessionView, call: Call, response: Response) -> SessionAnswer:
+    """Return a session that was just made, and its path in ``Location``."""
     path = quote(f"/sessions/{view.session.key.session_id}", safe="/:@~")
     response.headers["Location"] = call.root_path + path
-    return _answer(view, response)
+    return answer(view, response)
 
 
-def _answer(view: SessionView, response: Response) -> SessionAnswer:
+def answer(view: SessionView, response: Response, state: dict[str, Any] | None = None) -> SessionAnswer:
+    """Return a session, its ETag in the headers."""
     response.headers["ETag"] = f'"{view.session.etag}"'
-    return SessionAnswer.of(view)
+    return SessionAnswer.of(view, state)

@@ -5,11 +5,12 @@ from typing import Annotated
 
 from fastapi import APIRouter, Body, Header, Query, Response
 
-from app.api.departure import ClientLeft, client_watched
+from app.api.departure import client_watched
 from app.api.deps import CallDep, SessionKeyDep, TurnIdDep
 from app.api.docs import WITH_BODY, problems
 from app.api.errors import problem_response
-from app.api.native.chat import CLIENT_CLOSED_REQUEST, STREAM_DOC
+from app.api.native.chat import STREAM_DOC
+from app.api.native.cursor import open_cursor, seal_cursor
 from app.api.native.encoder import NativeEncoder
 from app.api.native.fields import SessionQuery
 from app.api.native.requests import CancelBody, HistoryQuery, TurnListQuery, WatchQuery
@@ -52,10 +53,9 @@ async def get_history(
 )
 async def list_turns(key: SessionKeyDep, call: CallDep, query: Annotated[TurnListQuery, Query()]) -> TurnList:
     """All turns, newest first: failed, cancelled and running ones, and those of other branches, too."""
-    page = await call.services.sessions.turns(
-        key, limit=query.limit, cursor=query.cursor, user_id=query.user_id
-    )
-    return TurnList.of(page)
+    cursor = open_cursor(query.cursor, "turns", key.session_id)
+    page = await call.services.sessions.turns(key, limit=query.limit, cursor=cursor, user_id=query.user_id)
+    return TurnList.of(page, seal_cursor(page.next_cursor, "turns", key.session_id))
 
 
 @router.get(
@@ -109,11 +109,8 @@ async def watch_turn(
 ) -> Response:
     """The turn's events behind a position: live while it runs and for a while after, later as stored."""
     position = query.after or 0 if last_event_id is None else parse_event_id(last_event_id, turn_id)
-    try:
-        async with client_watched(call.receive):
-            source = await call.services.chat.watch(key, turn_id, query.user_id, after=position)
-    except ClientLeft:
-        return Response(status_code=CLIENT_CLOSED_REQUEST)
+    async with client_watched(call.receive):
+        source = await call.services.chat.watch(key, turn_id, query.user_id, after=position)
     call.exchange.accept_turn(key.session_id, turn_id)
     encoder = NativeEncoder(call.exchange)
     if isinstance(source, Flight | TurnLog):

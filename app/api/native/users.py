@@ -8,8 +8,9 @@ from pydantic import BaseModel, Field
 
 from app.api.deps import CallDep, UserIdDep
 from app.api.docs import problems
+from app.api.native.cursor import open_cursor, seal_cursor
 from app.api.native.fields import NoQuery, PageQuery
-from app.api.native.responses import DeletedAnswer, SessionAnswer, SessionList
+from app.api.native.responses import DeletedAnswer, SessionAnswer
 from app.api.native.times import to_time
 from app.api.route import StrictRoute
 from app.domain.ids import parse_name
@@ -72,13 +73,15 @@ async def list_user_sessions(
     query: Annotated[PageQuery, Query()],
 ) -> list[SessionAnswer]:
     """A user's sessions as a bare list, newest activity first; the next page is named in `Link`."""
+    cursor = open_cursor(query.cursor, "of-user", user_id)
     page = await call.services.sessions.list(
-        call.caller.owner, user_id=user_id, limit=query.limit, cursor=query.cursor
+        call.caller.owner, user_id=user_id, limit=query.limit, cursor=cursor
     )
-    if page.next_cursor is not None:
-        following = urlencode({"limit": query.limit, "cursor": page.next_cursor})
+    next_cursor = seal_cursor(page.next_cursor, "of-user", user_id)
+    if next_cursor is not None:
+        following = urlencode({"limit": query.limit, "cursor": next_cursor})
         response.headers["Link"] = f'<{call.exchange.path}?{following}>; rel="next"'
-    return SessionList.of(page).sessions
+    return [SessionAnswer.of(view) for view in page.views]
 
 
 @router.delete(

@@ -20,6 +20,7 @@ CREATE TABLE counters (
     value INTEGER NOT NULL
 ) WITHOUT ROWID;
 
+-- The columns of JSON are last: what is before them is read without them.
 CREATE TABLE sessions (
     id INTEGER PRIMARY KEY,
     owner TEXT NOT NULL,
@@ -33,23 +34,26 @@ CREATE TABLE sessions (
     title_folded TEXT,  -- for searching, where folding changes the title
     provider TEXT,
     model TEXT,
-    params TEXT,
-    metadata TEXT,
-    template TEXT,
     ttl_s INTEGER,
     archived INTEGER NOT NULL,
     marked_idle INTEGER NOT NULL,
+    phase INTEGER NOT NULL,  -- for counting: the status when it was last written or swept
     created_at INTEGER NOT NULL,
     updated_at INTEGER NOT NULL,
     last_accessed INTEGER NOT NULL,
     expires_at INTEGER,
     head BLOB,
-    note BLOB,
+    note BLOB,  -- notes.note_id of the newest on the path to the head
     depth INTEGER NOT NULL,
     rev INTEGER NOT NULL,
-    state BLOB,
-    state_rev INTEGER NOT NULL DEFAULT 0,
+    state_rev INTEGER NOT NULL,
+    state_number INTEGER,  -- states.number of the present state; NULL: not kept yet, or empty
+    root_state INTEGER,  -- states.number of the state that it was created with; NULL: empty
     seal INTEGER NOT NULL,
+    params TEXT,
+    metadata TEXT,
+    template TEXT,
+    state TEXT,  -- NULL: empty
     UNIQUE (owner, session_id)
 );
 -- Each turn moves a session in every index that has last_accessed or expires_at, so these are few.
@@ -73,48 +77,59 @@ CREATE TABLE turns (
     boot INTEGER NOT NULL,
     started_at INTEGER NOT NULL,
     finished_at INTEGER,
+    state INTEGER,  -- states.number of the session's state at the commit; NULL: it was empty
     body BLOB NOT NULL,
-    state BLOB,  -- the session's state after the turn, where it differs from the parent's
     UNIQUE (session, turn_id)
 );
 CREATE INDEX turns_by_start ON turns (session, started_at, turn_id);
 CREATE INDEX turns_running ON turns (session, boot) WHERE status = 0;
+
+-- States that turns, checkpoints and roots refer to. None is ever changed.
+CREATE TABLE states (
+    id INTEGER PRIMARY KEY,
+    session INTEGER NOT NULL,
+    number INTEGER NOT NULL,  -- counts those of a session from 1
+    body BLOB NOT NULL,
+    UNIQUE (session, number)
+);
 
 CREATE TABLE notes (
     id INTEGER PRIMARY KEY,
     session INTEGER NOT NULL,
     note_id BLOB NOT NULL,
     turn_id BLOB NOT NULL,  -- the last turn that the summary stands for
+    depth INTEGER NOT NULL,  -- that of the turn
     tokens_before INTEGER NOT NULL,
     tokens_after INTEGER NOT NULL,
     created_at INTEGER NOT NULL,
     body BLOB NOT NULL,
     UNIQUE (session, note_id)
 );
-CREATE INDEX notes_by_turn ON notes (session, turn_id);
 
 CREATE TABLE checkpoints (
     id INTEGER PRIMARY KEY,
     session INTEGER NOT NULL,
     checkpoint_id BLOB NOT NULL,
     turn_id BLOB,  -- NULL: before the first turn
-    label TEXT,
-    data BLOB,
-    state BLOB,
+    state INTEGER,  -- states.number; NULL: it was empty
     automatic INTEGER NOT NULL,
     created_at INTEGER NOT NULL,
-    seal INTEGER NOT NULL,
+    body BLOB NOT NULL,
     UNIQUE (session, checkpoint_id)
 );
+CREATE INDEX checkpoints_by_time ON checkpoints (session, created_at, checkpoint_id);
+CREATE INDEX checkpoints_by_kind ON checkpoints (session, automatic, created_at, checkpoint_id);
 
 -- What happens to a session outside its turns: changes of its state and of its head.
 CREATE TABLE session_events (
     id INTEGER PRIMARY KEY,
     session INTEGER NOT NULL,
+    number INTEGER NOT NULL,  -- counts those of a session from 1
     created_at INTEGER NOT NULL,
-    body BLOB NOT NULL
+    body BLOB NOT NULL,
+    UNIQUE (session, number)
 );
-CREATE INDEX session_events_by_session ON session_events (session, created_at);
+CREATE INDEX session_events_by_time ON session_events (session, created_at, number);
 
 CREATE TABLE idempotency_keys (
     id INTEGER PRIMARY KEY,
@@ -129,24 +144,15 @@ CREATE TABLE idempotency_keys (
 );
 CREATE INDEX idempotency_keys_by_turn ON idempotency_keys (session, turn_id);
 
-CREATE TABLE user_state (
+CREATE TABLE shared_state (
+    id INTEGER PRIMARY KEY,
+    app_name TEXT NOT NULL,
     owner TEXT NOT NULL,
-    app_name TEXT NOT NULL,
-    user_id TEXT NOT NULL,
-    key TEXT NOT NULL,
-    value BLOB NOT NULL,
+    user_id TEXT NOT NULL,  -- '': the application's
     rev INTEGER NOT NULL,
     updated_at INTEGER NOT NULL,
-    PRIMARY KEY (owner, app_name, user_id, key)
-);
-
-CREATE TABLE app_state (
-    app_name TEXT NOT NULL,
-    key TEXT NOT NULL,
-    value BLOB NOT NULL,
-    rev INTEGER NOT NULL,
-    updated_at INTEGER NOT NULL,
-    PRIMARY KEY (app_name, key)
+    body BLOB NOT NULL,
+    UNIQUE (app_name, owner, user_id)
 );
 
 CREATE TABLE usage_days (

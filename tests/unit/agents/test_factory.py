@@ -6,10 +6,11 @@ from typing import Any
 import pytest
 
 from app.agents.factory import AutogenFactory
-from app.agents.profiles import builtin_profiles, pick_params, render_prompt, with_revision
+from app.agents.profiles import builtin_profiles, pick_params, with_revision
 from app.domain.catalog import WHOLE_CONTEXT, AgentProfile, ContextPolicy
-from app.domain.errors import AgentNotFound, UnknownModel
-from app.domain.session import DEFAULT_AGENT_ID, Stamp
+from app.domain.errors import AgentNotFound, InvalidInput, UnknownModel
+from app.domain.session import DEFAULT_AGENT_ID, Path, Stamp
+from app.domain.state import SharedState, Surroundings
 from app.domain.turn import AssistantText, ToolCall, ToolCalls, UserText
 from app.models.providers import demo_provider, make_provider
 from app.models.registry import ModelRegistry
@@ -107,17 +108,66 @@ def test_revisions_follow_the_configuration() -> None:
     assert with_revision(profile).revision != with_revision(AgentProfile("a", "A", "", "Prompt.")).revision
 
 
-@pytest.mark.parametrize(
-    ("template", "prompt"),
-    [
-        (None, "Help {name}, {who}!"),
-        ({"context": {"name": "Ann"}}, "Help Ann, {who}!"),
-        ({"system_prompt": "Hi {name} {}", "context": {"name": 7}}, "Hi 7 {}"),
-    ],
-)
-def test_prompts_are_rendered(template: dict[str, Any] | None, prompt: str) -> None:
-    """A template brings values for placeholders, or a prompt of its own."""
-    assert render_prompt(AgentProfile("a", "A", "", "Help {name}, {who}!"), template) == prompt
+@pytest.mark.parametrize("chosen", [["add", "sk-canary"], ["rm"], ["add "], ["add", "add", "Add"]])
+def test_a_capability_that_the_agent_has_not_is_refused(chosen: list[str]) -> None:
+    """The error names the field, and nothing that was sent."""
+    template = {"capabilities": chosen}
+    with pytest.raises(InvalidInput) as caught:
+        make_factory().check(make_session(agent_id="coder", template=template))
+    assert caught.value.field == "template.capabilities"
+    assert not any(name in caught.value.message.split() for name in chosen)
+
+
+@pytest.mark.parametrize("template", [None, {}, {"capabilities": None}, {"capabilities": []}])
+def test_no_capability_is_never_too_much(template: dict[str, Any] | None) -> None:
+    """An agent without tools takes them too, and the profile's own are fine."""
+    make_factory().check(make_session(template=template))
+    own = {"capabilities": ["add"]}
+    make_factory().check(make_session(agent_id="coder", template=own))
+    assert make_factory().model_of(make_session(agent_id="coder")) == ("openai", "gpt-5")
+
+
+def prompting(prompt: str) -> AutogenFactory:
+    return AutogenFactory(demo_models(), [with_revision(AgentProfile("assistant", "A", "", prompt))])
+
+
+def surroundings(name: str, rev: int) -> Surroundings:
+    return Surroundings(app=SharedState(rev=1), user=SharedState({"name": name}, rev))
+
+
+def prompt_of(agent: Any) -> str:
+    (message,) = agent._shell._system_messages
+    return str(message.content)
+
+
+def test_an_agent_follows_the_shared_state_that_its_prompt_names() -> None:
+    """Its stamp has the revisions: another one is another stamp, and refitted it has the new values."""
+    factory, session = prompting("Help {user:name}{x}."), make_session(head="head", state={"x": "!"})
+    assert factory.names_shared(session)
+    old, new = surroundings("Ann", 1), surroundings("Bob", 2)
+    agent = factory.build(session, make_path(UserText("q")), old)
+    assert prompt_of(agent) == "Help Ann!."
+    assert agent.stamp == factory.stamp_of(session, old) != factory.stamp_of(session, new)
+    assert agent.stamp.shared == (1, 1)
+    factory.refit(agent, session, new)
+    assert agent.stamp == factory.stamp_of(session, new)
+    assert (prompt_of(agent), agent._context.mark()) == ("Help Bob!.", 1)
+
+
+def test_an_agent_that_names_no_shared_state_knows_of_none() -> None:
+    """One that was built without it must be refitted before it can be used as one with it."""
+    plain = prompting("Help {name}.")
+    assert not plain.names_shared(make_session())
+    assert plain.build(make_session(), make_path()).stamp.shared is None
+    named, session = prompting("Help {app:name}."), make_session(head="head")
+    agent = named.build(session, make_path())
+    assert agent.stamp != named.stamp_of(session, Surroundings())
+
+
+def test_a_session_without_its_profile_names_nothing() -> None:
+    """The error is the one that its turn ends with."""
+    with pytest.raises(AgentNotFound):
+        make_factory().names_shared(make_session(agent_id="nobody"))
 
 
 def test_the_estimate_grows_with_the_history() -> None:
@@ -135,6 +185,34 @@ async def test_the_estimate_grows_with_a_turn() -> None:
     before = agent.estimated_bytes
     await run(agent, "x" * 1000)
     assert agent.estimated_bytes - before > 2000
+
+
+async def test_tokens_are_estimated_from_the_whole_context() -> None:
+    """At the start, after each turn, and the same for a warm agent and a restored one."""
+    factory = make_factory()
+    policy = ContextPolicy("last", 1)
+    warm = AutogenFactory(demo_models(), context_policy=policy).build(make_session(), make_path())
+    assert warm.estimated_tokens == 0
+    first, _ = await run(warm, "My name is Alice")
+    after_one = warm.estimated_tokens
+    second, _ = await run(warm, "你好")
+    restored = factory.build(make_session(), make_path(*first.messages, *second.messages))
+    assert after_one == factory.build(make_session(), make_path(*first.messages)).estimated_tokens
+    assert restored.estimated_tokens == warm.estimated_tokens > after_one
+
+
+async def test_a_compacted_path_begins_with_its_summary() -> None:
+    """As a question and its answer, before the turns that came after; it counts as context."""
+    path = Path("head", "note", (UserText("q"), AssistantText("a")), 0, summary="They met.")
+    agent = make_factory().build(make_session(note="note"), path)
+    assert [message.content for message in agent._context._messages] == [
+        "Summarise our conversation so far.",
+        "They met.",
+        "q",
+        "a",
+    ]
+    assert agent.stamp.note == "note"
+    assert agent.estimated_tokens == (4 + 9) + (4 + 3) + (4 + 1) + (4 + 1)
 
 
 def test_libraries_are_kept_quiet() -> None:

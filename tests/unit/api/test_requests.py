@@ -5,6 +5,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from app.api.native.fields import Flag, Limit, Params, check_message, is_blank
 from app.api.native.requests import ChatBody, NewSessionBody, SessionPatch
+from app.api.native.times import parse_time, to_time
 from app.domain.errors import InvalidInput
 from app.domain.session import UNSET, SessionStatus
 
@@ -38,7 +39,8 @@ def fields_of(error: ValidationError) -> list[str]:
         ({"message": "x", "window_id": "a" * 129}, "window_id"),
         ({"message": "x", "on_busy": "merge"}, "on_busy"),
         ({"message": "x", "on_disconnect": "stop"}, "on_disconnect"),
-        ({"message": "x", "parent": "root"}, "parent"),
+        ({"message": "x", "parent": "Root"}, "parent"),
+        ({"message": "x", "parent": ""}, "parent"),
         ({"message": "x", "state": {}}, "state"),
         ({"message": "x", "metadata": []}, "metadata"),
         ({"message": "x", "params": {"temperature": 2.1}}, "params.temperature"),
@@ -182,7 +184,9 @@ def test_a_patch_keeps_deletions_in_metadata() -> None:
         ({"title": "a\nb"}, "title"),
         ({"title": "x" * 201}, "title"),
         ({"agent_id": "x"}, "agent_id"),
-        ({"template": {}}, "template"),
+        ({"template": []}, "template"),
+        ({"template": {"context": {"a": 1}, "tools": []}}, "template.tools"),
+        ({"state": {}}, "state"),
         ({"session_id": "x"}, "session_id"),
     ],
 )
@@ -197,3 +201,42 @@ def test_an_empty_body_makes_a_session() -> None:
     """Everything about a new session may be left out; 0 seconds means for ever."""
     assert NewSessionBody().to_new_session("o", redact_keys=True).owner == "o"
     assert NewSessionBody.model_validate({"ttl_s": 0}).to_new_session("", redact_keys=True).ttl_s == 0
+
+
+def test_a_template_in_a_patch() -> None:
+    """What is left out of it stays, ``null`` reaches the merge; an empty one makes no template."""
+    patch = {"template": {"system_prompt": None, "context": {"token": "t", "a": None}}}
+    change = SessionPatch.model_validate(patch).to_change(redact_keys=True)
+    assert change.template == {"system_prompt": None, "context": {"token": "[redacted]", "a": None}}
+    assert SessionPatch.model_validate({"template": None}).to_change(redact_keys=True).template is None
+    body = NewSessionBody.model_validate({"template": {"context": None}})
+    assert body.to_new_session("", redact_keys=True).template is None
+
+
+@pytest.mark.parametrize(
+    ("text", "ms"),
+    [
+        ("1970-01-01T00:00:00Z", 0),
+        ("1969-12-31T23:59:59Z", 0),
+        ("2026-11-20T10:00:00.007Z", 1_795_168_800_007),
+        ("2026-11-20t18:00:00.0079+08:00", 1_795_168_800_007),
+        ("2026-11-20T10:00:00.123456789-00:00", 1_795_168_800_123),
+        ("2026-11-20T10:00:00.1z", 1_795_168_800_100),
+    ],
+)
+def test_times(text: str, ms: int) -> None:
+    """RFC 3339 with any offset, in milliseconds, cut off; before 1970 is 1970."""
+    assert parse_time(text) == ms
+    assert parse_time(to_time(ms)) == ms
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "2026-11-20", "2026-11-20T10:00:00", "2026-11-20 10:00:00Z", "2026-13-01T00:00:00Z",
+     "2026-11-20T10:00:60Z", "0000-01-01T00:00:00Z", "2026-11-20T10:00:00+24:00", "20261120T100000Z",
+     "２026-11-20T10:00:00Z", "2026-11-20T10:00:00.Z"],
+)  # fmt: skip
+def test_what_is_no_time(text: str) -> None:
+    """No date alone, no time of nowhere, nothing that is not in the calendar."""
+    with pytest.raises(ValueError, match="must be a time"):
+        parse_time(text)

@@ -1,0 +1,116 @@
+"""Branches in SQLite: heads that move, and sessions that fork.
+
+A move reads as much as it needs to find its place, and writes the record and one event.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+import apsw
+
+from app.domain.branch import Back, HeadTarget, ToCheckpoint, ToTurn
+from app.domain.errors import SnapshotUnreadable, TurnNotFound
+from app.domain.ids import to_id_bytes
+from app.domain.session import Session, SessionCap
+from app.stores import rules, sqlite_checkpoints, sqlite_journal, sqlite_notes, sqlite_records
+from app.stores.sqlite_rows import Record, check_turn_row, from_id
+from app.stores.sqlite_tree import (
+    Spot,
+    find_record,
+    get_record,
+    get_state,
+    spot_at,
+    walk,
+    walk_whole,
+)
+from app.stores.sqlite_writer import Unit
+from app.stores.sqlite_writes import ADD_TURN, make_room
+
+
+def at_turn(connection: apsw.Connection, session: Session, turn_id: str | None) -> Session:
+    record = find_record(connection, session)
+    if record is None:
+        raise TurnNotFound(session_id=session.key.session_id, turn_id=turn_id)
+    return rules.at_place(session, spot_at(connection, record, turn_id).place)
+
+
+def move_head(unit: Unit, session: Session, target: HeadTarget, now: int) -> Session:
+    record = get_record(unit.connection, session)
+    rules.check_unmoved(record.session, session)
+    place, state_number = _spot_of(unit.connection, record, target)
+    moved = rules.after_move(record.session, place, now, unit.life)
+    sqlite_records.save(unit, record, moved, now, state_number=state_number)
+    sqlite_journal.log(unit, record, rules.head_changed(record.session, target, place), now)
+    return moved
+
+
+def fork_session(
+    unit: Unit, origin: Session, target: HeadTarget | None, new: Session, cap: SessionCap | None
+) -> Session:
+    """Copy the path's rows as they are; what is sealed with the origin's uid is sealed anew."""
+    connection, uid = unit.connection, to_id_bytes(new.uid)
+    record = get_record(connection, origin)
+    place, state_number = _spot_of(connection, record, target)
+    # All is read before room is made: the origin may be what goes for the new session.
+    rows = _path_rows(connection, record, place)
+    numbers = {row[11] for row in rows} | {state_number, record.root_state}
+    states = {number: get_state(connection, record, number) for number in numbers if number}
+    notes = list(sqlite_notes.notes_on(connection, record, (row[0] for row in rows)))
+    if cap is not None:
+        make_room(unit, new, cap)
+    fork = rules.after_fork(new, place)
+    number = sqlite_records.add(unit, fork, state_number=state_number, root_state=record.root_state)
+    connection.executemany(ADD_TURN, [(*row, number) for row in reversed(rows)])
+    for state_of, state in states.items():
+        sqlite_records.add_state(unit, number, uid, state_of, state)
+    sqlite_notes.copy_notes(unit, number, uid, notes)
+    return fork
+
+
+def _spot_of(connection: apsw.Connection, record: Record, target: HeadTarget | None) -> Spot:
+    """Return where ``target`` is as seen from the head; ``None`` is where the session is.
+
+    Raises:
+        TurnNotFound, CheckpointNotFound: it is not there, or was never committed.
+        InvalidInput: back by more turns than there are.
+        SnapshotUnreadable: it is broken.
+    """
+    match target:
+        case None:
+            here = record.session
+            return Spot(rules.Place(here.head, here.depth, here.note, here.state), record.state_number)
+        case ToTurn(turn_id):
+            return spot_at(connection, record, turn_id)
+        case Back(turns):
+            rules.check_back(record.session, turns)
+            return spot_at(connection, record, _back(connection, record, turns))
+        case ToCheckpoint(checkpoint_id):
+            checkpoint, number = sqlite_checkpoints.get_target(connection, record, checkpoint_id)
+            place = spot_at(connection, record, checkpoint.turn_id).place
+            return Spot(place._replace(state=get_state(connection, record, number)), number)
+
+
+def _back(connection: apsw.Connection, record: Record, turns: int) -> str | None:
+    """Return the turn so many before the head, ``None`` for the root."""
+    session = record.session
+    if turns == 0 or turns == session.depth:
+        return session.head if turns == 0 else None
+    rows = walk(connection, record.number, to_id_bytes(str(session.head)), turns)
+    for row in rows:
+        check_turn_row(row, session.key.session_id)
+    if len(rows) < turns:
+        raise SnapshotUnreadable(session_id=session.key.session_id)
+    return from_id(rows[-1][1])
+
+
+def _path_rows(connection: apsw.Connection, record: Record, place: rules.Place) -> list[Any]:
+    """Return the rows of the path to ``place``, the deepest first.
+
+    Raises:
+        SnapshotUnreadable: the path or one of them is broken.
+    """
+    session = replace(record.session, head=place.head, depth=place.depth)
+    rows = walk_whole(connection, record.number, session, None, 0)
+    for row in rows:
+        check_turn_row(row, session.key.session_id)
+    return rows

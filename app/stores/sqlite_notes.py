@@ -1,0 +1,91 @@
+"""Compaction notes in SQLite: a summary hangs on a turn and is found by walking up to it."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import apsw
+
+from app.domain.compaction import Note
+from app.domain.errors import SnapshotUnreadable
+from app.domain.ids import to_id_bytes
+from app.domain.journal import Compacted
+from app.domain.session import Session
+from app.domain.turn import Usage
+from app.stores import rules, sqlite_journal, sqlite_records
+from app.stores.sqlite_records import marks
+from app.stores.sqlite_rows import Record, from_id, to_id
+from app.stores.sqlite_side_rows import NOTE_COLUMNS, from_note_row, to_note_row
+from app.stores.sqlite_tree import Tree, find_noted, find_tree, get_record, spot_at
+from app.stores.sqlite_writer import Unit
+
+_ADD = f"INSERT INTO notes ({NOTE_COLUMNS}, session) VALUES ({marks(NOTE_COLUMNS)}, ?)"  # noqa: S608
+_FIND = f"SELECT {NOTE_COLUMNS} FROM notes WHERE session = ? AND note_id = ?"  # noqa: S608
+_LIST = f"SELECT {NOTE_COLUMNS} FROM notes WHERE session = ? ORDER BY id"  # noqa: S608
+
+
+class Noted(NamedTuple):
+    """A note, the depth of its turn, and how many bytes it takes."""
+
+    note: Note
+    depth: int
+    stored_bytes: int
+
+
+def add_note(unit: Unit, session: Session, note: Note, usage: Usage) -> Session:
+    connection, now = unit.connection, note.created_at
+    record = get_record(connection, session)
+    depth = spot_at(connection, record, note.turn_id).place.depth
+    if connection.execute(_FIND, (record.number, to_id_bytes(note.note_id))).fetchone():
+        return record.session
+    connection.execute(_ADD, (*to_note_row(record.uid, note, depth), record.number))
+    sqlite_records.add_usage(unit, record.number, now // rules.MS_PER_DAY, 0, usage)
+    noted = replace(
+        record.session, note=from_id(find_noted(connection, _tree_of(record.session, record.number)))
+    )
+    sqlite_records.save(unit, record, noted, now, state_number=record.state_number)
+    sqlite_journal.log(unit, record, Compacted(note.note_id, note.turn_id), now)
+    return noted
+
+
+def get_note(connection: apsw.Connection, session: Session) -> Note | None:
+    tree = find_tree(connection, session)
+    note_id = from_id(tree and find_noted(connection, _tree_of(session, tree.number)))
+    return read_note(connection, tree.number, session, note_id).note if tree and note_id else None
+
+
+def read_note(connection: apsw.Connection, number: int, session: Session, note_id: str) -> Noted:
+    """Return a note of the session with this number.
+
+    Raises:
+        SnapshotUnreadable: it is broken, or missing.
+    """
+    row: Any = connection.execute(_FIND, (number, to_id_bytes(note_id))).fetchone()
+    try:
+        note = from_note_row(to_id_bytes(session.uid), row)
+    except SnapshotUnreadable as error:
+        raise SnapshotUnreadable(session_id=session.key.session_id) from error
+    return Noted(note, row[2], len(row[6]))
+
+
+def notes_on(connection: apsw.Connection, record: Record, turn_ids: Iterable[bytes]) -> Iterator[Noted]:
+    """Yield the notes that hang on these turns, the oldest first.
+
+    Raises:
+        SnapshotUnreadable: one is broken.
+    """
+    wanted = set(turn_ids)
+    rows: list[Any] = connection.execute(_LIST, (record.number,)).fetchall()
+    for row in rows:
+        if row[1] in wanted:
+            yield read_note(connection, record.number, record.session, str(from_id(row[0])))
+
+
+def copy_notes(unit: Unit, number: int, uid: bytes, notes: Iterable[Noted]) -> None:
+    """Give these notes to another session, too."""
+    rows = [(*to_note_row(uid, noted.note, noted.depth), number) for noted in notes]
+    unit.connection.executemany(_ADD, rows)
+
+
+def _tree_of(session: Session, number: int) -> Tree:
+    return Tree(number, to_id(session.head), session.depth)

@@ -1,0 +1,150 @@
+"""Rows of what hangs on a session beside its turns <-> domain values, each checked against its seal.
+
+Each is sealed with the ``uid`` of its session, so that none counts for another one.
+"""
+
+import struct
+from typing import Any
+
+from app.domain.checkpoint import Checkpoint
+from app.domain.compaction import Note
+from app.domain.errors import SnapshotUnreadable
+from app.domain.ids import from_id_bytes, to_id_bytes
+from app.domain.journal import Fact, LoggedFact
+from app.domain.state import SharedState, StateScope
+from app.domain.turn import JsonObject
+from app.stores.codec import from_fact_value, seal, to_body, to_fact_value, unseal
+from app.stores.sqlite_rows import Row, from_id, to_id
+
+NOTE_COLUMNS = "note_id, turn_id, depth, tokens_before, tokens_after, created_at, body"
+CHECKPOINT_COLUMNS = "checkpoint_id, turn_id, state, automatic, created_at, body"
+FACT_COLUMNS = "number, created_at, body"
+
+_NO_ID = bytes(16)
+_NOTE_COVER = struct.Struct(">16s16s16sqqqq")
+_CHECKPOINT_COVER = struct.Struct(">16s16s16sqBq")
+_FACT_COVER = struct.Struct(">16sqq")
+_STATE_COVER = struct.Struct(">16sq")
+_BROKEN = (SnapshotUnreadable, struct.error, TypeError, ValueError, AttributeError)
+
+
+def to_state_body(uid: bytes, number: int, state: JsonObject) -> bytes:
+    return seal(to_body(state), _STATE_COVER.pack(uid, number))
+
+
+def from_state_body(uid: bytes, number: int, body: Any) -> JsonObject:
+    """Return the state.
+
+    Raises:
+        SnapshotUnreadable: the row is broken, or missing.
+    """
+    state = unseal(body, _STATE_COVER.pack(uid, number))
+    if not isinstance(state, dict):
+        raise SnapshotUnreadable
+    return state
+
+
+def to_note_row(uid: bytes, note: Note, depth: int) -> tuple[Any, ...]:
+    """Return the values of ``NOTE_COLUMNS``."""
+    columns = (
+        to_id_bytes(note.note_id), to_id_bytes(note.turn_id), depth,
+        note.tokens_before, note.tokens_after, note.created_at,
+    )  # fmt: skip
+    return (*columns, seal(to_body(note.summary), _NOTE_COVER.pack(uid, *columns)))
+
+
+def from_note_row(uid: bytes, row: Row | None) -> Note:
+    """Return the note in the values of ``NOTE_COLUMNS``.
+
+    Raises:
+        SnapshotUnreadable: the row is broken, or missing.
+    """
+    try:
+        note_id, turn_id, depth, tokens_before, tokens_after, created_at, body = row or ()
+        cover = _NOTE_COVER.pack(uid, note_id, turn_id, depth, tokens_before, tokens_after, created_at)
+        return Note(
+            note_id=from_id_bytes(note_id),
+            turn_id=from_id_bytes(turn_id),
+            summary=unseal(body, cover),
+            tokens_before=tokens_before,
+            tokens_after=tokens_after,
+            created_at=created_at,
+        )
+    except _BROKEN as error:
+        raise SnapshotUnreadable from error
+
+
+def to_checkpoint_row(uid: bytes, checkpoint: Checkpoint, state: int | None) -> tuple[Any, ...]:
+    """Return the values of ``CHECKPOINT_COLUMNS``; ``state`` is the number of the state."""
+    columns = (
+        to_id_bytes(checkpoint.checkpoint_id), to_id(checkpoint.turn_id), state,
+        int(checkpoint.automatic), checkpoint.created_at,
+    )  # fmt: skip
+    return (*columns, seal(to_body([checkpoint.label, checkpoint.data]), _checkpoint_cover(uid, columns)))
+
+
+def from_checkpoint_row(uid: bytes, row: Row) -> Checkpoint:
+    """Return the checkpoint in the values of ``CHECKPOINT_COLUMNS``.
+
+    Raises:
+        SnapshotUnreadable: the row is broken.
+    """
+    try:
+        label, data = unseal(row[5], _checkpoint_cover(uid, row))
+        return Checkpoint(
+            checkpoint_id=from_id_bytes(row[0]),
+            turn_id=from_id(row[1]),
+            label=label,
+            data=data,
+            created_at=row[4],
+            automatic=bool(row[3]),
+        )
+    except _BROKEN as error:
+        raise SnapshotUnreadable from error
+
+
+def to_fact_row(uid: bytes, logged: LoggedFact) -> tuple[Any, ...]:
+    """Return the values of ``FACT_COLUMNS``."""
+    columns = logged.number, logged.created_at
+    return (*columns, seal(to_body(to_fact_value(logged.fact)), _FACT_COVER.pack(uid, *columns)))
+
+
+def from_fact_row(uid: bytes, row: Row) -> LoggedFact:
+    """Return the fact in the values of ``FACT_COLUMNS``.
+
+    Raises:
+        SnapshotUnreadable: the row is broken.
+    """
+    try:
+        fact: Fact = from_fact_value(unseal(row[2], _FACT_COVER.pack(uid, row[0], row[1])))
+        return LoggedFact(row[0], row[1], fact)
+    except _BROKEN as error:
+        raise SnapshotUnreadable from error
+
+
+def to_shared_body(scope: StateScope, shared: SharedState, updated_at: int) -> bytes:
+    return seal(to_body(shared.values), _shared_cover(scope, shared.rev, updated_at))
+
+
+def from_shared_row(scope: StateScope, row: Row) -> SharedState:
+    """Return the state in (rev, updated_at, body).
+
+    Raises:
+        SnapshotUnreadable: the row is broken.
+    """
+    rev, updated_at, body = row
+    values = unseal(body, _shared_cover(scope, rev, updated_at))
+    if not isinstance(values, dict):
+        raise SnapshotUnreadable
+    return SharedState(values, rev)
+
+
+def _checkpoint_cover(uid: bytes, row: Row) -> bytes:
+    checkpoint_id, turn_id, state, automatic, created_at = row[:5]
+    return _CHECKPOINT_COVER.pack(
+        uid, checkpoint_id, _NO_ID if turn_id is None else turn_id, state or 0, automatic, created_at
+    )
+
+
+def _shared_cover(scope: StateScope, rev: Any, updated_at: Any) -> bytes:
+    return "\0".join([scope.app_name, scope.owner, scope.user_id or "", f"{rev}", f"{updated_at}"]).encode()
