@@ -15,6 +15,7 @@ from app.stores.sqlite_writes import end_turn
 _FAILED = 2
 _ORPHANS = f"SELECT {TURN_COLUMNS}, session, id FROM turns WHERE status = 0 AND boot != ?"  # noqa: S608
 _IDLE_AFTER = "idle_after_s"
+# ``Session.status_at``, numbered as in ``PHASES``.
 _SET_PHASES = (
     "UPDATE sessions SET phase = CASE WHEN archived THEN 2 WHEN expires_at <= :now THEN 3"
     " WHEN marked_idle OR last_accessed <= :idle_line THEN 1 ELSE 0 END"

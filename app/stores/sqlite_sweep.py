@@ -2,7 +2,8 @@
 
 Both go by index through what has changed its status since the last sweep, or is due, and
 never through what has not. A step takes some thousand rows, so that turns need not wait
-long for the writer; what the next one has to do is in the file, so any step may be the last.
+long for the writer (a session goes as a whole, though, however many turns it has); what the
+next step has to do is in the file, so any may be the last.
 """
 
 from typing import Any, NamedTuple
