@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from app.domain.ids import SessionKey
 from app.domain.session import Session, SessionStatus
 from app.domain.stats import SessionStats
 from app.services.admission import NewSession
@@ -81,4 +82,14 @@ class SessionManager(SessionRecords, SessionReadings, SessionBranches, SessionSt
             newly, purged = await self._store.expire_and_purge(now, PURGE_BATCH)
             expired, removed = expired + newly, removed + purged
             if purged < PURGE_BATCH:
-                return expired, removed
+                break
+        if removed:
+            await self._evict_orphans()
+        return expired, removed
+
+    async def _evict_orphans(self) -> None:
+        """Drop the idle agents of sessions that are gone."""
+        for live in self._pool.live_sessions():
+            key = SessionKey(live.owner, live.session_id)
+            if await self._store.find_session(key) is None:
+                self._pool.evict(key)

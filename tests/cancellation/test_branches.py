@@ -19,7 +19,7 @@ from app.domain.errors import (
     TurnTimeout,
 )
 from app.domain.events import TurnCancelled, TurnFailed, TurnFinished
-from app.domain.session import SessionChange, SessionStatus
+from app.domain.session import LifeSpan, SessionChange, SessionStatus
 from app.domain.turn import CancelReason, UserText
 from app.services.landing import CheckpointPlan
 from tests.cancellation.chats import KEY, Chats, end_of
@@ -248,6 +248,20 @@ async def test_a_commit_in_doubt_makes_one_checkpoint_and_one_branch():
     page = await chats.sessions.list_checkpoints("a")
     assert [(c.automatic, c.turn_id) for c in page.checkpoints] == [(True, chats.path()[-1].turn_id)]
     await chats.check_quiet()
+
+
+@virtual
+async def test_a_purged_session_has_no_agent():
+    """What is purged leaves nothing in the pool; the agent of a session that stays is not touched."""
+    chats = await talked(1)
+    await chats.chat.chat("b", "hello")
+    await chats.sessions.update("a", SessionChange(ttl_s=1))
+    assert chats.pool.live_count() == 2
+    await asyncio.sleep(LifeSpan().retention_s + 2)
+    assert await chats.sessions.cleanup() == (1, 1)
+    assert [live.session_id for live in chats.pool.live_sessions()] == ["b"]
+    with pytest.raises(SessionNotFound):
+        await chats.sessions.get("a")
 
 
 # -- summaries
