@@ -1,6 +1,7 @@
-"""Measure what a live agent costs and how long an evicted one takes to come back.
+"""Measure what a live agent costs, how long an evicted one takes to come back, how the store grows.
 
-    python3 scripts/dev.py measure [--agents 10000] [--distinct 20000] [--restores 500] [--json]
+    python3 scripts/dev.py measure [--agents 10000] [--distinct 20000] [--restores 500]
+        [--sessions 100000] [--events 10000] [--turns 1000] [--json]
 
 Works on the built-in demo model and a SQLite file in a temporary folder, in one process and
 without HTTP, so that nothing but the pool, the agents and the store is measured.
@@ -12,39 +13,21 @@ import gc
 import json
 import statistics
 import sys
-import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator
 
+from measure_pool import pool_of
+from measure_store import measure_branches, measure_events, measure_lists
 from rich.console import Console
 from rich.progress import track
 
-from app import Runtime, Settings
+from app import Runtime
 from app.domain.ids import SessionKey
 from app.telemetry.memory import read_memory
 
 CONCURRENCY = 32
 MESSAGES = ("My name is Alice", "What is my name?")
 _console = Console(stderr=True)
-
-
-@asynccontextmanager
-async def pool_of(places: int, **settings: Any) -> AsyncIterator[Runtime]:
-    """A runtime with an empty store and this many places."""
-    with tempfile.TemporaryDirectory() as folder:
-        chosen = Settings(
-            _env_file=None,
-            store_url=f"sqlite:///{Path(folder) / 'measure.db'}",
-            model_provider="demo",
-            agent_max_instances=places,
-            **settings,
-        )
-        async with Runtime(chosen) as runtime:
-            await runtime.chat.chat("first", "load what is loaded lazily")
-            yield runtime
 
 
 async def visit(runtime: Runtime, names: list[str], messages: tuple[str, ...], title: str) -> list[int]:
@@ -132,12 +115,18 @@ def main() -> None:
     parser.add_argument("--agents", type=int, default=10_000)
     parser.add_argument("--distinct", type=int, default=20_000)
     parser.add_argument("--restores", type=int, default=500)
+    parser.add_argument("--sessions", type=int, default=100_000)
+    parser.add_argument("--events", type=int, default=10_000)
+    parser.add_argument("--turns", type=int, default=1000)
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
     results = {
         "idle agent": asyncio.run(measure_agents(given.agents)),
         "distinct sessions through 100 places": asyncio.run(measure_flatness(given.distinct)),
         "restore of 20 messages": asyncio.run(measure_restores(given.restores)),
+        "lists of sessions, p95": asyncio.run(measure_lists(given.sessions)),
+        "events of a session, p95": asyncio.run(measure_events(given.events)),
+        "a long session, p95": asyncio.run(measure_branches(given.turns)),
     }
     if given.json:
         json.dump(results, sys.stdout)
@@ -145,7 +134,7 @@ def main() -> None:
     for title, figures in results.items():
         print(title)
         for name, value in figures.items():
-            print(f"  {name:24} {value:,.2f}" if isinstance(value, float) else f"  {name:24} {value:,}")
+            print(f"  {name:34} {value:,.2f}" if isinstance(value, float) else f"  {name:34} {value:,}")
 
 
 if __name__ == "__main__":

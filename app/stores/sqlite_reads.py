@@ -45,6 +45,7 @@ _LIST_TURNS = (
     f"SELECT {TURN_COLUMNS} FROM turns WHERE session = :session"  # noqa: S608
     " AND (started_at, turn_id) < (:time, :turn_id) ORDER BY started_at DESC, turn_id DESC LIMIT :limit"
 )
+_KEPT_TOTAL = "SELECT count FROM session_counts WHERE owner = ? AND kind = ? AND name = ?"
 _SUM_USAGE = (
     "SELECT coalesce(sum(turns), 0), coalesce(sum(prompt_tokens), 0), coalesce(sum(completion_tokens), 0)"
     " FROM usage_days WHERE owner = ? AND user_id = ?"
@@ -236,6 +237,8 @@ def _terms_of(query: SessionQuery) -> list[str]:
 def _total(
     connection: apsw.Connection, query: SessionQuery, terms: list[str], values: dict[str, Any]
 ) -> int | None:
+    if rules.has_exact_total(query) and query.owner is not None and None in (query.user_id, query.agent_id):
+        return _kept_total(connection, query)
     # Paging sorts by time and must not choose this index; counting should.
     where = " AND ".join(terms).replace("+agent_id", "agent_id")
     if rules.has_exact_total(query):
@@ -246,6 +249,14 @@ def _total(
         values,
     ).get
     return counted if counted <= rules.TOTAL_LIMIT else None
+
+
+def _kept_total(connection: apsw.Connection, query: SessionQuery) -> int:
+    if query.user_id is not None:
+        kind, name = "u", query.user_id
+    else:
+        kind, name = ("", "") if query.agent_id is None else ("a", query.agent_id)
+    return connection.execute(_KEPT_TOTAL, (query.owner, kind, name)).get or 0
 
 
 def _readable(rows: list[Any]) -> Iterable[Session]:

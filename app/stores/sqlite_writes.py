@@ -19,7 +19,7 @@ ADD_TURN = f"INSERT INTO turns ({TURN_COLUMNS}, session) VALUES ({marks(TURN_COL
 _SET_TURN = f"UPDATE turns SET {settings(TURN_COLUMNS)} WHERE session = ? AND turn_id = ?"  # noqa: S608
 _FIND_TURN_STATUS = "SELECT status, kept FROM turns WHERE session = ? AND turn_id = ?"
 _FIND_NUMBER = "SELECT id FROM sessions WHERE owner = ? AND session_id = ?"
-_COUNT_OF_USER = "SELECT count(*) FROM sessions WHERE user_id = ? AND +owner = ?"
+_COUNT_OF_USER = "SELECT count FROM session_counts WHERE name = ? AND owner = ? AND kind = 'u'"
 _FIND_RUNNING = "SELECT 1 FROM turns WHERE status = 0 AND session = ?"
 _ROOT_STATE = 1
 
@@ -149,7 +149,7 @@ def make_room(unit: Unit, session: Session, cap: SessionCap) -> None:
     if unit.connection.execute(_FIND_NUMBER, session.key).fetchone():
         raise SessionExists(session_id=session.key.session_id)
     user = session.user_id, session.key.owner
-    excess = unit.connection.execute(_COUNT_OF_USER, user).get + 1 - cap.most
+    excess = (unit.connection.execute(_COUNT_OF_USER, user).get or 0) + 1 - cap.most
     if excess <= 0:
         return
     found = ((v, find_record(unit.connection, v)) for v in cap.victims if (v.user_id, v.key.owner) == user)

@@ -9,7 +9,7 @@ import pytest
 
 from app.domain.branch import Back
 from app.domain.ids import SessionKey
-from app.domain.session import Session, SessionChange, SessionStatus
+from app.domain.session import Session, SessionChange, SessionQuery, SessionStatus
 from app.domain.stats import SessionStats
 from app.domain.turn import CancelReason, TurnStatus
 from app.ports import SessionStore
@@ -24,6 +24,7 @@ from .builders import (
     make_checkpoint,
     make_session,
     make_turn,
+    new_id,
     running,
     stored_session,
 )
@@ -338,3 +339,27 @@ async def do_something(store: SessionStore, random: Random, session: Session, no
             await store.record_turn(session, failed(turn))
         case 7:
             await store.patch_state(session.key, {"n": now}, now)
+
+
+async def test_totals_follow_whatever_is_made_moved_and_removed(place: Place) -> None:
+    """Of an owner, a user, an agent: after batches, a change of agent, forks, deletes and a restart."""
+    store = place.store
+    made = [
+        make_session(f"s{n}", user_id=f"u{n % 2}" if n % 3 else None, agent_id=f"a{n % 2}", owner=f"o{n % 2}")
+        for n in range(30)
+    ]
+    await store.create_sessions(made)
+    await store.update_session(made[0].key, SessionChange(agent_id="a1"), T0 + 1)
+    await store.fork_session(made[2], None, replace(made[2], key=SessionKey("o0", "fork"), uid=new_id()))
+    await store.delete_session(made[4].key)
+    await store.delete_sessions([made[6].key, made[7].key])
+    store = await place.restart("boot-2")
+    for owner in ("o0", "o1", "nobody"):
+        for filters in ({}, {"user_id": "u0"}, {"user_id": "u1"}, {"agent_id": "a0"}, {"agent_id": "a1"}):
+            query = SessionQuery(owner=owner, now=T0, limit=100, **filters)
+            page = await store.list_sessions(query)
+            assert page.total == len(page.sessions), (owner, filters)
+    for session in made:
+        await store.delete_session(session.key)
+    await store.delete_session(SessionKey("o0", "fork"))
+    assert (await store.list_sessions(SessionQuery(owner="o0", now=T0))).total == 0

@@ -63,6 +63,37 @@ CREATE INDEX sessions_by_user ON sessions (user_id, last_accessed) WHERE user_id
 CREATE INDEX sessions_by_expiry ON sessions (expires_at) WHERE expires_at IS NOT NULL;
 CREATE INDEX sessions_by_agent ON sessions (agent_id, owner);
 
+-- How many sessions an owner has (kind ''), each user of his ('u') and each agent ('a'): what lists
+-- say as their total without counting rows.
+CREATE TABLE session_counts (
+    owner TEXT NOT NULL,
+    kind TEXT NOT NULL,
+    name TEXT NOT NULL,
+    count INTEGER NOT NULL,
+    PRIMARY KEY (owner, kind, name)
+) WITHOUT ROWID;
+
+CREATE TRIGGER count_new_session AFTER INSERT ON sessions BEGIN
+    INSERT INTO session_counts (owner, kind, name, count)
+        SELECT new.owner, '', '', 1
+        UNION ALL SELECT new.owner, 'a', new.agent_id, 1
+        UNION ALL SELECT new.owner, 'u', new.user_id, 1 WHERE new.user_id IS NOT NULL
+        ON CONFLICT DO UPDATE SET count = count + 1;
+END;
+CREATE TRIGGER count_gone_session AFTER DELETE ON sessions BEGIN
+    UPDATE session_counts SET count = count - 1 WHERE owner = old.owner
+        AND (kind, name) IN (VALUES ('', ''), ('a', old.agent_id), ('u', old.user_id));
+    DELETE FROM session_counts WHERE count = 0 AND owner = old.owner
+        AND (kind, name) IN (VALUES ('', ''), ('a', old.agent_id), ('u', old.user_id));
+END;
+CREATE TRIGGER count_moved_session AFTER UPDATE OF agent_id ON sessions WHEN old.agent_id != new.agent_id BEGIN
+    UPDATE session_counts SET count = count - 1
+        WHERE owner = old.owner AND kind = 'a' AND name = old.agent_id;
+    INSERT INTO session_counts (owner, kind, name, count) VALUES (new.owner, 'a', new.agent_id, 1)
+        ON CONFLICT DO UPDATE SET count = count + 1;
+    DELETE FROM session_counts WHERE owner = old.owner AND kind = 'a' AND name = old.agent_id AND count = 0;
+END;
+
 CREATE TABLE turns (
     id INTEGER PRIMARY KEY,
     session INTEGER NOT NULL,  -- sessions.id
