@@ -1,5 +1,6 @@
 """The server's own decisions: which signal counts, which socket it takes, what closes when."""
 
+import gc
 import os
 import signal
 import socket
@@ -9,7 +10,7 @@ import pytest
 
 from app.config import Settings
 from app.runtime import Runtime
-from app.server import SAME_SIGNAL_S, PoolServer, bind, take_over
+from app.server import GC_THRESHOLDS, SAME_SIGNAL_S, PoolServer, bind, calm_collector, take_over
 from tests.fakes import FakeClock
 
 TERM, INT = int(signal.SIGTERM), int(signal.SIGINT)
@@ -90,3 +91,16 @@ async def test_store_closes_last_whatever_fails(runtime: Runtime, monkeypatch: p
             await runtime.close()
         assert steps == ["models", "store"]
         monkeypatch.undo()
+
+
+def test_collector_leaves_what_the_start_has_made() -> None:
+    """What is there is not looked at any more, and passes over everything are rare."""
+    thresholds, frozen = gc.get_threshold(), gc.get_freeze_count()
+    try:
+        calm_collector()
+        assert gc.get_freeze_count() > frozen + 10_000
+        assert gc.get_threshold() == GC_THRESHOLDS
+        assert gc.isenabled()
+    finally:
+        gc.unfreeze()
+        gc.set_threshold(*thresholds)
