@@ -52,9 +52,10 @@ import re
 import shutil
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -65,12 +66,14 @@ python3 scripts/dev.py <command> [arguments]
   test [pytest arguments]      run the tests
   check                        ruff, mypy, import-linter
   load-test [its arguments]    drive a running server (load-test --help lists them)
+  bench [pytest arguments]     time the parts: pool, store, encoder, translation
   lock [uv arguments]          maintainers: resolve scripts/requirements.lock again
                                (keeps what still fits; --upgrade takes the newest)
 """
 
 ROOT = Path(__file__).resolve().parent.parent
-LOCK = ROOT / "scripts" / "requirements.lock"
+SCRIPTS = ROOT / "scripts"
+LOCK = SCRIPTS / "requirements.lock"
 DEV_MARKER = "# ---- What tests and checks add ----\n"
 NO_INSTALL = "AGENTPOOL_NO_INSTALL"
 
@@ -331,14 +334,18 @@ def test(arguments: list[str]) -> NoReturn:
     become("-m", "pytest", *arguments, PYTHONUTF8="1", PYTHONUNBUFFERED="1")
 
 
-def load_test(arguments: list[str]) -> NoReturn:
+def become_script(name: str, arguments: list[str]) -> NoReturn:
     prepare("run", "dev")
-    become(str(ROOT / "scripts" / "load_test.py"), *arguments)
+    # -P keeps the script's own folder from being searched, where the modules beside it are.
+    become(str(SCRIPTS / name), *arguments, PYTHONPATH=os.pathsep.join((str(ROOT), str(SCRIPTS))))
 
 
-def measure(arguments: list[str]) -> NoReturn:
+def bench(arguments: list[str]) -> NoReturn:
     prepare("run", "dev")
-    become(str(ROOT / "scripts" / "measure.py"), *arguments)
+    os.chdir(ROOT)
+    # Named otherwise than tests are, so that `test` does not collect them.
+    options = ("-o", "python_files=bench_*.py", "--benchmark-only", "--benchmark-columns=min,median,max,ops")
+    become("-m", "pytest", "tests/benchmarks", *options, *arguments, PYTHONUTF8="1", PYTHONUNBUFFERED="1")
 
 
 def check(arguments: list[str]) -> NoReturn:
@@ -372,12 +379,13 @@ def lock(arguments: list[str]) -> NoReturn:
     os.execv(sys.executable, [sys.executable, str(ROOT / "scripts" / "lock.py"), *arguments])
 
 
-COMMANDS = {
+COMMANDS: dict[str, Callable[[list[str]], NoReturn]] = {
     "run": run,
     "test": test,
     "check": check,
-    "load-test": load_test,
-    "measure": measure,
+    "load-test": partial(become_script, "load_test.py"),
+    "measure": partial(become_script, "measure.py"),
+    "bench": bench,
     "lock": lock,
 }
 
