@@ -96,6 +96,11 @@ CHECKS = (
     ("import-linter", ("lint-imports", "--no-logo")),
 )
 
+BENCH = (
+    *("tests/benchmarks", "-p", "benchmark", "-o", "python_files=bench_*.py"),
+    *("--benchmark-time-unit=us", "--benchmark-columns=min,median,max"),
+)
+
 PIP_FAILURES = (
     (
         r"DO NOT MATCH THE HASHES[\s\S]*?^\s+(\S+==[^\s:;]+)",
@@ -343,9 +348,8 @@ def become_script(name: str, arguments: list[str]) -> NoReturn:
 def bench(arguments: list[str]) -> NoReturn:
     prepare("run", "dev")
     os.chdir(ROOT)
-    # Named otherwise than tests are, so that `test` does not collect them.
-    options = ("-o", "python_files=bench_*.py", "--benchmark-only", "--benchmark-columns=min,median,max,ops")
-    become("-m", "pytest", "tests/benchmarks", *options, *arguments, PYTHONUTF8="1", PYTHONUNBUFFERED="1")
+    # `test` neither collects these files, which are named otherwise, nor loads the plugin.
+    become("-m", "pytest", *BENCH, *arguments, PYTHONUTF8="1", PYTHONUNBUFFERED="1")
 
 
 def check(arguments: list[str]) -> NoReturn:
