@@ -21,14 +21,15 @@ FIGURES = {
     "max_ms": LOWER,
     **{f"first_token_p{p}_ms": LOWER for p in PERCENTILES},
     **{f"gap_p{p}_ms": LOWER for p in PERCENTILES},
-    "deltas_per_s": HIGHER,
+    "deltas_per_s": NEITHER,
+    "chars_per_s": HIGHER,
     **{f"{came}_p{p}_ms": LOWER for came in ("new", "warm", "restored") for p in PERCENTILES},
     "restored_share": NEITHER,
     "first_turns_ms": LOWER,
     "last_turns_ms": LOWER,
     "growth": LOWER,
     "cpu_ms_per_turn": LOWER,
-    "cpu_us_per_delta": LOWER,
+    "cpu_us_per_char": LOWER,
     "rss_before_mib": LOWER,
     "rss_after_mib": LOWER,
     "client_cpu": NEITHER,
@@ -103,6 +104,7 @@ def figures_of(tally: Tally, used: Used, turns: int | None = None) -> Figures:
     figures |= percentiles("first_token_", tally.first_tokens) | percentiles("gap_", tally.gaps)
     if tally.deltas:
         figures["deltas_per_s"] = tally.deltas / duration_s
+        figures["chars_per_s"] = tally.characters / duration_s
     for came in ("new", "warm", "restored"):
         figures |= percentiles(f"{came}_", (latency for _, latency in tally.latencies.get(came, ())))
     if turns is not None:
@@ -135,8 +137,8 @@ def costs_of(tally: Tally, used: Used) -> Figures:
     figures: Figures = {}
     if used.server_cpu_s is not None and tally.turns:
         figures["cpu_ms_per_turn"] = 1000 * used.server_cpu_s / tally.turns
-        if tally.deltas and len(tally.first_tokens) == tally.turns:  # else not all of it went into streams
-            figures["cpu_us_per_delta"] = 1e6 * used.server_cpu_s / tally.deltas
+        if tally.characters and len(tally.first_tokens) == tally.turns:  # else not all of it was streamed
+            figures["cpu_us_per_char"] = 1e6 * used.server_cpu_s / tally.characters
     if used.rss_before_mib is not None and used.rss_after_mib is not None:
         figures |= {"rss_before_mib": used.rss_before_mib, "rss_after_mib": used.rss_after_mib}
     return figures

@@ -45,12 +45,17 @@ SCENARIOS = {
 
 @dataclass(slots=True)
 class Tally:
-    """What was measured. Times are in seconds; ``latencies`` are (turn number, time) by activation."""
+    """What was measured. Times are in seconds; ``latencies`` are (turn number, time) by activation.
+
+    ``deltas`` and ``characters`` are those of streamed turns. Only the second measures what was
+    delivered: tokens that come together may travel as one delta.
+    """
 
     latencies: dict[str, list[tuple[int, float]]] = field(default_factory=lambda: defaultdict(list))
     first_tokens: list[float] = field(default_factory=list)
     gaps: list[float] = field(default_factory=list)
     deltas: int = 0
+    characters: int = 0
     errors: Counter[str] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
     duration_s: float = 0.0
@@ -65,6 +70,8 @@ class Tally:
             self.first_tokens.append(timed.first_token_s)
         self.gaps += timed.gaps_s
         self.deltas += timed.deltas
+        if timed.deltas:
+            self.characters += len(timed.answer.reply)
 
 
 class Load:
