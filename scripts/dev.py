@@ -66,6 +66,7 @@ python3 scripts/dev.py <command> [arguments]
   test [pytest arguments]      run the tests
   check                        ruff, mypy, import-linter
   load-test [its arguments]    drive a running server (load-test --help lists them)
+  measure [its arguments]      what agents, restores and a growing store cost, without a server
   bench [pytest arguments]     time the parts: pool, store, encoder, translation
   lock [uv arguments]          maintainers: resolve scripts/requirements.lock again
                                (keeps what still fits; --upgrade takes the newest)

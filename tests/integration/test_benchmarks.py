@@ -1,10 +1,13 @@
-"""The micro-benchmarks: out of the way of the tests, and not forgotten."""
+"""What measures: benchmarks are out of the way of the tests, and nothing here is forgotten."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import dev
+import pytest
 
 ROOT = Path(__file__).parents[2]
 
@@ -30,3 +33,22 @@ def test_benchmarks_work(tmp_path: Path) -> None:
 def test_tests_do_not_collect_benchmarks() -> None:
     """Without the options of ``dev.py bench`` there is nothing to collect among the benchmarks."""
     assert pytest_run("--collect-only", "tests/benchmarks").returncode == 5
+
+
+@pytest.mark.parametrize("command", ["load-test", "measure"])
+def test_scripts_find_their_modules(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A script that the launcher becomes finds the modules beside it, though ``-P`` hides its folder."""
+    becomes: list[Any] = []
+    monkeypatch.setattr(dev, "prepare", lambda *parts: None)
+    monkeypatch.setattr(os, "execve", lambda *started: becomes.append(started))
+    dev.COMMANDS[command](["--help"])
+    [(_, arguments, environment)] = becomes
+    ended = subprocess.run(
+        [sys.executable, *arguments[1:]],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (ended.returncode, ended.stderr) == (0, "")
