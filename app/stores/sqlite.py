@@ -48,7 +48,8 @@ from app.stores import (
 )
 from app.stores.codec import to_turn_body
 from app.stores.sqlite_rows import Names
-from app.stores.sqlite_writer import Unit, Writer
+from app.stores.sqlite_unit import Unit
+from app.stores.sqlite_writer import Writer
 
 READERS = 2
 READ_TIMEOUT_S = 10.0
@@ -191,7 +192,8 @@ class SqliteStore:
         return await self._read(sqlite_reads.list_oldest, owner, user_id, limit)
 
     async def find_session(self, key: SessionKey) -> Session | None:
-        return await self._read(sqlite_reads.find_session, key)
+        known = self._get_writer().records.find(key)
+        return await self._read(sqlite_reads.find_session, key) if known is None else known
 
     async def list_sessions(self, query: SessionQuery) -> SessionPage:
         return await self._read(sqlite_reads.list_sessions, query, self._life)

@@ -257,8 +257,8 @@ async def test_a_read_that_hangs_fails(
     monkeypatch.setattr(sqlite, "READ_TIMEOUT_S", 0.05)
     gate = Event()
     calls = [store._read(lambda connection: gate.wait()) for _ in range(sqlite.READERS)]
-    results = await asyncio.gather(*calls, store.find_session(session.key), return_exceptions=True)
+    results = await asyncio.gather(*calls, store.load_path(session), return_exceptions=True)
     gate.set()
     assert [type(result) for result in results] == [StoreUnavailable] * (sqlite.READERS + 1)
     monkeypatch.undo()
-    assert await store.find_session(session.key) == session
+    assert (await store.load_path(session)).messages == ()
