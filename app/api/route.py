@@ -48,11 +48,6 @@ def find_body(request: Request, model: type[Model]) -> Model | None:
         return None
 
 
-def json_response(answer: BaseModel) -> Response:
-    """Return ``answer`` as FastAPI would."""
-    return Response(answer.model_dump_json(by_alias=True), media_type="application/json")
-
-
 class ParsedRequest(Request):
     """A request whose JSON body was parsed before."""
 

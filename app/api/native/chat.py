@@ -10,12 +10,12 @@ from app.api.docs import WITH_BODY, problems
 from app.api.etag import parse_expected_head
 from app.api.native.encoder import NativeEncoder
 from app.api.native.fields import NoQuery, check_message
-from app.api.native.kinds import EVENT_TYPES
+from app.api.native.kinds import EVENT_TYPES, to_json
 from app.api.native.requests import ChatBody
 from app.api.native.responses import ChatAnswer
-from app.api.route import StrictRoute, find_body, json_response, shortcut
+from app.api.route import StrictRoute, find_body, shortcut
 from app.api.sse import MEDIA_TYPE, EventStream, StoredEvents
-from app.domain.chat import PastTurn
+from app.domain.chat import ChatReply, PastTurn
 from app.domain.errors import Draining
 from app.domain.events import TurnCancelled
 from app.domain.idempotency import parse_key
@@ -142,8 +142,10 @@ async def _begin_shortly(request: Request) -> tuple[Flight | PastTurn, Call] | N
 
 
 async def _chat_shortly(request: Request) -> Response | None:
-    begun = await _begin_shortly(request)
-    return None if begun is None else json_response(await wait_answer(*begun))
+    if (begun := await _begin_shortly(request)) is None:
+        return None
+    members = ChatAnswer.members_of(await wait_reply(*begun))
+    return Response(to_json(members), media_type="application/json")
 
 
 async def _stream_shortly(request: Request) -> Response | None:
@@ -162,7 +164,7 @@ async def chat(begun: BegunDep, call: CallDep) -> ChatAnswer:
 
     If the client leaves, a turn that runs goes on; one that still waits is dropped.
     """
-    return await wait_answer(begun, call)
+    return ChatAnswer.of(await wait_reply(begun, call))
 
 
 @router.post(
@@ -189,7 +191,7 @@ def note_turn(begun: Flight | PastTurn, call: Call) -> None:
         call.exchange.accept_turn(begun.key.session_id, begun.turn_id)
 
 
-async def wait_answer(begun: Flight | PastTurn, call: Call) -> ChatAnswer:
+async def wait_reply(begun: Flight | PastTurn, call: Call) -> ChatReply:
     """Return the answer of a turn when it has ended.
 
     Raises:
@@ -204,7 +206,7 @@ async def wait_answer(begun: Flight | PastTurn, call: Call) -> ChatAnswer:
             begun.leave()
         if isinstance(ended, TurnCancelled) and ended.reason is CancelReason.DRAIN:
             raise Draining()
-    return ChatAnswer.of(call.services.chat.reply_of(begun))
+    return call.services.chat.reply_of(begun)
 
 
 async def stream_answer(begun: Flight | PastTurn, call: Call) -> Response:
