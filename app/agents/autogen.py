@@ -26,6 +26,7 @@ from opentelemetry import trace
 from pydantic import BaseModel
 
 from app.agents.context import SessionContext, estimate_tokens
+from app.agents.source import Teller
 from app.agents.token import PruningToken
 from app.agents.tools import CachedWorkbench
 from app.agents.translate import AGENT_NAME, USER_SOURCE, TurnReader, path_to_llm, size_of, to_llm
@@ -163,21 +164,24 @@ class _Listening(ChatCompletionClient):
         extra_create_args: Mapping[str, Any] | None = None,
         cancellation_token: CancellationToken | None = None,
     ) -> AsyncGenerator[str | CreateResult, None]:
-        stream = self._client.create_stream(
-            messages,
-            tools=tools,
-            tool_choice=tool_choice,
-            json_output=json_output,
-            extra_create_args=extra_create_args or {},
-            cancellation_token=cancellation_token,
-        )
+        asked: dict[str, Any] = {
+            "tools": tools,
+            "tool_choice": tool_choice,
+            "json_output": json_output,
+            "extra_create_args": extra_create_args or {},
+            "cancellation_token": cancellation_token,
+        }
         reader = self.reader
+        assert reader is not None, "a model is only asked in a turn"
+        if isinstance(self._client, Teller):
+            result = await self._client.tell(reader.hear, messages, **asked)
+            reader.note(result)
+            yield result
+            return
         # Whatever breaks this loop: an open stream would live as long as the exception does.
-        async with aclosing(stream):
+        async with aclosing(self._client.create_stream(messages, **asked)) as stream:
             async for piece in stream:
-                if reader is None:
-                    yield piece
-                elif isinstance(piece, str):
+                if isinstance(piece, str):
                     reader.hear(piece)
                 else:
                     reader.note(piece)

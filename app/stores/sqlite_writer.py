@@ -58,7 +58,8 @@ Work = Callable[[Unit], T]
 class _Item(NamedTuple):
     work: Work[Any]
     future: "asyncio.Future[Any] | None"  # None: nobody waits
-    label: str  # what the log calls it; "": its failure is not logged
+    label: str  # what the log calls it
+    is_posted: bool = False  # it is the log that hears of its failure
 
 
 class _Failed(NamedTuple):
@@ -105,9 +106,11 @@ class Writer:
         self._put(_Item(work, future, label))
         return future
 
-    def post(self, work: Work[Any], label: str) -> None:
-        """Queue ``work`` for which nobody waits; its failure is logged."""
-        self._put(_Item(work, None, label))
+    def post(self, work: Work[Any], label: str) -> "asyncio.Future[None]":
+        """Queue ``work`` for which nobody need wait; its failure is logged, and the future has no error."""
+        future: asyncio.Future[None] = self._loop.create_future()
+        self._put(_Item(work, future, label, is_posted=True))
+        return future
 
     def stop(self) -> None:
         """Let the thread close everything after the last work that was accepted."""
@@ -270,7 +273,7 @@ class Writer:
 
     def _log_failures(self, group: list[_Item], outcomes: list[Any]) -> None:
         for item, outcome in zip(group, outcomes, strict=True):
-            if item.future is None and item.label and isinstance(outcome, _Failed):
+            if item.is_posted and isinstance(outcome, _Failed):
                 _log.error("%s failed: %s", item.label, outcome.error, exc_info=outcome.error)
 
     def _tell(self, call: Callable[[], None]) -> None:
@@ -292,10 +295,10 @@ def _end_all(group: list[_Item], outcomes: list[Any]) -> None:
     for item, outcome in zip(group, outcomes, strict=True):
         if item.future is None:
             continue
-        if isinstance(outcome, _Failed):
+        if isinstance(outcome, _Failed) and not item.is_posted:
             _fail(item.future, outcome.error)
         else:
-            _resolve(item.future, outcome)
+            _resolve(item.future, None if item.is_posted else outcome)
 
 
 def _resolve(future: "asyncio.Future[T]", result: T) -> None:
