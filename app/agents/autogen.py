@@ -12,15 +12,24 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from autogen_agentchat.agents import AssistantAgent
-from autogen_core import CancellationToken
-from autogen_core.models import ChatCompletionClient, CreateResult, LLMMessage, ModelInfo, RequestUsage
+from autogen_core import CancellationToken, trace_invoke_agent_span
+from autogen_core.models import (
+    ChatCompletionClient,
+    CreateResult,
+    LLMMessage,
+    ModelInfo,
+    RequestUsage,
+    UserMessage,
+)
 from autogen_core.tools import Tool, ToolSchema
+from opentelemetry import trace
 from pydantic import BaseModel
 
 from app.agents.context import SessionContext, estimate_tokens
+from app.agents.source import Teller
 from app.agents.token import PruningToken
 from app.agents.tools import CachedWorkbench
-from app.agents.translate import AGENT_NAME, TurnReader, path_to_llm, size_of, to_llm
+from app.agents.translate import AGENT_NAME, USER_SOURCE, TurnReader, path_to_llm, size_of, to_llm
 from app.domain.catalog import ContextPolicy
 from app.domain.errors import ModelError
 from app.domain.session import Path, Stamp
@@ -31,6 +40,9 @@ MAX_TOOL_ITERATIONS: Final = 8
 
 _SHELL_BYTES: Final = 8 * 1024
 _LIVE_PER_STORED: Final = 2  # a message as a Python object, against its stored form
+# Asked for once: whoever sets a provider later is found all the same, and AutoGen's own way
+# looks into the environment each turn.
+_TRACER: Final = trace.get_tracer("autogen-core")
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,10 +105,8 @@ class AutogenAgent:
         mark = self._context.mark()
         reader = TurnReader(message, emit)
         self._client.reader = reader
-        stream = self._shell.run_stream(task=message, cancellation_token=token, output_task_messages=False)
         try:
-            async for event in stream:
-                reader.take(event)
+            await self._converse(message, reader, token)
             answer = reader.answer()
         except asyncio.CancelledError:
             token.cancel()
@@ -112,12 +122,20 @@ class AutogenAgent:
         finally:
             self._token = None
             self._client.reader = None
-            await stream.aclose()
         added = to_llm(answer.messages)
         self._context.replace_from(mark, added)
         self._stored_bytes += size_of(answer.messages)
         self._estimated_tokens += sum(map(estimate_tokens, added))
         return answer
+
+    async def _converse(self, message: str, reader: TurnReader, token: CancellationToken) -> None:
+        """Do what ``run_stream`` does, without the messages that it makes for its own result."""
+        await self._context.add_message(UserMessage(content=message, source=USER_SOURCE))
+        stream = self._shell.on_messages_stream((), token)
+        with trace_invoke_agent_span(AGENT_NAME, tracer=_TRACER, agent_description=self._shell.description):
+            async with aclosing(stream):
+                async for event in stream:
+                    reader.take(event)
 
     def cancel(self) -> None:
         """Ask the running turn to stop; harmless without one."""
@@ -146,21 +164,24 @@ class _Listening(ChatCompletionClient):
         extra_create_args: Mapping[str, Any] | None = None,
         cancellation_token: CancellationToken | None = None,
     ) -> AsyncGenerator[str | CreateResult, None]:
-        stream = self._client.create_stream(
-            messages,
-            tools=tools,
-            tool_choice=tool_choice,
-            json_output=json_output,
-            extra_create_args=extra_create_args or {},
-            cancellation_token=cancellation_token,
-        )
+        asked: dict[str, Any] = {
+            "tools": tools,
+            "tool_choice": tool_choice,
+            "json_output": json_output,
+            "extra_create_args": extra_create_args or {},
+            "cancellation_token": cancellation_token,
+        }
         reader = self.reader
+        assert reader is not None, "a model is only asked in a turn"
+        if isinstance(self._client, Teller):
+            result = await self._client.tell(reader.hear, messages, **asked)
+            reader.note(result)
+            yield result
+            return
         # Whatever breaks this loop: an open stream would live as long as the exception does.
-        async with aclosing(stream):
+        async with aclosing(self._client.create_stream(messages, **asked)) as stream:
             async for piece in stream:
-                if reader is None:
-                    yield piece
-                elif isinstance(piece, str):
+                if isinstance(piece, str):
                     reader.hear(piece)
                 else:
                     reader.note(piece)

@@ -1,9 +1,11 @@
 """Where the agents get their models from: what they need, in their words."""
 
-from collections.abc import Mapping
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
 
-from autogen_core.models import ChatCompletionClient
+from autogen_core import CancellationToken
+from autogen_core.models import ChatCompletionClient, CreateResult, LLMMessage
+from autogen_core.tools import Tool, ToolSchema
 
 from app.domain.catalog import ModelOffer
 
@@ -30,4 +32,25 @@ class ModelSource(Protocol):
 
         Raises:
             UnknownModel: it is not offered.
+        """
+
+
+@runtime_checkable
+class Teller(Protocol):
+    """A client that can be heard without a generator, which would wake its task for every token."""
+
+    async def tell(
+        self,
+        hear: Callable[[str], None],
+        messages: Sequence[LLMMessage],
+        *,
+        tools: Sequence[Tool | ToolSchema] = (),
+        tool_choice: Any = "auto",
+        json_output: Any = None,
+        extra_create_args: Mapping[str, Any] | None = None,
+        cancellation_token: CancellationToken | None = None,
+    ) -> CreateResult:
+        """Have ``hear`` called with text as it comes, and return the result.
+
+        ``hear`` may be called from callbacks of the event loop, but never after this has ended.
         """

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from typing import Final
 
+from autogen_agentchat.base import Response
 from autogen_agentchat.messages import (
     TextMessage,
     ToolCallExecutionEvent,
@@ -105,11 +106,13 @@ class TurnReader:
         self._finish_reason = result.finish_reason
 
     def take(self, event: object) -> None:
-        """Take the next item of ``run_stream``; thoughts, which have been heard, are passed over.
+        """Take the next item of ``on_messages_stream``; thoughts, which have been heard, are passed over.
 
         Raises:
             ModelError: the model's answer does not fit together.
         """
+        if isinstance(event, Response):
+            event = event.chat_message
         if isinstance(event, ToolCallRequestEvent):
             self._called(event.content)
         elif isinstance(event, ToolCallExecutionEvent):

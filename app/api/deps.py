@@ -32,7 +32,8 @@ class Call:
     receive: Receive
 
 
-async def _call(request: Request) -> Call:
+async def call_of(request: Request) -> Call:
+    """Return the call that ``request`` makes, once its caller is known."""
     state = request.app.state
     return Call(
         services=state.services,
@@ -44,7 +45,7 @@ async def _call(request: Request) -> Call:
     )
 
 
-CallDep = Annotated[Call, Depends(_call)]
+CallDep = Annotated[Call, Depends(call_of)]
 
 
 async def _session_key(

@@ -1,7 +1,5 @@
 """The whole HTTP face in one call."""
 
-from itertools import chain
-
 from fastapi import APIRouter, FastAPI
 from starlette.types import Scope
 
@@ -50,8 +48,8 @@ def install(app: FastAPI, options: ApiOptions) -> None:
     app.state.allowed_methods = allowed_methods
     app.router.redirect_slashes = False
     install_errors(app)
-    for router in ROUTERS:
-        app.include_router(router)
+    # Not include_router: it would analyse every route once more, and match each request twice.
+    app.router.routes.extend(route for router in ROUTERS for route in router.routes)
     install_docs(app)
     app.add_middleware(Guard, options=options)
 
@@ -60,7 +58,7 @@ def allowed_methods(scope: Scope) -> str:
     """Return the value of ``Allow`` for the path of ``scope``."""
     path = scope["path"].removeprefix(scope.get("root_path", ""))
     methods: set[str] = set()
-    for route in chain(scope["app"].router.routes, *(router.routes for router in ROUTERS)):
+    for route in scope["app"].router.routes:
         if (pattern := getattr(route, "path_regex", None)) and pattern.match(path):
             methods |= getattr(route, "methods", None) or {"GET", "HEAD"}
     return ", ".join(sorted(methods))

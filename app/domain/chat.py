@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
 
 from app.domain.idempotency import Binding, fingerprint
 from app.domain.session import UNSET, Session, SessionChange, Unset
@@ -25,52 +26,14 @@ class OnDisconnect(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ChatRequest:
-    """One message and what goes with it.
+class TurnRequest:
+    """What goes with whatever makes a turn.
 
-    ``agent_id``, ``provider``, ``model`` and ``params`` stick to the session when given;
-    ``window_id``, ``app_name`` and ``metadata`` count only if this message creates it.
-    ``parent``: the committed turn to continue from, or ``ROOT``; ``None`` is the head when the turn starts.
+    ``agent_id``, ``provider``, ``model`` and ``params`` stick to the session when given.
     ``expected_head``: the head that the session must have when the turn starts.
     ``idempotency_key``: a repeat of the request with it gets the same turn.
     """
 
-    message: str
-    session_id: str | None = None
-    owner: str = ""
-    user_id: str | None = None
-    window_id: str | None = None
-    app_name: str | None = None
-    agent_id: str | None = None
-    provider: str | None = None
-    model: str | None = None
-    params: JsonObject | None = None
-    metadata: JsonObject = field(default_factory=dict)
-    on_busy: OnBusy = OnBusy.QUEUE
-    on_disconnect: OnDisconnect = OnDisconnect.CONTINUE
-    idempotency_key: str | None = None
-    parent: str | None = None
-    expected_head: str | Unset | None = UNSET
-
-    @property
-    def choices(self) -> "Choices":
-        return Choices(self.agent_id, self.provider, self.model, self.params)
-
-    @property
-    def binding(self) -> Binding | None:
-        """The key and what makes another request with it the same one."""
-        if self.idempotency_key is None:
-            return None
-        chosen = (self.agent_id, self.provider, self.model, self.params, self.metadata)
-        same = fingerprint(self.session_id, self.message, self.parent, *chosen)
-        return Binding(self.owner, self.idempotency_key, same)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RegenerateRequest:
-    """Another answer to the input of the head turn; the fields are as those of ``ChatRequest``."""
-
-    session_id: str
     owner: str = ""
     user_id: str | None = None
     agent_id: str | None = None
@@ -86,13 +49,43 @@ class RegenerateRequest:
     def choices(self) -> "Choices":
         return Choices(self.agent_id, self.provider, self.model, self.params)
 
-    @property
-    def binding(self) -> Binding | None:
-        """The key and what makes another request with it the same one; no chat is."""
+    def bind(self, *asked: Any) -> Binding | None:
+        """Return the key and what makes another request with it the same one: that ``asked`` this."""
         if self.idempotency_key is None:
             return None
         chosen = (self.agent_id, self.provider, self.model, self.params)
-        return Binding(self.owner, self.idempotency_key, fingerprint("regenerate", self.session_id, *chosen))
+        return Binding(self.owner, self.idempotency_key, fingerprint(*asked, *chosen))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatRequest(TurnRequest):
+    """One message.
+
+    ``window_id``, ``app_name`` and ``metadata`` count only if this message creates its session.
+    ``parent``: the committed turn to continue from, or ``ROOT``; ``None`` is the head when the turn starts.
+    """
+
+    message: str
+    session_id: str | None = None
+    window_id: str | None = None
+    app_name: str | None = None
+    metadata: JsonObject = field(default_factory=dict)
+    parent: str | None = None
+
+    @property
+    def binding(self) -> Binding | None:
+        return self.bind("chat", self.session_id, self.message, self.parent, self.metadata)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RegenerateRequest(TurnRequest):
+    """Another answer to the input of the head turn."""
+
+    session_id: str
+
+    @property
+    def binding(self) -> Binding | None:
+        return self.bind("regenerate", self.session_id)
 
 
 @dataclass(frozen=True, slots=True)

@@ -118,13 +118,17 @@ class Session:
         rev = self.rev if by_turn else self.rev + 1
         return replace(self, state=state, rev=rev, state_rev=self.state_rev + 1)
 
-    def touched(self, now: int, life: LifeSpan) -> "Session":
-        """Return the session as it is after activity at ``now``: its expiry clock starts again."""
+    def touched(self, now: int, life: LifeSpan, **others: Any) -> "Session":
+        """Return the session after activity at ``now``: its expiry clock starts again.
+
+        ``others`` are fields that change with it.
+        """
         return replace(
             self,
             last_accessed=max(now, self.last_accessed),
             marked_idle=False,
             expires_at=None if self.archived else expiry(now, self.ttl_s, life),
+            **others,
         )
 
 

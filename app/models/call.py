@@ -35,6 +35,9 @@ class ModelCall(CancellationToken):
         self._loop = asyncio.get_running_loop()
         self._deadline = self._loop.time() + limits.first_event_s
         self._waiting: asyncio.Timeout | None = None
+        self._end: asyncio.Future[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._alarm = 0.0  # when it goes off
         self._attempt = 0
         self._stopped = False
         self.close_response: Callable[[], Awaitable[None]] | None = None  # for those who cannot reach it
@@ -55,6 +58,8 @@ class ModelCall(CancellationToken):
         self._stopped = True
         if self._waiting is not None and not self._waiting.expired():
             self._waiting.reschedule(self._loop.time())
+        if self._end is not None:
+            self._end.cancel()
 
     async def wait(self, make: Callable[[], Awaitable[T]]) -> T:
         """Await what ``make`` returns until the deadline.
@@ -63,22 +68,51 @@ class ModelCall(CancellationToken):
             CancelledError: the token was cancelled.
             ModelUnavailable: the deadline has passed.
         """
-        self._check_stopped()
+        self.check_stopped()
         try:
             async with asyncio.timeout_at(self._deadline) as self._waiting:
                 return await make()
         except TimeoutError:
-            self._check_stopped()
+            self.check_stopped()
             if self._waiting is None or not self._waiting.expired():
                 raise
         except Exception:
-            self._check_stopped()
+            self.check_stopped()
             raise
         finally:
             self._waiting = None
         raise self._too_late()
 
-    def _check_stopped(self) -> None:
+    async def wait_end(self, end: asyncio.Future[None]) -> None:
+        """Await ``end``; the deadline moves with what is heard meanwhile.
+
+        Raises:
+            CancelledError: the token was cancelled.
+            ModelUnavailable: the deadline has passed.
+        """
+        self.check_stopped()
+        self._end = end
+        self._watch()
+        try:
+            await end
+        finally:
+            self._end = None
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
+
+    def _watch(self) -> None:
+        """End ``wait_end`` if it is time; else look again when it may be."""
+        if self._end is None or self._end.done():
+            return
+        if self._loop.time() >= self._deadline:
+            self._end.set_exception(self._too_late())
+        else:
+            self._alarm = self._deadline
+            self._timer = self._loop.call_at(self._alarm, self._watch)
+
+    def check_stopped(self) -> None:
+        """Raise ``CancelledError`` once the token is cancelled."""
         if self._stopped:
             raise asyncio.CancelledError
 
@@ -112,6 +146,11 @@ class ModelCall(CancellationToken):
         if self.begun:
             patience = min(self._limits.idle_s, _AFTER_FINISH_S) if self.finished else self._limits.idle_s
             self._deadline = self._loop.time() + patience
+            # A later deadline leaves the timer alone, which would cost as much as the event:
+            # when it goes off, it sees for itself.
+            if self._timer is not None and self._deadline < self._alarm:
+                self._timer.cancel()
+                self._watch()
 
     def check_end(self) -> None:
         """Judge the answer, now that the stream has ended.

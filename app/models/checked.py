@@ -18,11 +18,12 @@ from autogen_ext.models.openai import BaseOpenAIChatCompletionClient
 from openai import AsyncOpenAI
 from pydantic import BaseModel
 
-from app.domain.errors import AgentPoolError, ModelError
+from app.domain.errors import AgentPoolError
 from app.models.call import ModelCall
 from app.models.failure import Failure
 from app.models.limits import CallLimits
 from app.models.providers import Provider
+from app.models.reading import Hear
 
 _log = logging.getLogger(__name__)
 
@@ -56,15 +57,16 @@ class CheckedClient(BaseOpenAIChatCompletionClient):
         self._label = f"{provider.name}/{model}"
 
     @abstractmethod
-    def _attempt(self, asked: dict[str, Any], call: ModelCall) -> AsyncGenerator[str | CreateResult, None]:
-        """Make the request once; ``asked`` is what ``create_stream`` was given."""
+    async def _attempt(self, asked: dict[str, Any], call: ModelCall, hear: Hear) -> CreateResult:
+        """Make the request once; ``asked`` is what ``tell`` was given."""
 
     @abstractmethod
     def _failure_of(self, error: Exception, call: ModelCall) -> Failure | None:
         """Translate an exception of the transport; ``None``: it is none of the provider's doing."""
 
-    async def create_stream(
+    async def tell(
         self,
+        hear: Hear,
         messages: Sequence[LLMMessage],
         *,
         tools: Sequence[Tool | ToolSchema] = (),
@@ -72,10 +74,11 @@ class CheckedClient(BaseOpenAIChatCompletionClient):
         json_output: bool | type[BaseModel] | None = None,
         extra_create_args: Mapping[str, Any] | None = None,
         cancellation_token: CancellationToken | None = None,
-        max_consecutive_empty_chunk_tolerance: int = 0,
-        include_usage: bool | None = None,
-    ) -> AsyncGenerator[str | CreateResult, None]:
-        """Yield text as it comes, and the result last.
+    ) -> CreateResult:
+        """Have ``hear`` called with text as it comes, and return the result.
+
+        Text of several tokens that arrive together is heard together. A generator would wake
+        the asking task for each, through every layer between.
 
         Raises:
             ModelUnavailable, ModelRateLimited, ModelError: as DESIGN §10 says.
@@ -90,24 +93,49 @@ class CheckedClient(BaseOpenAIChatCompletionClient):
         call = ModelCall(self._limits, cancellation_token)
         while True:
             failure: Failure | None = None
-            stream = self._attempt(asked, call)
             try:
-                async for piece in stream:
-                    yield piece if isinstance(piece, str) else _mended(piece)
-                return
+                return _mended(await self._attempt(asked, call, hear))
             except AgentPoolError as error:
                 failure = Failure(error)
             except Exception as error:
                 failure = self._failure_of(error, call)
                 if failure is None:
                     raise
-            finally:
-                await stream.aclose()
             pause_s = call.pick_pause(failure)
             if pause_s is None:
                 _log.warning("%s: %s", self._label, failure.error.detail)
                 raise failure.error
             await call.pause(pause_s)
+
+    async def create_stream(
+        self,
+        messages: Sequence[LLMMessage],
+        *,
+        tools: Sequence[Tool | ToolSchema] = (),
+        tool_choice: ToolChoice = "auto",
+        json_output: bool | type[BaseModel] | None = None,
+        extra_create_args: Mapping[str, Any] | None = None,
+        cancellation_token: CancellationToken | None = None,
+        max_consecutive_empty_chunk_tolerance: int = 0,
+        include_usage: bool | None = None,
+    ) -> AsyncGenerator[str | CreateResult, None]:
+        """Yield the pieces of the text and the result, when all have come; ``tell`` tells as they come.
+
+        Fails as ``tell`` does.
+        """
+        pieces: list[str] = []
+        result = await self.tell(
+            pieces.append,
+            messages,
+            tools=tools,
+            tool_choice=tool_choice,
+            json_output=json_output,
+            extra_create_args=extra_create_args,
+            cancellation_token=cancellation_token,
+        )
+        for piece in pieces:
+            yield piece
+        yield result
 
     async def create(
         self,
@@ -119,8 +147,9 @@ class CheckedClient(BaseOpenAIChatCompletionClient):
         extra_create_args: Mapping[str, Any] | None = None,
         cancellation_token: CancellationToken | None = None,
     ) -> CreateResult:
-        """Return the result of a stream; fails as ``create_stream`` does."""
-        stream = self.create_stream(
+        """Return the result; fails as ``tell`` does."""
+        return await self.tell(
+            lambda piece: None,
             messages,
             tools=tools,
             tool_choice=tool_choice,
@@ -128,10 +157,6 @@ class CheckedClient(BaseOpenAIChatCompletionClient):
             extra_create_args=extra_create_args,
             cancellation_token=cancellation_token,
         )
-        pieces = [piece async for piece in stream]
-        if not pieces or isinstance(pieces[-1], str):
-            raise ModelError
-        return pieces[-1]
 
     async def close(self) -> None:
         """Do nothing: the connections are the pool's."""

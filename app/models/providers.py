@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
+from app.models.address import Address
+
 DEMO: Final = "demo"
 ANY_MODEL: Final = "*"
 
@@ -109,6 +111,10 @@ def make_provider(
     default = model or (known.model if known else next(iter(named), ""))
     if not url.startswith(("http://", "https://")):
         raise ValueError(f"provider {name}: base_url must begin with http:// or https://")
+    try:
+        Address.of(url)
+    except ValueError:
+        raise ValueError(f"provider {name}: base_url has no host, or a port that is none") from None
     if not default:
         raise ValueError(f"provider {name}: it needs a model")
     return Provider(

@@ -20,6 +20,7 @@ from app.models.checked import CheckedClient
 from app.models.failure import Failure, broken_off, malformed, refused, reported
 from app.models.limits import CallLimits
 from app.models.providers import Provider
+from app.models.reading import Hear
 from app.models.sse import EventSplitter
 
 # The library checks nothing: a chunk of another shape breaks whatever touches it first.
@@ -61,18 +62,19 @@ class StockPool:
 class StockClient(CheckedClient):
     """AutoGen's OpenAI client, checked."""
 
-    async def _attempt(
-        self, asked: dict[str, Any], call: ModelCall
-    ) -> AsyncGenerator[str | CreateResult, None]:
+    async def _attempt(self, asked: dict[str, Any], call: ModelCall, hear: Hear) -> CreateResult:
         stream = BaseOpenAIChatCompletionClient.create_stream(self, **asked, cancellation_token=call)
         try:
             async for piece in stream:
-                yield piece
+                if isinstance(piece, CreateResult):
+                    return piece
+                hear(piece)
         finally:
             await stream.aclose()
             if call.close_response is not None:
                 # What AutoGen's generator broke on left the one below it open.
                 await call.close_response()
+        raise malformed()
 
     async def _create_stream_chunks(
         self,

@@ -1,7 +1,7 @@
-"""The lean client: chat completions over aiohttp and orjson, with the stock client's results.
+"""The lean client: chat completions over our own connections and orjson, with the stock client's results.
 
 Measured in one run, CPU, lean against stock (openai's typed parsing over HTTPX2): a turn
-0.36 and 2.6 ms, a token that comes alone 38 and 200 µs, a message of history 1 and 130 µs.
+0.19 and 2.6 ms, a token that comes alone 17 and 200 µs, a message of history 1 and 130 µs.
 AutoGen 0.7.5 is frozen and pinned,
 so replacing the one method that streams is safe. A conformance test compares the two.
 Known differences, meant: text that arrives together is yielded together, ``reasoning``
@@ -9,14 +9,10 @@ is understood beside ``reasoning_content``, and a thought keeps letters that the
 client strips with its tags.
 """
 
-import asyncio
-import io
 import json
-import urllib.request
-from collections.abc import AsyncGenerator, Mapping, Sequence
-from typing import Any, cast
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, cast
 
-import aiohttp
 import orjson
 from autogen_core.models import (
     AssistantMessage,
@@ -32,61 +28,72 @@ from autogen_ext.models.openai._transformation import get_transformer
 from openai import AsyncOpenAI
 from pydantic import BaseModel
 
-from app.domain.errors import ModelError
-from app.models.answer import StreamedAnswer
+from app.models.address import Address
 from app.models.call import ModelCall
 from app.models.checked import CheckedClient, ToolChoice
 from app.models.failure import Failure, broken_off, malformed, refused
+from app.models.http import Connections, Garbled
 from app.models.limits import CallLimits
 from app.models.providers import Provider
-from app.models.sse import EventSplitter
+from app.models.proxy import Proxy, find_proxy
+from app.models.reading import Hear, Reading
 
-_LARGE_BODY = 1024 * 1024  # aiohttp warns when a larger one is given as bytes
-_ERROR_BODY = 64 * 1024
-_GOODBYE_S = 0.05
+_USER_AGENT: Final = "AgentPool"
+_CRLF: Final = "\r\n"
 
 
 class LeanPool:
-    """All connections to one provider: one aiohttp session, opened at the first request."""
+    """All connections to one provider."""
 
     def __init__(self, provider: Provider, limits: CallLimits) -> None:
         self._provider = provider
         self._limits = limits
-        self._session: aiohttp.ClientSession | None = None
+        address = Address.of(f"{provider.base_url}/chat/completions")
+        proxy = find_proxy(address)
+        self._connections = Connections(address, proxy, limits.connect_s)
+        self._head = _head(address, proxy, provider.api_key)
 
     def client(self, model: str, params: Mapping[str, Any]) -> "LeanClient":
         return LeanClient(self, self._provider, model, params, self._limits)
 
-    async def post(self, body: bytes) -> aiohttp.ClientResponse:
-        """Send one completion request; the caller closes the response."""
-        if self._session is None:
-            self._session = self._open()
-        data = body if len(body) < _LARGE_BODY else io.BytesIO(body)
-        url = f"{self._provider.base_url}/chat/completions"
-        # A redirect could carry the key to anybody.
-        return await self._session.post(url, data=data, allow_redirects=False)
+    async def exchange(self, body: bytes, reading: Reading, call: ModelCall) -> None:
+        """Send one completion request, and return when ``reading`` has all of the answer.
 
-    def _open(self) -> aiohttp.ClientSession:
-        headers = {
-            "Content-Type": "application/json",
-            "Accept": "text/event-stream",
-            "Accept-Encoding": "identity",
-        }
-        if self._provider.api_key:
-            headers["Authorization"] = f"Bearer {self._provider.api_key}"
-        return aiohttp.ClientSession(
-            headers=headers,
-            connector=aiohttp.TCPConnector(limit=0, ttl_dns_cache=60),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=self._limits.connect_s),
-            # Looking for a proxy costs as much as a token, each time: only where there is one.
-            trust_env=bool(urllib.request.getproxies()),
-        )
+        Whatever ends this, ``reading`` hears nothing after it.
+
+        Raises:
+            OSError, Garbled: the connection broke, or is no such thing.
+        """
+        call.check_stopped()
+        connection = self._connections.take_nowait()
+        if connection is None:
+            connection = await call.wait(self._connections.connect)
+        connection.send(b"%b%d\r\n\r\n%b" % (self._head, len(body), body), reading)
+        try:
+            await call.wait_end(reading.end)
+        finally:
+            connection.leave(reading)
 
     async def close(self) -> None:
-        session, self._session = self._session, None
-        if session is not None:
-            await session.close()
+        await self._connections.close()
+
+
+def _head(address: Address, proxy: Proxy | None, api_key: str) -> bytes:
+    """Return what every request begins with, up to its length."""
+    forwarded = proxy is not None and not address.is_secure
+    target = f"http://{address.authority}{address.path}" if forwarded else address.path
+    known = f"Bearer {api_key}" if api_key else address.credentials
+    return (
+        f"POST {target} HTTP/1.1\r\n"
+        f"Host: {address.authority}\r\n"
+        "Content-Type: application/json\r\n"
+        "Accept: text/event-stream\r\n"
+        "Accept-Encoding: identity\r\n"
+        f"User-Agent: {_USER_AGENT}\r\n"
+        f"{f'Authorization: {known}{_CRLF}' if known else ''}"
+        f"{proxy.header if proxy is not None and forwarded else ''}"
+        "Content-Length: "
+    ).encode()
 
 
 class LeanClient(CheckedClient):
@@ -103,59 +110,29 @@ class LeanClient(CheckedClient):
         plain = get_transformer("openai", "", "unknown")
         self._is_plain = get_transformer("openai", model, family) is plain
 
-    async def _attempt(
-        self, asked: dict[str, Any], call: ModelCall
-    ) -> AsyncGenerator[str | CreateResult, None]:
-        body = self._body(**asked)
-        response = await call.wait(lambda: self._pool.post(body))
+    async def _attempt(self, asked: dict[str, Any], call: ModelCall, hear: Hear) -> CreateResult:
+        reading = Reading(call, hear, self._limits.max_bytes)
         try:
-            if response.status != 200:
-                raise _Refusal(await _refusal(response, call))
-            answer = StreamedAnswer(call)
-            async for piece in self._read(response, answer, call):
-                yield piece
-            call.check_end()
-            result = answer.result()
-            self._count(result.usage)
-            yield result
-        finally:
-            # No-op when the answer was read to its end: then the connection is back in the pool.
-            response.close()
-
-    async def _read(
-        self, response: aiohttp.ClientResponse, answer: StreamedAnswer, call: ModelCall
-    ) -> AsyncGenerator[str, None]:
-        """Yield the text of each socket read as one piece, until the stream ends."""
-        splitter = EventSplitter(self._limits.max_bytes)
-        failure: ModelError | None = None
-        while not answer.is_complete and failure is None:
-            try:
-                received = await call.wait(response.content.readany)
-            except Exception:
-                if call.finished:
-                    return  # all is said; what broke is only the usage, or the good-bye
+            await self._pool.exchange(self._body(**asked), reading, call)
+        except Exception:
+            if not call.finished:
                 raise
-            if not received:
-                return
-            try:
-                for data in splitter.feed(received):
-                    answer.take(data)
-            except ModelError as error:
-                failure = error
-            for piece in answer.pieces():
-                yield piece
-        if failure is not None:
-            raise failure
-        await _see_off(response)
+            # All is said; what broke is only the usage, or the good-bye.
+        if reading.failure is not None:
+            raise reading.failure
+        if reading.status != 200:
+            raise _Refusal(_refusal(reading))
+        call.check_end()
+        result = reading.answer.result()
+        self._count(result.usage)
+        return result
 
     def _failure_of(self, error: Exception, call: ModelCall) -> Failure | None:
         if isinstance(error, _Refusal):
             return error.failure
-        if isinstance(
-            error, aiohttp.ClientConnectionError | aiohttp.ClientPayloadError | TimeoutError | OSError
-        ):
+        if isinstance(error, OSError):
             return broken_off(begun=call.begun)
-        return Failure(malformed()) if isinstance(error, aiohttp.ClientError) else None
+        return Failure(malformed()) if isinstance(error, Garbled) else None
 
     def _body(
         self,
@@ -200,27 +177,18 @@ class _Refusal(Exception):
         self.failure = failure
 
 
-async def _refusal(response: aiohttp.ClientResponse, call: ModelCall) -> Failure:
+def _refusal(reading: Reading) -> Failure:
     try:
-        raw = await call.wait(lambda: response.content.read(_ERROR_BODY))
-        code = orjson.loads(raw)["error"]["code"]
-    except (orjson.JSONDecodeError, aiohttp.ClientError, KeyError, TypeError):
+        code = orjson.loads(reading.refusal)["error"]["code"]
+    except (orjson.JSONDecodeError, KeyError, TypeError):
         code = None
-    headers = response.headers
+    wait, date = (reading.headers.get(name) for name in (b"retry-after", b"date"))
     return refused(
-        response.status, retry_after=headers.get("Retry-After"), date=headers.get("Date"), code=code
+        reading.status,
+        retry_after=None if wait is None else wait.decode("latin-1"),
+        date=None if date is None else date.decode("latin-1"),
+        code=code,
     )
-
-
-async def _see_off(response: aiohttp.ClientResponse) -> None:
-    """Read the end of the body, which keeps the connection; it comes with ``[DONE]`` or not at all."""
-    if response.content.at_eof():
-        return
-    try:
-        async with asyncio.timeout(_GOODBYE_S):
-            await response.content.readany()
-    except (TimeoutError, aiohttp.ClientError):
-        return
 
 
 def _to_wire(message: LLMMessage) -> list[dict[str, Any]]:

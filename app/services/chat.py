@@ -1,7 +1,6 @@
 """Chat: accept a turn, watch it, cancel it. What happens in between is the conductor's."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -329,32 +328,35 @@ class ChatService:
 
     async def _accept_chat(self, request: ChatRequest, binding: Binding | None) -> Flight:
         session = await self._find_or_create(request)
-        departure = Departure(message=request.message, choices=request.choices, parent=request.parent)
-        return await self._accept(session, request, departure, binding)
+        return await self._accept(session, request, binding, message=request.message, parent=request.parent)
 
     async def _accept_again(self, request: RegenerateRequest, binding: Binding | None) -> Flight:
         session = await self._admission.get(SessionKey(request.owner, request.session_id), request.user_id)
-        departure = Departure(message=None, choices=request.choices)
-        return await self._accept(session, request, departure, binding)
+        return await self._accept(session, request, binding, message=None, parent=None)
 
     async def _accept(
         self,
         session: Session,
         request: ChatRequest | RegenerateRequest,
-        departure: Departure,
         binding: Binding | None,
+        *,
+        message: str | None,
+        parent: str | None,
     ) -> Flight:
+        choices = request.choices
         self._admission.require_open(session)
         self._admission.check(
             session, agent_id=request.agent_id, provider=request.provider, model=request.model
         )
-        session = await self._admission.leave_what_is_gone(session, departure.choices)
+        session = await self._admission.leave_what_is_gone(session, choices)
         flight = self._turns.accept(
             self._new_id(), session, ends_unwatched=request.on_disconnect is OnDisconnect.CANCEL
         )
         flight.join()
-        departure = replace(
-            departure,
+        departure = Departure(
+            message=message,
+            choices=choices,
+            parent=parent,
             user=session.user_id,
             may_wait=request.on_busy is not OnBusy.REJECT,
             interrupts=INTERRUPTS.get(request.on_busy),

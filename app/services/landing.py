@@ -7,6 +7,7 @@ cannot be stored now is stored later; what may have been stored is never called 
 import asyncio
 import logging
 from dataclasses import dataclass, replace
+from typing import Any
 
 from app.background import TaskOwner
 from app.domain.checkpoint import AutoCheckpoint
@@ -70,8 +71,9 @@ class Landing:
         flight.state = FlightState.COMMITTING
         reply = text_of(answer.messages)
         flight.log.append(MessageCompleted(reply))
-        turn = replace(
-            self._ended(air, TurnStatus.FINISHED),
+        turn = self._ended(
+            air,
+            TurnStatus.FINISHED,
             messages=answer.messages,
             reply=reply,
             finish_reason=answer.finish_reason,
@@ -109,8 +111,9 @@ class Landing:
             self._let_go(air, DiscardCause.CANCEL)
             flight.log.close(_cancelled(air, None, air.session.message_count))
             return
-        turn = replace(
-            self._ended(air, TurnStatus.CANCELLED),
+        turn = self._ended(
+            air,
+            TurnStatus.CANCELLED,
             messages=kept,
             reply=text_of(kept),
             kept=True,
@@ -131,13 +134,13 @@ class Landing:
     async def record_dropped(self, air: Airborne) -> None:
         """Record a cancelled turn of which nothing is kept; later, if the store does not answer."""
         reason = air.flight.cancel_reason or CancelReason.DRAIN
-        await self._record(air, replace(self._ended(air, TurnStatus.CANCELLED), cancel_reason=reason))
+        await self._record(air, self._ended(air, TurnStatus.CANCELLED, cancel_reason=reason))
 
     async def record_failed(self, air: Airborne, error: AgentPoolError) -> None:
         """Record a failed turn; later, if the store does not answer."""
-        await self._record(air, replace(self._ended(air, TurnStatus.FAILED), error=to_turn_error(error)))
+        await self._record(air, self._ended(air, TurnStatus.FAILED, error=to_turn_error(error)))
 
-    def _ended(self, air: Airborne, status: TurnStatus) -> Turn:
+    def _ended(self, air: Airborne, status: TurnStatus, **outcome: Any) -> Turn:
         now, log = max(self._clock.now_ms(), air.turn.started_at), air.flight.log
         return replace(
             air.turn,
@@ -146,6 +149,7 @@ class Landing:
             duration_ms=now - air.turn.started_at,
             tool_seqs=log.tool_seqs(),
             last_seq=len(log.events) + 1,
+            **outcome,
         )
 
     async def _commit(self, air: Airborne, turn: Turn) -> Session | None:

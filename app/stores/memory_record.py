@@ -43,7 +43,7 @@ class Record:
     _last_fact: tuple[int, int] = 0, 0  # number and time, also of one that was dropped since
 
     def put(self, turn: Turn) -> None:
-        self.turns[turn.turn_id] = replace(turn, binding=None)
+        self.turns[turn.turn_id] = turn if turn.binding is None else replace(turn, binding=None)
         self.sizes[turn.turn_id] = len(to_turn_body(turn))
 
     def up(self, turn_id: str | None) -> Iterator[Turn]:

@@ -64,12 +64,8 @@ def check_head(session: Session, turn: Turn) -> None:
 def after_commit(session: Session, turn: Turn, life: LifeSpan) -> Session:
     """Return the session with ``turn`` as its head."""
     now = end_of(turn)
-    return replace(
-        session.touched(now, life),
-        head=turn.turn_id,
-        depth=turn.depth,
-        updated_at=max(now, session.updated_at),
-    )
+    updated_at = max(now, session.updated_at)
+    return session.touched(now, life, head=turn.turn_id, depth=turn.depth, updated_at=updated_at)
 
 
 def check_unmoved(current: Session, session: Session, turn_id: str | None = None) -> None:

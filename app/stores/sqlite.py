@@ -11,13 +11,8 @@ new session while the disk is full, refuses writes, or does not answer.
 """
 
 import asyncio
-import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from math import inf
-from queue import SimpleQueue
-from threading import Event
 from typing import Concatenate, ParamSpec, TypeVar
 
 import apsw
@@ -34,7 +29,6 @@ from app.domain.stats import SessionStats, UserUsage
 from app.domain.turn import BoundTurn, JsonObject, Turn, TurnPage, Usage
 from app.stores import (
     rules,
-    sqlite_boot,
     sqlite_branches,
     sqlite_checkpoints,
     sqlite_file,
@@ -47,75 +41,17 @@ from app.stores import (
     sqlite_writes,
 )
 from app.stores.codec import to_turn_body
-from app.stores.sqlite_rows import Names
-from app.stores.sqlite_writer import Unit, Writer
+from app.stores.sqlite_keeper import Files
+from app.stores.sqlite_starts import Starts
+from app.stores.sqlite_unit import Unit
+from app.stores.sqlite_writer import Writer
 
-READERS = 2
 READ_TIMEOUT_S = 10.0
 WRITE_TIMEOUT_S = 10.0
 ROOM_CHECK_S = 1.0
 
 P = ParamSpec("P")
 T = TypeVar("T")
-
-
-class _Files:
-    """The lock and the connections; opened and closed in the writer's thread."""
-
-    def __init__(self, path: str, boot_id: str, life: LifeSpan, *, wait_for_lock: bool) -> None:
-        self._life = life
-        self.boot_id = boot_id
-        self.names = Names()
-        self.directory = os.path.dirname(os.path.realpath(path))
-        self._path = path
-        self._wait_for_lock = wait_for_lock
-        self._given_up = Event()
-        self._lock = -1
-        self._readers: SimpleQueue[apsw.Connection] = SimpleQueue()
-        self.executor = ThreadPoolExecutor(READERS, "sqlite-reader")
-
-    def open(self) -> Unit:
-        path = sqlite_file.resolve(self._path)
-        self._lock = sqlite_file.take_lock(path, wait=self._wait_for_lock, given_up=self._given_up)
-        unit = None
-        try:
-            unit = Unit(sqlite_file.connect(path), self._life)
-            sqlite_file.migrate(unit.connection)
-            sqlite_boot.begin_boot(unit, self.boot_id)
-            for _ in range(READERS):
-                self._readers.put(sqlite_file.connect_reader(path))
-        except BaseException as error:
-            self.close(unit)
-            if isinstance(error, apsw.Error | OSError):
-                raise sqlite_file.unavailable(error) from error
-            raise
-        return unit
-
-    def close(self, unit: Unit | None) -> None:
-        self.executor.shutdown()
-        while not self._readers.empty():
-            self._readers.get().close()
-        # Last, so that its closing moves the whole WAL into the database.
-        if unit is not None:
-            unit.connection.close()
-        os.close(self._lock)
-
-    def give_up(self) -> None:
-        self._given_up.set()
-
-    def read(self, work: Callable[[apsw.Connection], T]) -> T:
-        """Run ``work`` in a read transaction; called in the executor, which has a connection per thread."""
-        connection = self._readers.get()
-        try:
-            connection.execute("BEGIN")
-            try:
-                return work(connection)
-            finally:
-                connection.execute("ROLLBACK")
-        except apsw.Error as error:
-            raise sqlite_file.unavailable(error) from error
-        finally:
-            self._readers.put(connection)
 
 
 class SqliteStore:
@@ -129,8 +65,9 @@ class SqliteStore:
         self._path = path
         self._life = life
         self._wait_for_lock = wait_for_lock
-        self._files: _Files | None = None
+        self._files: Files | None = None
         self._writer: Writer | None = None
+        self._starts: Starts | None = None
         self._has_room = True
         self._look_again_at = -inf
 
@@ -148,8 +85,9 @@ class SqliteStore:
             if self._writer is ending:
                 self._writer = None
         if self._writer is None:
-            self._files = _Files(self._path, boot_id, self._life, wait_for_lock=self._wait_for_lock)
+            self._files = Files(self._path, boot_id, self._life, wait_for_lock=self._wait_for_lock)
             self._writer = Writer(self._files)
+            self._starts = Starts(self._writer)
             self._writer.start()
         writer = self._writer
         try:
@@ -160,12 +98,14 @@ class SqliteStore:
 
     async def close(self) -> None:
         """Finish every accepted write, then close. Cancelling it does not stop the closing."""
-        if self._writer is not None:
+        if self._writer is not None and self._starts is not None:
+            self._starts.close()
             self._writer.stop()
             await asyncio.shield(self._writer.closed)
 
     async def ping(self) -> None:
         """Return when everything that was queued before has been written."""
+        self._get_starts().hand_over_all()
         await self._write("ping", sqlite_writes.ping)
 
     def session_count_nowait(self) -> int | None:
@@ -185,28 +125,34 @@ class SqliteStore:
         self, sessions: Sequence[Session], cap: SessionCap | None = None
     ) -> tuple[SessionExists | SessionLimit | None, ...]:
         self._check_room()
+        self._hand_over_victims(cap)
         return await self._write("create_sessions", sqlite_writes.create_sessions, sessions, cap)
 
     async def list_oldest(self, owner: str, user_id: str, limit: int) -> tuple[Session, ...]:
+        await self._get_starts().wait_all_written()
         return await self._read(sqlite_reads.list_oldest, owner, user_id, limit)
 
     async def find_session(self, key: SessionKey) -> Session | None:
-        return await self._read(sqlite_reads.find_session, key)
+        if self._get_starts().has(key):
+            await self._get_starts().wait_written(key)
+        known = self._get_writer().records.find(key)
+        return await self._read(sqlite_reads.find_session, key) if known is None else known
 
     async def list_sessions(self, query: SessionQuery) -> SessionPage:
+        await self._get_starts().wait_all_written()
         return await self._read(sqlite_reads.list_sessions, query, self._life)
 
     async def update_session(
         self, key: SessionKey, change: SessionChange, now: int, *, expected_etag: str | None = None
     ) -> Session:
-        return await self._write(
-            "update_session", sqlite_writes.update_session, key, change, now, expected_etag
-        )
+        work = sqlite_writes.update_session
+        return await self._change(key, "update_session", work, key, change, now, expected_etag)
 
     async def patch_state(
         self, key: SessionKey, patch: JsonObject, now: int, *, expected_rev: int | None = None
     ) -> Session:
-        return await self._write("patch_state", sqlite_states.patch_state, key, patch, now, expected_rev)
+        work = sqlite_states.patch_state
+        return await self._change(key, "patch_state", work, key, patch, now, expected_rev)
 
     async def get_shared(self, scope: StateScope) -> SharedState:
         return await self._read(sqlite_states.get_shared, scope)
@@ -217,12 +163,14 @@ class SqliteStore:
         return await self._write("patch_shared", sqlite_states.patch_shared, scope, patch, now, expected_rev)
 
     async def touch_session(self, key: SessionKey, now: int) -> Session:
-        return await self._write("touch_session", sqlite_writes.touch_session, key, now)
+        return await self._change(key, "touch_session", sqlite_writes.touch_session, key, now)
 
     async def delete_session(self, key: SessionKey) -> bool:
-        return await self._write("delete_session", sqlite_writes.delete_session, key)
+        return await self._change(key, "delete_session", sqlite_writes.delete_session, key)
 
     async def delete_sessions(self, keys: Sequence[SessionKey]) -> int:
+        for key in keys:
+            self._get_starts().hand_over(key)
         return await self._write("delete_sessions", sqlite_writes.delete_sessions, keys)
 
     async def list_keys(
@@ -237,16 +185,19 @@ class SqliteStore:
         return await self._read(sqlite_branches.at_turn, session, turn_id)
 
     async def move_head(self, session: Session, target: HeadTarget, now: int) -> Session:
-        return await self._write("move_head", sqlite_branches.move_head, session, target, now)
+        work = sqlite_branches.move_head
+        return await self._change(session.key, "move_head", work, session, target, now)
 
     async def fork_session(
         self, origin: Session, target: HeadTarget | None, new: Session, cap: SessionCap | None = None
     ) -> Session:
         self._check_room()
+        self._hand_over_victims(cap)
         return await self._write("fork_session", sqlite_branches.fork_session, origin, target, new, cap)
 
     async def add_checkpoint(self, session: Session, checkpoint: Checkpoint) -> Checkpoint:
-        return await self._write("add_checkpoint", sqlite_checkpoints.add_checkpoint, session, checkpoint)
+        work = sqlite_checkpoints.add_checkpoint
+        return await self._change(session.key, "add_checkpoint", work, session, checkpoint)
 
     async def list_checkpoints(
         self, session: Session, limit: int, cursor: str | None = None
@@ -262,7 +213,7 @@ class SqliteStore:
         )
 
     async def add_note(self, session: Session, note: Note, usage: Usage) -> Session:
-        return await self._write("add_note", sqlite_notes.add_note, session, note, usage)
+        return await self._change(session.key, "add_note", sqlite_notes.add_note, session, note, usage)
 
     async def get_note(self, session: Session) -> Note | None:
         return await self._read(sqlite_notes.get_note, session)
@@ -271,19 +222,19 @@ class SqliteStore:
         self, session: Session, position: Position | None, limit: int, *, newest_first: bool
     ) -> tuple[Entry, ...]:
         names = self._get_files().names
+        await self._get_starts().wait_written(session.key)
         return await self._read(
             sqlite_journal.list_entries, names, session, position, limit, newest_first=newest_first
         )
 
     async def start_turn(self, session: Session, turn: Turn) -> None:
-        """Queue the start record and return; a failure to write it is logged, not raised.
+        """Let the start record wait and return; a failure to write it is logged, not raised.
 
         Raises:
             StoreUnavailable: the turn's commit could not be written, so it must not begin.
         """
         self._check_room()
-        work = partial(sqlite_writes.start_turn, session=session, turn=turn)
-        self._get_writer().post(partial(work, body=to_turn_body(turn)), "start_turn")
+        self._get_starts().defer(session, turn)
 
     async def commit_turn(
         self,
@@ -294,20 +245,22 @@ class SqliteStore:
         checkpoint: AutoCheckpoint | None = None,
     ) -> Session:
         rules.check_committed(turn)
-        work, body = sqlite_writes.commit_turn, to_turn_body(turn)
-        return await self._write("commit_turn", work, session, turn, body, resets_state, checkpoint)
+        work = sqlite_writes.commit_turn
+        return await self._land(session, turn, "commit_turn", work, resets_state, checkpoint)
 
     async def record_turn(self, session: Session, turn: Turn) -> None:
         rules.check_dropped(turn)
-        await self._write("record_turn", sqlite_writes.record_turn, session, turn, to_turn_body(turn))
+        await self._land(session, turn, "record_turn", sqlite_writes.record_turn)
 
     async def find_bound(self, owner: str, key: str) -> BoundTurn | None:
         return await self._read(sqlite_reads.find_bound, self._get_files().names, owner, key)
 
     async def get_turn(self, session: Session, turn_id: str) -> Turn:
+        await self._get_starts().wait_written(session.key)
         return await self._read(sqlite_reads.get_turn, self._get_files().names, session, turn_id)
 
     async def list_turns(self, session: Session, limit: int, cursor: str | None = None) -> TurnPage:
+        await self._get_starts().wait_written(session.key)
         return await self._read(sqlite_reads.list_turns, self._get_files().names, session, limit, cursor)
 
     async def list_branch(self, session: Session, limit: int, before: str | None = None) -> tuple[Turn, ...]:
@@ -317,22 +270,58 @@ class SqliteStore:
         return await self._read(sqlite_reads.get_usage, owner, user_id, limit)
 
     async def get_session_stats(self) -> SessionStats:
+        await self._get_starts().wait_all_written()
         return await self._read(sqlite_stats.get_session_stats)
 
     async def expire_and_purge(self, now: int, limit: int) -> tuple[int, int]:
         """Do it in steps, so that other writes get their turn between them."""
         boot_id, expired, purged = self._get_files().boot_id, 0, 0
+        starts = self._get_starts()
         while True:
+            starts.hand_over_all()
             step = await self._write("sweep", sqlite_sweep.sweep, now)
             expired += step.done
             if step.is_last:
                 break
         while purged < limit:
+            starts.hand_over_all()
             step = await self._write("purge", sqlite_sweep.purge, now, limit - purged, boot_id)
             purged += step.done
             if step.is_last:
                 break
         return expired, purged
+
+    async def _change(
+        self,
+        key: SessionKey,
+        label: str,
+        work: Callable[Concatenate[Unit, P], T],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
+        """As ``_write``, for work that concerns a session of which a turn may have started."""
+        self._get_starts().hand_over(key)
+        return await self._write(label, work, *args, **kwargs)
+
+    async def _land(
+        self,
+        session: Session,
+        turn: Turn,
+        label: str,
+        work: Callable[Concatenate[Unit, Session, Turn, bytes, P], T],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
+        """As ``_write``, for the end of ``turn``; once it is stored, its start record need not be."""
+        starts = self._get_starts()
+        starts.hand_over(session.key, unless=turn.turn_id)
+        result = await self._write(label, work, session, turn, to_turn_body(turn), *args, **kwargs)
+        starts.drop(session.key, turn.turn_id)
+        return result
+
+    def _hand_over_victims(self, cap: SessionCap | None) -> None:
+        for victim in cap.victims if cap is not None else ():
+            self._get_starts().hand_over(victim.key)
 
     async def _write(
         self, label: str, work: Callable[Concatenate[Unit, P], T], *args: P.args, **kwargs: P.kwargs
@@ -387,7 +376,12 @@ class SqliteStore:
             raise StoreUnavailable("The store is not open.")
         return self._writer
 
-    def _get_files(self) -> _Files:
+    def _get_starts(self) -> Starts:
+        self._get_writer()
+        assert self._starts is not None
+        return self._starts
+
+    def _get_files(self) -> Files:
         self._get_writer()
         assert self._files is not None
         return self._files

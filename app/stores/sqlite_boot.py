@@ -9,7 +9,7 @@ from app.stores import rules, sqlite_keys
 from app.stores.codec import to_turn_body
 from app.stores.sqlite_records import PHASES, SWEPT
 from app.stores.sqlite_rows import TURN_COLUMNS, Names, Row, from_turn_row
-from app.stores.sqlite_writer import Unit
+from app.stores.sqlite_unit import Unit
 from app.stores.sqlite_writes import end_turn
 
 _FAILED = 2

@@ -23,7 +23,7 @@ from app.stores.sqlite_tree import (
     walk,
     walk_whole,
 )
-from app.stores.sqlite_writer import Unit
+from app.stores.sqlite_unit import Unit
 from app.stores.sqlite_writes import ADD_TURN, make_room
 
 

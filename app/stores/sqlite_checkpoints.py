@@ -18,7 +18,7 @@ from app.stores.sqlite_records import marks
 from app.stores.sqlite_rows import LATEST_MS, Record, Row
 from app.stores.sqlite_side_rows import CHECKPOINT_COLUMNS, from_checkpoint_row, to_checkpoint_row
 from app.stores.sqlite_tree import find_tree, get_record, to_raw_id
-from app.stores.sqlite_writer import Unit
+from app.stores.sqlite_unit import Unit
 
 _ADD = f"INSERT INTO checkpoints ({CHECKPOINT_COLUMNS}, session) VALUES ({marks(CHECKPOINT_COLUMNS)}, ?)"  # noqa: S608
 _FIND = f"SELECT {CHECKPOINT_COLUMNS} FROM checkpoints WHERE session = ? AND checkpoint_id = ?"  # noqa: S608

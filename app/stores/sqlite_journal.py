@@ -19,7 +19,7 @@ from app.stores.sqlite_records import marks
 from app.stores.sqlite_rows import LATEST_MS, TURN_COLUMNS, Names, Record, show_turn
 from app.stores.sqlite_side_rows import FACT_COLUMNS, from_fact_row, to_fact_row
 from app.stores.sqlite_tree import find_tree, to_raw_id
-from app.stores.sqlite_writer import Unit
+from app.stores.sqlite_unit import Unit
 
 _FIND_LAST = (
     "SELECT number, created_at FROM session_events WHERE session = ? AND number <= ?"

@@ -17,7 +17,7 @@ from app.stores.sqlite_records import marks
 from app.stores.sqlite_rows import Record, from_id, to_id
 from app.stores.sqlite_side_rows import NOTE_COLUMNS, from_note_row, to_note_row
 from app.stores.sqlite_tree import Tree, find_noted, find_tree, get_record, spot_at
-from app.stores.sqlite_writer import Unit
+from app.stores.sqlite_unit import Unit
 
 _ADD = f"INSERT INTO notes ({NOTE_COLUMNS}, session) VALUES ({marks(NOTE_COLUMNS)}, ?)"  # noqa: S608
 _FIND = f"SELECT {NOTE_COLUMNS} FROM notes WHERE session = ? AND note_id = ?"  # noqa: S608

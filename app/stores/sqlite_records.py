@@ -7,17 +7,20 @@ session that nothing writes at the last sweep. So it is never from before that s
 import apsw
 
 from app.domain.errors import SessionExists
+from app.domain.ids import SessionKey
 from app.domain.session import Session, SessionStatus
 from app.domain.turn import JsonObject, Usage
+from app.stores.sqlite_cache import weigh
 from app.stores.sqlite_rows import (
     ACTIVITY_COLUMNS,
     SESSION_COLUMNS,
     Record,
+    json_chars,
     to_activity_row,
     to_session_row,
 )
 from app.stores.sqlite_side_rows import to_state_body
-from app.stores.sqlite_writer import Unit
+from app.stores.sqlite_unit import Unit
 
 PHASES = (SessionStatus.ACTIVE, SessionStatus.IDLE, SessionStatus.ARCHIVED, SessionStatus.EXPIRED)
 SWEPT = "swept_ms"
@@ -37,6 +40,7 @@ def settings(columns: str) -> str:
 _ADD = f"INSERT INTO sessions ({SESSION_COLUMNS}, phase) VALUES ({marks(SESSION_COLUMNS)}, ?)"  # noqa: S608
 _SET = f"UPDATE sessions SET {settings(SESSION_COLUMNS)}, phase = ? WHERE id = ?"  # noqa: S608
 _SET_ACTIVITY = f"UPDATE sessions SET {settings(ACTIVITY_COLUMNS)} WHERE id = ?"  # noqa: S608
+_REMOVE = "DELETE FROM sessions WHERE id = ? RETURNING owner, session_id, phase"
 _ADD_STATE = "INSERT INTO states (session, number, body) VALUES (?, ?, ?)"
 _NEXT_STATE = "SELECT coalesce(max(number), 0) + 1 FROM states WHERE session = ?"
 
@@ -58,14 +62,16 @@ def add(
         SessionExists: its key is taken.
     """
     phase = _phase_of(unit, session, session.last_accessed)
+    row = to_session_row(session, state_number, root_state)
     try:
-        unit.connection.execute(_ADD, (*to_session_row(session, state_number, root_state), phase))
+        unit.connection.execute(_ADD, (*row, phase))
     except apsw.ConstraintError as error:
         raise SessionExists(session_id=session.key.session_id) from error
     unit.count("sessions", 1)
     unit.count("created", 1)
     unit.count("lifetime_ms", session.last_accessed - session.created_at)
     count_phase(unit, phase, 1)
+    unit.note(session.key, weigh(session, json_chars(row)))
     return unit.connection.last_insert_rowid()
 
 
@@ -75,11 +81,13 @@ def save(unit: Unit, record: Record, session: Session, now: int, *, state_number
     connection, was = unit.connection, record.session
     # What is not activity raises a revision.
     if (session.rev, session.state_rev) == (was.rev, was.state_rev):
-        row = to_activity_row(session, record, state_number, phase)
-        connection.execute(_SET_ACTIVITY, (*row, record.number))
+        activity = to_activity_row(session, record, state_number, phase)
+        connection.execute(_SET_ACTIVITY, (*activity, record.number))
+        row = record.row
     else:
         row = to_session_row(session, state_number, record.root_state)
         connection.execute(_SET, (*row, phase, record.number))
+    unit.note(session.key, weigh(session, json_chars(row)))
     unit.count("lifetime_ms", session.last_accessed - was.last_accessed)
     if phase != record.phase:
         count_phase(unit, record.phase, -1)
@@ -90,7 +98,8 @@ def remove(unit: Unit, number: int) -> None:
     """Remove a session and everything that belongs to it; what belongs to its user stays."""
     for table in _OWNED_TABLES:
         unit.connection.execute(f"DELETE FROM {table} WHERE session = ?", (number,))  # noqa: S608
-    phase = unit.connection.execute("DELETE FROM sessions WHERE id = ? RETURNING phase", (number,)).get
+    owner, session_id, phase = unit.connection.execute(_REMOVE, (number,)).get
+    unit.note(SessionKey(owner, session_id), None)
     unit.count("sessions", -1)
     count_phase(unit, phase, -1)
 

@@ -195,6 +195,11 @@ def _read_session(row: Row) -> Session:
     )
 
 
+def json_chars(row: Row) -> int:
+    """Return how much JSON the values of ``SESSION_COLUMNS`` hold."""
+    return sum(len(text) for text in (*row[_TEXTS], row[_STATE]) if text)
+
+
 def to_turn_row(turn: Turn, body: bytes, names: TurnNames, state: int | None) -> tuple[Any, ...]:
     """Return the values of ``TURN_COLUMNS``; ``body`` is ``codec.to_turn_body(turn)``."""
     columns = (

@@ -11,7 +11,7 @@ from app.domain.turn import JsonObject
 from app.stores import rules, sqlite_journal, sqlite_records
 from app.stores.sqlite_side_rows import from_shared_row, to_shared_body
 from app.stores.sqlite_tree import get_by_key
-from app.stores.sqlite_writer import Unit
+from app.stores.sqlite_unit import Unit
 
 _FIND_SHARED = (
     "SELECT rev, updated_at, body FROM shared_state WHERE app_name = ? AND owner = ? AND user_id = ?"

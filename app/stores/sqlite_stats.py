@@ -13,7 +13,7 @@ from app.domain.stats import SessionStats
 from app.domain.turn import Turn, TurnStatus
 from app.stores import rules
 from app.stores.sqlite_records import PHASES
-from app.stores.sqlite_writer import Unit
+from app.stores.sqlite_unit import Unit
 
 BUCKETS_PER_DOUBLING = 8
 _BUCKET = "ms:"

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from app.domain.session import SessionStatus
 from app.stores import rules, sqlite_records
 from app.stores.sqlite_records import PHASES, SWEPT, count_phase
-from app.stores.sqlite_writer import Unit
+from app.stores.sqlite_unit import Unit
 
 ROWS_PER_STEP = 1000
 

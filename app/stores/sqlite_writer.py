@@ -18,20 +18,18 @@ set by a caller whose patience ended, and ends with the next result of any work.
 
 import asyncio
 import logging
-from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import partial
 from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import Any, NamedTuple, Protocol, TypeVar
-from zlib import crc32
 
 import apsw
 
 from app.domain.errors import AgentPoolError, StoreUnavailable
-from app.domain.session import LifeSpan
+from app.stores.sqlite_cache import RecordCache
 from app.stores.sqlite_file import unavailable
+from app.stores.sqlite_unit import ADD_TO_COUNTER, Unit
 
 GROUP_LIMIT = 64
 PROBE_S = 1.0
@@ -40,72 +38,9 @@ DISK_ERRORS = (apsw.FullError, apsw.IOError, apsw.ReadOnlyError, apsw.CantOpenEr
 READ_ERRORS = (apsw.SQLITE_IOERR_READ, apsw.SQLITE_IOERR_SHORT_READ)
 """But not these: a page that cannot be read says nothing about writing."""
 
-_ADD_TO_COUNTER = (
-    "INSERT INTO counters (name, value) VALUES (?, ?)"
-    " ON CONFLICT (name) DO UPDATE SET value = value + excluded.value"
-)
-
 T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(slots=True)
-class Unit:
-    """What a work gets: the connection, how long sessions live, and what the writer remembers between works.
-
-    ``count`` notes changes of counters; they are written once per group and count
-    in ``totals`` only after the commit.
-    """
-
-    connection: apsw.Connection
-    life: LifeSpan
-    totals: Counter[str] = field(default_factory=Counter)
-    _names: dict[str, int] = field(default_factory=dict)
-    _of_work: Counter[str] = field(default_factory=Counter)
-    _of_group: Counter[str] = field(default_factory=Counter)
-
-    def intern(self, text: str) -> int:
-        """Return the number that stands for ``text``; it is stored with this work if it is new."""
-        number = self._names.get(text)
-        if number is None:
-            found = self.connection.execute("SELECT id FROM names WHERE text = ?", (text,)).get
-            number = self._store_name(text) if found is None else found
-            self._names[text] = number
-        return number
-
-    def count(self, name: str, change: int) -> None:
-        if change:
-            self._of_work[name] += change
-
-    def value(self, name: str) -> int:
-        """Return the counter as this work sees it."""
-        return self.totals[name] + self._of_group[name] + self._of_work[name]
-
-    def end_work(self) -> None:
-        self._of_group.update(self._of_work)
-        self._of_work.clear()
-
-    def forget_work(self) -> None:
-        """Forget what the work did that has just been rolled back."""
-        self._of_work.clear()
-        self._names.clear()  # it may have stored one that is gone now
-
-    def write_counts(self) -> None:
-        changes = [(name, change) for name, change in self._of_group.items() if change]
-        self.connection.executemany(_ADD_TO_COUNTER, changes)
-
-    def end_group(self) -> None:
-        self.totals.update(self._of_group)
-        self._of_group.clear()
-
-    def forget_group(self) -> None:
-        self.forget_work()
-        self._of_group.clear()
-
-    def _store_name(self, text: str) -> int:
-        self.connection.execute("INSERT INTO names (text, seal) VALUES (?, ?)", (text, crc32(text.encode())))
-        return self.connection.last_insert_rowid()
 
 
 class Keeper(Protocol):
@@ -123,7 +58,8 @@ Work = Callable[[Unit], T]
 class _Item(NamedTuple):
     work: Work[Any]
     future: "asyncio.Future[Any] | None"  # None: nobody waits
-    label: str  # what the log calls it; "": its failure is not logged
+    label: str  # what the log calls it
+    is_posted: bool = False  # it is the log that hears of its failure
 
 
 class _Failed(NamedTuple):
@@ -149,6 +85,7 @@ class Writer:
         self.opened: asyncio.Future[None] = self._loop.create_future()
         self.closed: asyncio.Future[None] = self._loop.create_future()
         self.transactions = 0
+        self.records = RecordCache()
         # A daemon: a store that nobody closed must not keep the interpreter from ending.
         self._thread = Thread(target=self._main, name="sqlite-writer", daemon=True)
 
@@ -169,9 +106,11 @@ class Writer:
         self._put(_Item(work, future, label))
         return future
 
-    def post(self, work: Work[Any], label: str) -> None:
-        """Queue ``work`` for which nobody waits; its failure is logged."""
-        self._put(_Item(work, None, label))
+    def post(self, work: Work[Any], label: str) -> "asyncio.Future[None]":
+        """Queue ``work`` for which nobody need wait; its failure is logged, and the future has no error."""
+        future: asyncio.Future[None] = self._loop.create_future()
+        self._put(_Item(work, future, label, is_posted=True))
+        return future
 
     def stop(self) -> None:
         """Let the thread close everything after the last work that was accepted."""
@@ -189,6 +128,11 @@ class Writer:
     def _end(self, group: list[_Item], outcomes: list[Any]) -> None:
         self.is_stuck = False
         _end_all(group, outcomes)
+
+    def _end_committed(self, group: list[_Item], outcomes: list[Any]) -> None:
+        # The records first: whoever hears of a write finds it done.
+        self.records.settle(is_committed=True)
+        self._end(group, outcomes)
 
     def _expect_probe(self) -> None:
         if self._next_probe is None:
@@ -258,8 +202,11 @@ class Writer:
     def _run(self, unit: Unit, group: list[_Item]) -> None:
         try:
             outcomes = self._transact(unit, group)
+            end = self._end_committed
         except Exception as error:
             is_unknown = self._is_committing and isinstance(error, apsw.IOError)
+            if self._is_committing:
+                self._tell(partial(self.records.settle, is_committed=False))
             self._roll_back(unit)
             # SQLite rolled everything back because of one work, or of the disk: give each its own try.
             if len(group) > 1 and not is_unknown:
@@ -267,8 +214,10 @@ class Writer:
                     self._run(unit, [item])
                 return
             outcomes = [_Failed(_translated(error, is_unknown)) for _ in group]
+            end = self._end
         self._judge(outcomes)
-        self._deliver(group, outcomes)
+        self._log_failures(group, outcomes)
+        self._tell(partial(end, group, outcomes))
 
     def _transact(self, unit: Unit, group: list[_Item]) -> list[Any]:
         self._is_committing = self._has_written = False
@@ -276,6 +225,7 @@ class Writer:
         unit.connection.execute("BEGIN IMMEDIATE")
         outcomes = [self._run_item(unit, item) for item in group]
         unit.write_counts()
+        self.records.expect(unit.take_notes())
         self._is_committing = True
         unit.connection.execute("COMMIT")
         unit.end_group()
@@ -321,11 +271,10 @@ class Writer:
             self.trouble = None
             _log.warning("the disk takes writes again")
 
-    def _deliver(self, group: list[_Item], outcomes: list[Any]) -> None:
+    def _log_failures(self, group: list[_Item], outcomes: list[Any]) -> None:
         for item, outcome in zip(group, outcomes, strict=True):
-            if item.future is None and item.label and isinstance(outcome, _Failed):
+            if item.is_posted and isinstance(outcome, _Failed):
                 _log.error("%s failed: %s", item.label, outcome.error, exc_info=outcome.error)
-        self._tell(partial(self._end, group, outcomes))
 
     def _tell(self, call: Callable[[], None]) -> None:
         try:
@@ -339,17 +288,17 @@ def _is_of_disk(cause: BaseException | None) -> bool:
 
 
 def _probe(unit: Unit) -> None:
-    unit.connection.execute(_ADD_TO_COUNTER, ("probes", 1))
+    unit.connection.execute(ADD_TO_COUNTER, ("probes", 1))
 
 
 def _end_all(group: list[_Item], outcomes: list[Any]) -> None:
     for item, outcome in zip(group, outcomes, strict=True):
         if item.future is None:
             continue
-        if isinstance(outcome, _Failed):
+        if isinstance(outcome, _Failed) and not item.is_posted:
             _fail(item.future, outcome.error)
         else:
-            _resolve(item.future, outcome)
+            _resolve(item.future, None if item.is_posted else outcome)
 
 
 def _resolve(future: "asyncio.Future[T]", result: T) -> None:

@@ -13,7 +13,7 @@ from app.stores import rules, sqlite_checkpoints, sqlite_keys, sqlite_records, s
 from app.stores.sqlite_records import marks, settings
 from app.stores.sqlite_rows import RUNNING, TURN_COLUMNS, Record, TurnNames, is_committed, to_turn_row
 from app.stores.sqlite_tree import find_record, get_by_key, get_record, spot_at
-from app.stores.sqlite_writer import Unit
+from app.stores.sqlite_unit import Unit
 
 ADD_TURN = f"INSERT INTO turns ({TURN_COLUMNS}, session) VALUES ({marks(TURN_COLUMNS)}, ?)"  # noqa: S608
 _SET_TURN = f"UPDATE turns SET {settings(TURN_COLUMNS)} WHERE session = ? AND turn_id = ?"  # noqa: S608

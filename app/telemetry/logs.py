@@ -4,8 +4,6 @@ import logging
 import sys
 from typing import Literal
 
-import structlog
-
 from app.domain.ids import SessionKey
 from app.domain.stats import DiscardCause, EvictionCause
 
@@ -20,6 +18,8 @@ def configure_logs(log_format: LogFormat, level: str) -> None:
 
     Called by the command line only: a program that embeds the product keeps its own logging.
     """
+    import structlog  # with rich and pygments behind it, a fifth of all that an embedder would import
+
     shared: list[structlog.types.Processor] = [
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,

@@ -50,8 +50,9 @@ def test_a_turn_that_died_releases_its_key(tmp_path):
             events = iter(stream)
             started = next(events)
             assert next(events)["type"] == "text.delta"
-            # The start record shares the next commit's fsync: another turn brings it to disk.
-            server.request("POST", "/chat", {"session_id": "c", "message": "x"})
+            # A start record waits for a moment, but not once somebody has looked at the turn.
+            shown = server.request("GET", f"/sessions/{session_id}/turns/{started['turn_id']}").body
+            assert shown["status"] == "running"
             server.kill()
             stream.close()
             server.start()

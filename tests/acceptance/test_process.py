@@ -37,8 +37,8 @@ def test_turn_that_died_with_its_process_is_failed_at_the_next_start(tmp_path):
             events = iter(stream)
             started = next(events)
             assert next(events)["type"] == "text.delta"
-            # The start record shares the next commit's fsync: another session's turn brings it to disk.
-            server.request("POST", "/chat", {"session_id": "b", "message": "x"})
+            # A start record waits for a moment, but not once somebody has looked at the turn.
+            assert server.request("GET", "/sessions/a/turns").body["turns"][0]["status"] == "running"
             server.kill()
             stream.close()
             server.start()

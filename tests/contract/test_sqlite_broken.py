@@ -116,14 +116,19 @@ async def test_a_listing_goes_on_behind_a_broken_turn(
      "root_state = 1", "note = zeroblob(16)"],
 )  # fmt: skip
 async def test_a_broken_record_sets_its_session_aside(store: SqliteStore, path: str, damage: str) -> None:
-    """Any changed column of a record makes it SnapshotUnreadable, listings leave it out, delete works."""
+    """Any changed column of a record makes it SnapshotUnreadable, listings leave it out, delete works.
+
+    What an open store still knows of it may be shown until the next start, but nothing builds on it.
+    """
     hit, _, well, _ = await _two_sessions(store)
     _break(path, f"UPDATE sessions SET {damage} WHERE session_id = 'hit'")
+    with pytest.raises(SnapshotUnreadable):
+        await store.update_session(hit.key, SessionChange(title="new"), T0)
+    await store.close()
+    await store.open(BOOT)
     with pytest.raises(SnapshotUnreadable) as caught:
         await store.find_session(hit.key)
     assert caught.value.session_id == "hit"
-    with pytest.raises(SnapshotUnreadable):
-        await store.update_session(hit.key, SessionChange(title="new"), T0)
     page = await store.list_sessions(SessionQuery(owner="", now=T0))
     assert [session.key for session in page.sessions] == [well.key]
     assert await store.delete_session(hit.key)

@@ -120,11 +120,13 @@ async def test_a_record_never_names_another_state(store: SqliteStore, path: str,
     hit, _ = await _with_states(store, "hit")
     _break(path, f"UPDATE sessions SET {column}")
     with pytest.raises(SnapshotUnreadable):
-        await store.find_session(hit.key)
-    with pytest.raises(SnapshotUnreadable):
         await store.at_turn(hit, None)
     with pytest.raises(SnapshotUnreadable):
         await store.commit_turn(hit, make_turn(hit))
+    await store.close()
+    await store.open(BOOT)
+    with pytest.raises(SnapshotUnreadable):
+        await store.find_session(hit.key)
 
 
 async def _noted(store: SqliteStore, session_id: str) -> tuple[Session, list[Turn], Note]:

@@ -14,7 +14,7 @@ import pytest
 
 from app.domain.errors import StoreUnavailable
 from app.domain.session import Session, SessionQuery
-from app.stores import sqlite, sqlite_file, sqlite_writer
+from app.stores import sqlite, sqlite_file, sqlite_keeper, sqlite_writer
 from app.stores.sqlite import SqliteStore
 
 from .builders import BOOT, LIFE, T0, make_session, make_turn, running
@@ -256,9 +256,9 @@ async def test_a_read_that_hangs_fails(
     """With every reader hanging a read raises in bounded time, and later ones work again."""
     monkeypatch.setattr(sqlite, "READ_TIMEOUT_S", 0.05)
     gate = Event()
-    calls = [store._read(lambda connection: gate.wait()) for _ in range(sqlite.READERS)]
-    results = await asyncio.gather(*calls, store.find_session(session.key), return_exceptions=True)
+    calls = [store._read(lambda connection: gate.wait()) for _ in range(sqlite_keeper.READERS)]
+    results = await asyncio.gather(*calls, store.load_path(session), return_exceptions=True)
     gate.set()
-    assert [type(result) for result in results] == [StoreUnavailable] * (sqlite.READERS + 1)
+    assert [type(result) for result in results] == [StoreUnavailable] * (sqlite_keeper.READERS + 1)
     monkeypatch.undo()
-    assert await store.find_session(session.key) == session
+    assert (await store.load_path(session)).messages == ()

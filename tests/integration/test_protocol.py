@@ -18,6 +18,10 @@ class Impatient(BoundedProtocol):
     STALLED_S = 0.1
 
 
+class Patient(BoundedProtocol):
+    STALLED_S = 0.5  # a client that reads must have the time to, on a busy machine too
+
+
 class Source:
     """An application that sends ``pieces`` and tells how far it came and how it ended."""
 
@@ -132,10 +136,10 @@ async def test_a_client_that_stops_reading_later_is_cut_then() -> None:
         await send({"type": "http.response.body", "body": b"x" * (4 << 20)})
 
     loop = asyncio.get_running_loop()
-    async with asyncio.timeout(10), serving(app, Impatient) as (port, server):
+    async with asyncio.timeout(10), serving(app, Patient) as (port, server):
         with connect(port) as client:
             begun, got = loop.time(), 0
-            while loop.time() < begun + 1.5 * Impatient.STALLED_S:
+            while loop.time() < begun + 1.5 * Patient.STALLED_S:
                 got += len(await loop.sock_recv(client, 16 * 1024))
                 await until(lambda due=loop.time() + 0.01: loop.time() > due)  # type: ignore[misc]
             assert server.server_state.connections

@@ -354,8 +354,8 @@ def never_releases_a_key(release, find_claim):
 
 @mutant((ChatService, "_accept"))
 def releases_a_key_when_its_turn_is_accepted(accept):
-    async def early(self, *request):
-        flight = await accept(self, *request)
+    async def early(self, *request, **asked):
+        flight = await accept(self, *request, **asked)
         self._turns._claims.clear()
         return flight
 

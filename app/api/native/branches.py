@@ -18,7 +18,7 @@ from app.api.native.chat import (
     IdempotencyKeyHeader,
     note_turn,
     stream_answer,
-    wait_answer,
+    wait_reply,
 )
 from app.api.native.fields import Flag, FreeObject, SessionQuery, TurnIdField, check_alone
 from app.api.native.redact import redact
@@ -264,7 +264,9 @@ async def regenerate(
     )
     begun = await call.services.chat.begin_again(request)
     note_turn(begun, call)
-    return await (stream_answer if query.stream else wait_answer)(begun, call)
+    if query.stream:
+        return await stream_answer(begun, call)
+    return ChatAnswer.of(await wait_reply(begun, call))
 
 
 @router.post(

@@ -2,20 +2,20 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Body, Depends, Header, Query, Response
+from fastapi import APIRouter, Body, Depends, Header, Query, Request, Response
 
 from app.api.departure import client_watched
-from app.api.deps import Call, CallDep
+from app.api.deps import Call, CallDep, call_of
 from app.api.docs import WITH_BODY, problems
 from app.api.etag import parse_expected_head
 from app.api.native.encoder import NativeEncoder
 from app.api.native.fields import NoQuery, check_message
-from app.api.native.kinds import EVENT_TYPES
+from app.api.native.kinds import EVENT_TYPES, to_json
 from app.api.native.requests import ChatBody
 from app.api.native.responses import ChatAnswer
-from app.api.route import StrictRoute
+from app.api.route import StrictRoute, find_body, shortcut
 from app.api.sse import MEDIA_TYPE, EventStream, StoredEvents
-from app.domain.chat import PastTurn
+from app.domain.chat import ChatReply, PastTurn
 from app.domain.errors import Draining
 from app.domain.events import TurnCancelled
 from app.domain.idempotency import parse_key
@@ -133,17 +133,38 @@ async def _begin(
 BegunDep = Annotated[Flight | PastTurn, Depends(_begin)]
 
 
+async def _begin_shortly(request: Request) -> tuple[Flight | PastTurn, Call] | None:
+    if (body := find_body(request, ChatBody)) is None:
+        return None
+    call = await call_of(request)
+    key, if_match = request.headers.get("idempotency-key"), request.headers.get("if-match")
+    return await _begin(body, call, NoQuery(), key, if_match), call
+
+
+async def _chat_shortly(request: Request) -> Response | None:
+    if (begun := await _begin_shortly(request)) is None:
+        return None
+    members = ChatAnswer.members_of(await wait_reply(*begun))
+    return Response(to_json(members), media_type="application/json")
+
+
+async def _stream_shortly(request: Request) -> Response | None:
+    begun = await _begin_shortly(request)
+    return None if begun is None else await stream_answer(*begun)
+
+
 @router.post(
     "/chat",
     summary="Send a message, get the whole answer",
     responses=problems(*WITH_BODY, *REFUSALS, *FAILURES),
 )
+@shortcut(_chat_shortly)
 async def chat(begun: BegunDep, call: CallDep) -> ChatAnswer:
     """Carry out one turn of the session, creating the session if there is none of this id.
 
     If the client leaves, a turn that runs goes on; one that still waits is dropped.
     """
-    return await wait_answer(begun, call)
+    return ChatAnswer.of(await wait_reply(begun, call))
 
 
 @router.post(
@@ -152,6 +173,7 @@ async def chat(begun: BegunDep, call: CallDep) -> ChatAnswer:
     response_class=Response,
     responses={200: STREAM_DOC, **problems(*WITH_BODY, *REFUSALS)},
 )
+@shortcut(_stream_shortly)
 async def chat_stream(begun: BegunDep, call: CallDep) -> Response:
     """As `POST /chat`, with server-sent events while the agent works.
 
@@ -169,7 +191,7 @@ def note_turn(begun: Flight | PastTurn, call: Call) -> None:
         call.exchange.accept_turn(begun.key.session_id, begun.turn_id)
 
 
-async def wait_answer(begun: Flight | PastTurn, call: Call) -> ChatAnswer:
+async def wait_reply(begun: Flight | PastTurn, call: Call) -> ChatReply:
     """Return the answer of a turn when it has ended.
 
     Raises:
@@ -184,7 +206,7 @@ async def wait_answer(begun: Flight | PastTurn, call: Call) -> ChatAnswer:
             begun.leave()
         if isinstance(ended, TurnCancelled) and ended.reason is CancelReason.DRAIN:
             raise Draining()
-    return ChatAnswer.of(call.services.chat.reply_of(begun))
+    return call.services.chat.reply_of(begun)
 
 
 async def stream_answer(begun: Flight | PastTurn, call: Call) -> Response:

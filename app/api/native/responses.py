@@ -63,23 +63,33 @@ class ChatAnswer(BaseModel):
 
     @classmethod
     def of(cls, reply: ChatReply) -> "ChatAnswer":
-        return cls(
-            session_id=reply.session_id,
-            turn_id=reply.turn_id,
-            head=reply.head,
-            reply=reply.reply,
-            finish_reason=reply.finish_reason,
-            provider=reply.provider,
-            model=reply.model,
-            agent_id=reply.agent_id,
-            usage=Usage.of(reply.usage),
-            message_count=reply.message_count,
-            turn_count=reply.turn_count,
-            activation=reply.activation.value,
-            queued_ms=reply.queued_ms,
-            duration_ms=reply.duration_ms,
-            created_at=to_time(reply.created_at),
-        )
+        return cls(**cls.members_of(reply))
+
+    @staticmethod
+    def members_of(reply: ChatReply) -> dict[str, Any]:
+        """Return what the answer is made of, in its order: as JSON it is the answer's."""
+        usage = reply.usage
+        return {
+            "session_id": reply.session_id,
+            "turn_id": reply.turn_id,
+            "head": reply.head,
+            "reply": reply.reply,
+            "finish_reason": reply.finish_reason,
+            "provider": reply.provider,
+            "model": reply.model,
+            "agent_id": reply.agent_id,
+            "usage": {
+                "prompt_tokens": usage.prompt_tokens,
+                "completion_tokens": usage.completion_tokens,
+                "total_tokens": usage.total_tokens,
+            },
+            "message_count": reply.message_count,
+            "turn_count": reply.turn_count,
+            "activation": reply.activation.value,
+            "queued_ms": reply.queued_ms,
+            "duration_ms": reply.duration_ms,
+            "created_at": to_time(reply.created_at),
+        }
 
 
 class SessionAnswer(BaseModel):

@@ -9,8 +9,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 def to_time(ms: int) -> str:
     """Return milliseconds since the epoch as RFC 3339 in UTC, with ``Z`` and milliseconds."""
-    whole = datetime.fromtimestamp(ms // 1000, UTC)
-    return f"{whole:%Y-%m-%dT%H:%M:%S}.{ms % 1000:03d}Z"
+    return f"{(_EPOCH + timedelta(milliseconds=ms)).isoformat(timespec='milliseconds')[:-6]}Z"
 
 
 def to_optional_time(ms: int | None) -> str | None:
