@@ -25,7 +25,7 @@ from autogen_core.tools import Tool, ToolSchema
 from opentelemetry import trace
 from pydantic import BaseModel
 
-from app.agents.context import SessionContext, estimate_tokens
+from app.agents.context import SessionContext
 from app.agents.source import Teller
 from app.agents.token import PruningToken
 from app.agents.tools import CachedWorkbench
@@ -59,20 +59,18 @@ class Shell:
 class AutogenAgent:
     """Implements ``app.ports.LiveAgent``."""
 
-    __slots__ = ("_client", "_context", "_estimated_tokens", "_shell", "_stored_bytes", "_token", "stamp")
+    __slots__ = ("_client", "_context", "_shell", "_stored_bytes", "_token", "stamp")
 
     def __init__(self, stamp: Stamp, path: Path, shell: Shell) -> None:
-        messages = path_to_llm(path)
-        self._context = SessionContext(messages)
+        self._context = SessionContext(path_to_llm(path))
         self._stored_bytes = path.stored_bytes
-        self._estimated_tokens = sum(map(estimate_tokens, messages))
         self._token: PruningToken | None = None
         self.refit(stamp, shell)
 
     def refit(self, stamp: Stamp, shell: Shell) -> None:
         """Keep the context and build a new shell around it."""
         self.stamp = stamp
-        self._client = _Listening(shell.client)
+        self._client = _Listening(shell.client, self._context)
         self._context.policy = shell.policy
         self._shell = AssistantAgent(
             AGENT_NAME,
@@ -92,7 +90,7 @@ class AutogenAgent:
 
     @property
     def estimated_tokens(self) -> int:
-        return self._estimated_tokens
+        return self._context.tokens
 
     async def run(self, message: str, emit: Emit) -> Answer:
         """Carry out one turn; see ``LiveAgent.run``.
@@ -122,10 +120,8 @@ class AutogenAgent:
         finally:
             self._token = None
             self._client.reader = None
-        added = to_llm(answer.messages)
-        self._context.replace_from(mark, added)
+        self._context.replace_from(mark, to_llm(answer.messages))
         self._stored_bytes += size_of(answer.messages)
-        self._estimated_tokens += sum(map(estimate_tokens, added))
         return answer
 
     async def _converse(self, message: str, reader: TurnReader, token: CancellationToken) -> None:
@@ -144,14 +140,16 @@ class AutogenAgent:
 
 
 class _Listening(ChatCompletionClient):
-    """Lets the running turn's reader hear the model itself, and AutoGen only the result.
+    """Gives the model the context and its words to the running turn's reader; AutoGen gets the result.
 
     ``AssistantAgent`` drops the finish reason, and wraps every piece of text in an event
     with a UUID and a time of its own, which costs a quarter of all that a token costs.
     """
 
-    def __init__(self, client: ChatCompletionClient) -> None:
+    def __init__(self, client: ChatCompletionClient, context: SessionContext) -> None:
         self._client = client
+        self._teller = client if isinstance(client, Teller) else None  # asking costs as much as a token
+        self._context = context
         self.reader: TurnReader | None = None
 
     async def create_stream(
@@ -173,13 +171,14 @@ class _Listening(ChatCompletionClient):
         }
         reader = self.reader
         assert reader is not None, "a model is only asked in a turn"
-        if isinstance(self._client, Teller):
-            result = await self._client.tell(reader.hear, messages, **asked)
+        conversation = self._context.shown(messages)
+        if self._teller is not None:
+            result = await self._teller.tell(reader.hear, conversation, **asked)
             reader.note(result)
             yield result
             return
         # Whatever breaks this loop: an open stream would live as long as the exception does.
-        async with aclosing(self._client.create_stream(messages, **asked)) as stream:
+        async with aclosing(self._client.create_stream(conversation, **asked)) as stream:
             async for piece in stream:
                 if isinstance(piece, str):
                     reader.hear(piece)

@@ -4,6 +4,7 @@ Gives the same as AutoGen's own client makes of the same events; reasoning comes
 text between ``<think>`` and ``</think>``, an opening tag always at the beginning of a piece.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import orjson
@@ -16,7 +17,7 @@ from app.models.failure import malformed, reported
 
 
 class StreamedAnswer:
-    """Takes events one by one; ``pieces`` gives what they added to the text."""
+    """Takes events as they come; ``pieces`` gives what they added to the text."""
 
     def __init__(self, call: ModelCall) -> None:
         self._call = call
@@ -29,23 +30,29 @@ class StreamedAnswer:
         self._usage: tuple[int, int] = (0, 0)
         self.is_complete = False  # ``[DONE]`` has come
 
-    def take(self, data: bytes) -> None:
-        """Take the data of one event.
+    def take(self, events: Sequence[bytes]) -> None:
+        """Take the data of events that came together.
 
         Raises:
-            ModelError: it is not what the protocol allows, reports an error, or is one too many.
+            ModelError: it is not what the protocol allows, reports an error, or is too much.
         """
-        if data.startswith(b"[DONE]"):
-            self.is_complete = True
-            return
-        try:
-            event = orjson.loads(data)
-            told, said, finish = self._read(event)
-        except (ValueError, TypeError, KeyError, AttributeError):
-            event = None
-        if event is None:
+        size = 0
+        told = said = finish = garbled = False
+        for data in events:
+            if data.startswith(b"[DONE]"):
+                self.is_complete = True
+                continue
+            try:
+                one_told, one_said, one_finish = self._read(orjson.loads(data))
+            except (ValueError, TypeError, KeyError, AttributeError):
+                garbled = True
+                break
+            size += len(data)
+            told, said, finish = told or one_told, said or one_said, finish or one_finish
+        if garbled:
             raise malformed()
-        self._call.heard(len(data), told=told, said=said, finish=finish)
+        if size:
+            self._call.heard(size, told=told, said=said, finish=finish)
 
     def pieces(self) -> list[str]:
         """Return the text that came since the last time; mostly one piece."""
@@ -82,7 +89,9 @@ class StreamedAnswer:
         if finish is not None and self._finish is None:
             self._finish = finish
         delta = choice.get("delta") or {}
-        reasoned = self._reason(delta)
+        # Most deltas have no reasoning, and of a burst of tokens every call counts.
+        may_reason = self._is_reasoning or "reasoning_content" in delta or "reasoning" in delta
+        reasoned = may_reason and self._reason(delta)
         said = self._say(delta)
         return reasoned or said, said, finish is not None
 

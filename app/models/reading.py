@@ -49,8 +49,7 @@ class Reading:
                 self.end.set_result(None)
             return
         try:
-            for data in self._splitter.feed(part):
-                self.answer.take(data)
+            self.answer.take(self._splitter.feed(part))
         except ModelError as error:
             self.failure = error
         for piece in self.answer.pieces():

@@ -76,4 +76,4 @@ def _interrupt(unit: Unit, row: Row, names: Names, now: int) -> None:
         sqlite_keys.release(unit.connection, row[-2], row[0])
         return
     failed = rules.interrupted(turn, now)
-    end_turn(unit, row[-2], failed, to_turn_body(failed), state=None, is_known=True)
+    end_turn(unit, row[-2], failed, to_turn_body(failed), state=None, is_known=True, has_user=True)

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import dataclass, field
+from itertools import chain
 from zlib import crc32
 
 import apsw
@@ -10,8 +11,8 @@ from app.domain.ids import SessionKey
 from app.domain.session import LifeSpan
 from app.stores.sqlite_cache import Changes, Saved
 
-ADD_TO_COUNTER = (
-    "INSERT INTO counters (name, value) VALUES (?, ?)"
+ADD_TO_COUNTERS = (
+    "INSERT INTO counters (name, value) VALUES {rows}"
     " ON CONFLICT (name) DO UPDATE SET value = value + excluded.value"
 )
 
@@ -28,8 +29,8 @@ class Unit:
     life: LifeSpan
     totals: Counter[str] = field(default_factory=Counter)
     _names: dict[str, int] = field(default_factory=dict)
-    _of_work: Counter[str] = field(default_factory=Counter)
     _of_group: Counter[str] = field(default_factory=Counter)
+    _of_work: list[tuple[str, int]] = field(default_factory=list)  # to take back what the work counted
     _noted_by_work: Changes = field(default_factory=dict)
     _noted: Changes = field(default_factory=dict)
 
@@ -44,30 +45,35 @@ class Unit:
 
     def count(self, name: str, change: int) -> None:
         if change:
-            self._of_work[name] += change
+            self._of_group[name] += change
+            self._of_work.append((name, change))
 
     def note(self, key: SessionKey, saved: Saved | None) -> None:
         self._noted_by_work[key] = saved
 
     def value(self, name: str) -> int:
         """Return the counter as this work sees it."""
-        return self.totals[name] + self._of_group[name] + self._of_work[name]
+        return self.totals[name] + self._of_group[name]
 
     def end_work(self) -> None:
-        self._of_group.update(self._of_work)
         self._of_work.clear()
         self._noted.update(self._noted_by_work)
         self._noted_by_work.clear()
 
     def forget_work(self) -> None:
         """Forget what the work did that has just been rolled back."""
+        for name, change in self._of_work:
+            self._of_group[name] -= change
         self._of_work.clear()
         self._noted_by_work.clear()
         self._names.clear()  # it may have stored one that is gone now
 
     def write_counts(self) -> None:
         changes = [(name, change) for name, change in self._of_group.items() if change]
-        self.connection.executemany(ADD_TO_COUNTER, changes)
+        if changes:
+            # One statement, since each is a chance for another thread to take the interpreter.
+            rows = ", ".join(["(?, ?)"] * len(changes))
+            self.connection.execute(ADD_TO_COUNTERS.format(rows=rows), list(chain.from_iterable(changes)))
 
     def take_notes(self) -> Changes:
         """Return what the works of this group noted, to the cache of records."""

@@ -1,8 +1,10 @@
 """One thread that writes: what waits together is committed together.
 
 The event loop puts works into a queue; the thread takes up to ``GROUP_LIMIT`` of
-them, runs each in a savepoint of its own inside one ``BEGIN IMMEDIATE``, and
-commits once, so that they share one sync of the disk. Always true:
+them, runs them in one transaction and commits once, so that they share one sync of
+the disk. A work that raises before it has written anything fails by itself; of one that
+raises later everything is rolled back, and the others run without it: savepoints would
+cost each work what so only such a one costs. Always true:
 
 * works run in the order in which they were submitted;
 * a caller hears of its work only after the commit, and then all callers of a
@@ -29,7 +31,7 @@ import apsw
 from app.domain.errors import AgentPoolError, StoreUnavailable
 from app.stores.sqlite_cache import RecordCache
 from app.stores.sqlite_file import unavailable
-from app.stores.sqlite_unit import ADD_TO_COUNTER, Unit
+from app.stores.sqlite_unit import ADD_TO_COUNTERS, Unit
 
 GROUP_LIMIT = 64
 PROBE_S = 1.0
@@ -77,6 +79,7 @@ class Writer:
         self._is_stopping = False
         self._is_committing = False
         self._has_written = False
+        self._done = 0  # works of the group under way
         self._refusal = "The store is closed."
         self._next_probe: asyncio.TimerHandle | None = None
         self.trouble: BaseException | None = None
@@ -111,6 +114,12 @@ class Writer:
         future: asyncio.Future[None] = self._loop.create_future()
         self._put(_Item(work, future, label, is_posted=True))
         return future
+
+    def give_up_on(self, future: "asyncio.Future[Any]") -> None:
+        """Let who waits for ``future`` hear that it takes too long; the thread may do the work yet."""
+        if not future.done():
+            self.is_stuck = True
+            _fail(future, StoreUnavailable("The database takes too long to write.", outcome_unknown=True))
 
     def stop(self) -> None:
         """Let the thread close everything after the last work that was accepted."""
@@ -208,10 +217,9 @@ class Writer:
             if self._is_committing:
                 self._tell(partial(self.records.settle, is_committed=False))
             self._roll_back(unit)
-            # SQLite rolled everything back because of one work, or of the disk: give each its own try.
             if len(group) > 1 and not is_unknown:
-                for item in group:
-                    self._run(unit, [item])
+                for part in _parts(group, self._done):
+                    self._run(unit, part)
                 return
             outcomes = [_Failed(_translated(error, is_unknown)) for _ in group]
             end = self._end
@@ -223,7 +231,10 @@ class Writer:
         self._is_committing = self._has_written = False
         before = unit.connection.total_changes()
         unit.connection.execute("BEGIN IMMEDIATE")
-        outcomes = [self._run_item(unit, item) for item in group]
+        outcomes: list[Any] = []
+        for self._done, item in enumerate(group):
+            outcomes.append(self._run_item(unit, item))
+        self._done = len(group)
         unit.write_counts()
         self.records.expect(unit.take_notes())
         self._is_committing = True
@@ -234,19 +245,16 @@ class Writer:
         return outcomes
 
     def _run_item(self, unit: Unit, item: _Item) -> Any:
-        connection = unit.connection
-        connection.execute("SAVEPOINT work")
+        before = unit.connection.total_changes()
         try:
             result = item.work(unit)
         except Exception as error:
-            # A full disk may have ended the whole transaction, with it the works before this one.
-            if not connection.in_transaction:
+            # What it has written can only be undone with the works before it. A full disk
+            # may have ended the whole transaction.
+            if unit.connection.total_changes() != before or not unit.connection.in_transaction:
                 raise
-            connection.execute("ROLLBACK TO work")
-            connection.execute("RELEASE work")
             unit.forget_work()
             return _Failed(_translated(error, False))
-        connection.execute("RELEASE work")
         unit.end_work()
         return result
 
@@ -283,12 +291,19 @@ class Writer:
             pass  # the event loop is closed, so nobody is left to hear
 
 
+def _parts(group: list[_Item], done: int) -> list[list[_Item]]:
+    """Return what a group that was rolled back runs as instead: one by one, or without what broke it."""
+    if done == len(group):
+        return [[item] for item in group]
+    return [part for part in (group[:done], [group[done]], group[done + 1 :]) if part]
+
+
 def _is_of_disk(cause: BaseException | None) -> bool:
     return isinstance(cause, DISK_ERRORS) and getattr(cause, "extendedresult", None) not in READ_ERRORS
 
 
 def _probe(unit: Unit) -> None:
-    unit.connection.execute(ADD_TO_COUNTER, ("probes", 1))
+    unit.connection.execute(ADD_TO_COUNTERS.format(rows="('probes', 1)"))
 
 
 def _end_all(group: list[_Item], outcomes: list[Any]) -> None:

@@ -1,4 +1,4 @@
-"""The works of the writer: each is one step, inside a savepoint that undoes it if it raises."""
+"""The works of the writer: each is one step, and undone if it raises. The best raise before they write."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -103,7 +103,10 @@ def commit_turn(
     rules.check_unmoved(record.session, session, turn.turn_id)
     parent, state_number = _parent_of(unit, record, turn, resets_state)
     rules.check_depth(turn, parent)
-    end_turn(unit, record.number, turn, body, state=state_number, is_known=known is not None)
+    has_user = record.session.user_id is not None
+    end_turn(
+        unit, record.number, turn, body, state=state_number, is_known=known is not None, has_user=has_user
+    )
     moved = rules.after_commit(record.session, turn, unit.life)
     if turn.parent != session.head:
         moved = replace(moved, note=parent.note)
@@ -122,11 +125,14 @@ def record_turn(unit: Unit, session: Session, turn: Turn, body: bytes) -> None:
     known = _status_of(unit, record.number, turn)
     if known is not None and known[0] != RUNNING:
         return
-    end_turn(unit, record.number, turn, body, state=None, is_known=known is not None)
+    has_user = record.session.user_id is not None
+    end_turn(unit, record.number, turn, body, state=None, is_known=known is not None, has_user=has_user)
     _touch(unit, record, rules.end_of(turn))
 
 
-def end_turn(unit: Unit, number: int, turn: Turn, body: bytes, *, state: int | None, is_known: bool) -> None:
+def end_turn(
+    unit: Unit, number: int, turn: Turn, body: bytes, *, state: int | None, is_known: bool, has_user: bool
+) -> None:
     """Store the turn as it ended, ``state`` being the number of the session's state, and count it."""
     assert turn.status is not TurnStatus.RUNNING
     if is_known:
@@ -139,7 +145,8 @@ def end_turn(unit: Unit, number: int, turn: Turn, body: bytes, *, state: int | N
     else:
         sqlite_keys.release(unit.connection, number, to_id_bytes(turn.turn_id))
     sqlite_stats.count_turn(unit, turn)
-    sqlite_records.add_usage(unit, number, rules.day_of(turn), 1, turn.usage)
+    if has_user:
+        sqlite_records.add_usage(unit, number, rules.day_of(turn), 1, turn.usage)
 
 
 def make_room(unit: Unit, session: Session, cap: SessionCap) -> None:

@@ -8,24 +8,31 @@ import sys
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
+from threading import Event
 
 import apsw
 import pytest
 
-from app.domain.errors import StoreLocked, StoreUnavailable
+from app.domain.errors import SessionLimit, StoreLocked, StoreUnavailable
 from app.domain.session import SessionQuery
 from app.domain.turn import TurnStatus
+from app.stores import sqlite_writes
 from app.stores.sqlite import SqliteStore
 from app.stores.sqlite_file import migrations
+from app.stores.sqlite_unit import Unit
 
 from .builders import BOOT, LIFE, T0, make_session, make_turn, running
 
 OPENING = """
 import asyncio, sys
 from app.domain.session import LifeSpan
+from app.stores import sqlite_writes
 from app.stores.sqlite import SqliteStore
 asyncio.run(SqliteStore(sys.argv[1], LifeSpan()).open("other"))
 """
+
+
+_IN_ORDER = "SELECT session_id FROM sessions ORDER BY id"
 
 
 @pytest.fixture
@@ -59,6 +66,30 @@ async def test_a_bad_work_does_not_fail_its_group(store: SqliteStore) -> None:
     assert [n for n, result in enumerate(results) if result is not None] == [20]
     assert store.session_count_nowait() == 39
     assert (await store.list_sessions(SessionQuery(owner="", now=T0))).total == 39
+
+
+@pytest.mark.parametrize("bad", [0, 20, 39])
+async def test_a_work_that_fails_late_is_undone_alone(store: SqliteStore, bad: int) -> None:
+    """Of forty works in a group one raises after writing: it leaves nothing, the others run in order."""
+
+    def work(unit: Unit, number: int) -> None:
+        sqlite_writes.create_session(unit, make_session(f"s{number}"))
+        if number == bad:
+            raise SessionLimit
+
+    gate = Event()
+    holding = store._write("hold", lambda unit: gate.wait())
+    calls = asyncio.gather(
+        holding, *(store._write("work", work, number) for number in range(40)), return_exceptions=True
+    )
+    asyncio.get_running_loop().call_soon(gate.set)
+    _, *results = await calls
+    assert [n for n, result in enumerate(results) if result is not None] == [bad]
+    assert [n for n in range(40) if await store.find_session(make_session(f"s{n}").key) is None] == [bad]
+    rows = await store._write("look", lambda unit: unit.connection.execute(_IN_ORDER).fetchall())
+    assert [row[0] for row in rows] == [f"s{n}" for n in range(40) if n != bad]
+    assert store.session_count_nowait() == (await store.get_session_stats()).total == 39
+    assert store.transactions <= 5
 
 
 async def test_a_name_that_was_rolled_back_is_stored_again(store: SqliteStore) -> None:

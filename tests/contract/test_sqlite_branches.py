@@ -203,6 +203,7 @@ async def test_no_query_reads_a_whole_table(path: str, monkeypatch: pytest.Monke
     await _do_everything(store)
     await store.close()
     whole = [step for steps in plans.values() for step in steps if step.startswith("SCAN")]
+    whole = [step for step in whole if "VALUES CLAUSE" not in step]  # rows of the statement's own
     assert len(plans) > 40
     assert {step for step in whole if step != "SCAN path"} == {"SCAN counters"}
     sorting = [sql for sql, steps in plans.items() for step in steps if "ORDER BY" in step]

@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.agents.context import SessionContext, estimate_tokens, plan_start
+from app.agents.encoding import encode
 from app.domain.catalog import WHOLE_CONTEXT, ContextPolicy, parse_context_policy
 
 Strings = st.text("ab 你", max_size=12)
@@ -58,6 +59,10 @@ policies = st.one_of(
 )
 
 
+def start_of(path: list[LLMMessage], policy: ContextPolicy) -> int:
+    return plan_start([encode(m) for m in path], [estimate_tokens(m) for m in path], policy)
+
+
 def cost(messages: list[LLMMessage], policy: ContextPolicy) -> int:
     return len(messages) if policy.unit == "last" else sum(map(estimate_tokens, messages))
 
@@ -65,7 +70,7 @@ def cost(messages: list[LLMMessage], policy: ContextPolicy) -> int:
 @given(paths(), policies)
 def test_what_is_sent_is_a_whole_end_of_the_path(path: list[LLMMessage], policy: ContextPolicy) -> None:
     """It begins with a user message, has the newest one, fits the policy, and could not be longer."""
-    start = plan_start(path, policy)
+    start = start_of(path, policy)
     sent, users = path[start:], [i for i, m in enumerate(path) if isinstance(m, UserMessage)]
     assert start in users
     if policy == WHOLE_CONTEXT:
@@ -79,7 +84,7 @@ def test_what_is_sent_is_a_whole_end_of_the_path(path: list[LLMMessage], policy:
 @given(paths(), policies)
 def test_calls_and_results_stay_together(path: list[LLMMessage], policy: ContextPolicy) -> None:
     """Every result that is sent follows its call, and every call that is sent has its result."""
-    sent = path[plan_start(path, policy) :]
+    sent = path[start_of(path, policy) :]
     kinds = [
         "call" if isinstance(m.content, list) and isinstance(m, AssistantMessage) else m.type for m in sent
     ]
@@ -94,26 +99,26 @@ def test_calls_and_results_stay_together(path: list[LLMMessage], policy: Context
 def test_last_counts_messages(limit: int, start: int) -> None:
     """At most so many, rounded down to whole turns; all of them when they fit exactly."""
     path = [user(), calls(), results(), said(), user(), said(), user()]
-    assert plan_start(path, ContextPolicy("last", limit)) == start
+    assert start_of(path, ContextPolicy("last", limit)) == start
 
 
 @pytest.mark.parametrize(("limit", "start"), [(1, 2), (5, 2), (14, 2), (15, 0)])
 def test_tokens_counts_estimated_tokens(limit: int, start: int) -> None:
     """Three messages of five tokens fit into fifteen and not into fourteen."""
-    assert plan_start([user(), said(), user()], ContextPolicy("tokens", limit)) == start
+    assert start_of([user(), said(), user()], ContextPolicy("tokens", limit)) == start
 
 
 def test_a_turn_that_is_too_much_alone_is_sent_whole() -> None:
     """The newest user message and all after it are sent whatever the policy says."""
     path = [user(), said(), user("x" * 1000), calls(), results()]
-    assert plan_start(path, ContextPolicy("tokens", 1)) == 2
-    assert plan_start(path, ContextPolicy("last", 1)) == 2
+    assert start_of(path, ContextPolicy("tokens", 1)) == 2
+    assert start_of(path, ContextPolicy("last", 1)) == 2
 
 
 def test_a_path_without_a_user_message_is_not_cut() -> None:
     """There is no place where it could be."""
-    assert plan_start([said(), said()], ContextPolicy("last", 1)) == 0
-    assert plan_start([], ContextPolicy("tokens", 1)) == 0
+    assert start_of([said(), said()], ContextPolicy("last", 1)) == 0
+    assert start_of([], ContextPolicy("tokens", 1)) == 0
 
 
 @pytest.mark.parametrize(
@@ -140,14 +145,20 @@ async def test_a_policy_leaves_the_context_alone() -> None:
     path = [user(), said(), user(), said(), user()]
     context = SessionContext(path)
     context.policy = ContextPolicy("last", 2)
-    assert await context.get_messages() == path[4:]
+    assert list(context.shown([])) == path[4:]
     assert context.mark() == 5
     await context.add_message(said("new"))
-    assert await context.get_messages() == [path[4], said("new")]
+    assert list(context.shown([])) == [path[4], said("new")]
     context.replace_from(4, [])
-    assert context._messages == path[:4]
     context.policy = WHOLE_CONTEXT
-    assert await context.get_messages() is context._messages
+    assert list(context.shown([])) == path[:4]
+    assert context.tokens == sum(map(estimate_tokens, path[:4]))
+
+
+async def test_autogen_is_shown_nothing() -> None:
+    """It would copy and look through the whole conversation in each call, and only carry it."""
+    context = SessionContext([user()])
+    assert await context.get_messages() == []
 
 
 def test_policies_are_parsed() -> None:

@@ -205,7 +205,7 @@ async def test_a_compacted_path_begins_with_its_summary() -> None:
     """As a question and its answer, before the turns that came after; it counts as context."""
     path = Path("head", "note", (UserText("q"), AssistantText("a")), 0, summary="They met.")
     agent = make_factory().build(make_session(note="note"), path)
-    assert [message.content for message in agent._context._messages] == [
+    assert [message.content for message in agent._context.shown([])] == [
         "Summarise our conversation so far.",
         "They met.",
         "q",
@@ -230,7 +230,7 @@ async def test_a_restored_context_holds_what_a_warm_one_does() -> None:
     first, _ = await run(warm, "My name is Alice")
     second, _ = await run(warm, "Who am I?")
     restored = factory.build(make_session(), make_path(*first.messages, *second.messages))
-    assert restored._context._messages == warm._context._messages
+    assert restored._context._encoded == warm._context._encoded
 
 
 def test_a_template_chooses_from_the_profiles_tools() -> None:
