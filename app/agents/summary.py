@@ -14,6 +14,7 @@ from typing import Any, Final
 from autogen_core.models import ChatCompletionClient, CreateResult, LLMMessage, SystemMessage, UserMessage
 
 from app.agents.context import estimate_tokens
+from app.agents.encoding import Conversation
 from app.agents.think import ThinkSplitter
 from app.agents.translate import USER_SOURCE, path_to_llm, to_llm
 from app.domain.compaction import SUMMARY_PROMPT, summary_messages
@@ -58,7 +59,7 @@ async def _listen(client: ChatCompletionClient, asked: Sequence[LLMMessage]) -> 
     said: list[str] = []
     result: CreateResult | None = None
     # Closed however this ends: an open stream would keep its connection.
-    async with aclosing(client.create_stream(asked)) as stream:
+    async with aclosing(client.create_stream(Conversation(asked, ()))) as stream:
         async for piece in stream:
             if isinstance(piece, str):
                 said.append(splitter.feed(piece)[0])

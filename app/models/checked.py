@@ -9,13 +9,11 @@ import logging
 import uuid
 from abc import abstractmethod
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from autogen_core import CancellationToken
-from autogen_core.models import CreateResult, LLMMessage, ModelInfo
+from autogen_core.models import ChatCompletionClient, CreateResult, LLMMessage
 from autogen_core.tools import Tool, ToolSchema
-from autogen_ext.models.openai import BaseOpenAIChatCompletionClient
-from openai import AsyncOpenAI
 from pydantic import BaseModel
 
 from app.domain.errors import AgentPoolError
@@ -30,29 +28,20 @@ _log = logging.getLogger(__name__)
 ToolChoice = Tool | Literal["auto", "required", "none"]
 
 
-class CheckedClient(BaseOpenAIChatCompletionClient):
+def make_args(provider: Provider, model: str, params: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what every request says beside its messages and tools."""
+    named = {(provider.max_tokens_name if k == "max_tokens" else k): v for k, v in params.items()}
+    return {"model": model, **named, "stream_options": {"include_usage": True}}
+
+
+class CheckedClient(ChatCompletionClient):
     """A view on a provider's shared connections for one model and one set of parameters.
 
     Always streams; ``create`` is a stream read to its end, since ``stream_options`` in a
     request that does not stream is refused by providers.
     """
 
-    def __init__(
-        self,
-        library: AsyncOpenAI,
-        provider: Provider,
-        model: str,
-        params: Mapping[str, Any],
-        limits: CallLimits,
-    ) -> None:
-        named = {(provider.max_tokens_name if k == "max_tokens" else k): v for k, v in params.items()}
-        super().__init__(
-            library,
-            create_args={"model": model, **named, "stream_options": {"include_usage": True}},
-            model_info=cast(ModelInfo, provider.info_of(model)),
-            # The name would be the same constant on every message, and some providers refuse it.
-            include_name_in_message=False,
-        )
+    def __init__(self, provider: Provider, model: str, limits: CallLimits) -> None:
         self._limits = limits
         self._label = f"{provider.name}/{model}"
 

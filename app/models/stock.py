@@ -16,8 +16,8 @@ from openai import AsyncOpenAI, AsyncStream, DefaultAsyncHttpxClient
 from openai.types.chat import ChatCompletionChunk, ChatCompletionMessageParam, ChatCompletionToolParam
 
 from app.models.call import ModelCall
-from app.models.checked import CheckedClient
 from app.models.failure import Failure, broken_off, malformed, refused, reported
+from app.models.library import LibraryClient
 from app.models.limits import CallLimits
 from app.models.providers import Provider
 from app.models.reading import Hear
@@ -59,7 +59,7 @@ class StockPool:
         await self._library.close()
 
 
-class StockClient(CheckedClient):
+class StockClient(LibraryClient):
     """AutoGen's OpenAI client, checked."""
 
     async def _attempt(self, asked: dict[str, Any], call: ModelCall, hear: Hear) -> CreateResult:

@@ -10,22 +10,21 @@ client strips with its tags.
 """
 
 import json
+import re
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, cast
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import orjson
-from autogen_core.models import CreateResult, LLMMessage, RequestUsage
+from autogen_core.models import CreateResult, LLMMessage, ModelInfo, RequestUsage
 from autogen_core.tools import Tool, ToolSchema
-from autogen_ext.models.openai._openai_client import CreateParams
-from autogen_ext.models.openai._transformation import get_transformer
 from cachetools import LRUCache
-from openai import AsyncOpenAI
 from pydantic import BaseModel
 
 from app.models.address import Address
 from app.models.call import ModelCall
-from app.models.checked import CheckedClient, ToolChoice
+from app.models.checked import CheckedClient, ToolChoice, make_args
 from app.models.failure import Failure, broken_off, malformed, refused
 from app.models.http import Connections, Garbled
 from app.models.limits import CallLimits
@@ -33,9 +32,14 @@ from app.models.providers import Provider
 from app.models.proxy import Proxy, find_proxy
 from app.models.reading import Hear, Reading
 
+if TYPE_CHECKING:
+    from app.models.library import LibraryRequests
+
 _USER_AGENT: Final = "AgentPool"
 _CRLF: Final = "\r\n"
 _RESTS_KEPT: Final = 16
+_DIALECTS: Final = ("claude-", "gemini-", "codestral", "open-codestral", "mistral", "ministral", "pixtral")
+_TOOL_NAME: Final = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 
 
 class LeanPool:
@@ -48,6 +52,9 @@ class LeanPool:
         proxy = find_proxy(address)
         self._connections = Connections(address, proxy, limits.connect_s)
         self._head = _head(address, proxy, provider.api_key)
+        for model in (provider.default_model, *provider.models):
+            if has_dialect(model, str(provider.info_of(model)["family"])):
+                import app.models.library  # noqa: F401  now, so that no turn pays for it
 
     def client(self, model: str, params: Mapping[str, Any]) -> "LeanClient":
         return LeanClient(self, self._provider, model, params, self._limits)
@@ -93,18 +100,23 @@ def _head(address: Address, proxy: Proxy | None, api_key: str) -> bytes:
 
 
 class LeanClient(CheckedClient):
-    """AutoGen's OpenAI client with a transport of its own."""
+    """Asks as AutoGen's OpenAI client does, over a transport of its own.
+
+    The library, whose import takes a second, makes only those requests that are out of the
+    ordinary: for models with a dialect, and for messages that are not encoded already.
+    """
 
     def __init__(
         self, pool: LeanPool, provider: Provider, model: str, params: Mapping[str, Any], limits: CallLimits
     ) -> None:
-        # The library's client is never touched: the methods that use it are replaced.
-        super().__init__(cast(AsyncOpenAI, None), provider, model, params, limits)
+        super().__init__(provider, model, limits)
         self._pool = pool
-        # Claude, Gemini and Mistral have dialects, which stay the library's business.
-        family = str(self._model_info["family"])
-        plain = get_transformer("openai", "", "unknown")
-        self._is_plain = get_transformer("openai", model, family) is plain
+        self._model_info = cast(ModelInfo, provider.info_of(model))
+        self._create_args = make_args(provider, model, params)
+        self._used = RequestUsage(prompt_tokens=0, completion_tokens=0)
+        self._library: LibraryRequests | None = None
+        self._make_library = partial(_library, provider, model, params)
+        self._has_dialect = has_dialect(model, str(self._model_info["family"]))
         # By the tools that are offered, each by its identity: schemas are made once and shared.
         self._rests: LRUCache[Hashable, _Rest] = LRUCache(_RESTS_KEPT)
 
@@ -147,37 +159,82 @@ class LeanClient(CheckedClient):
         """
         if isinstance(json_output, type):
             raise ValueError("the lean client has no structured output; use the stock one")
-        encoded = getattr(messages, "encoded", None) if self._is_plain else None
-        if encoded is not None:
-            rest = self._rest(tools, tool_choice, json_output, extra_create_args)
-            return b'{"messages":[%b],%b' % (encoded, rest)
-        made = self._process_create_args(messages, tools, tool_choice, json_output, extra_create_args)
-        return _dumps({"messages": made.messages, **_members(made)})
-
-    def _rest(
-        self,
-        tools: Sequence[Tool | ToolSchema],
-        tool_choice: ToolChoice,
-        json_output: bool | None,
-        extra_create_args: Mapping[str, Any],
-    ) -> bytes:
-        """Return all of a body that comes after its messages, made once for what is asked for again."""
+        encoded = None if self._has_dialect else getattr(messages, "encoded", None)
         special = json_output is not None or extra_create_args or not isinstance(tool_choice, str)
-        key = None if special else (tool_choice, *map(id, tools))
+        if encoded is None or special:
+            asked = (messages, tools, tool_choice, json_output, extra_create_args)
+            return _dumps(self._requests().body(*asked))
+        return b'{"messages":[%b],%b' % (encoded, self._rest(tools, cast(str, tool_choice)))
+
+    def _rest(self, tools: Sequence[Tool | ToolSchema], tool_choice: str) -> bytes:
+        """Return all of a body that comes after its messages, made once for what is asked for again."""
+        key = (tool_choice, *map(id, tools))
         kept = self._rests.get(key)
         if kept is not None:
             return kept.encoded
-        # Told of no messages, the library does everything else: arguments, tools, checks.
-        made = self._process_create_args([], tools, tool_choice, json_output, extra_create_args)
-        rest = _dumps(_members(made))[1:]
-        if key is not None:
-            self._rests[key] = _Rest(rest, tools)
+        members = {"stream": True, **self._create_args}
+        if tools:
+            if not self._model_info["function_calling"]:
+                raise ValueError("Model does not support function calling")
+            members |= {"tool_choice": tool_choice, "tools": [_to_wire(tool) for tool in tools]}
+        rest = _dumps(members)[1:]
+        self._rests[key] = _Rest(rest, tools)
         return rest
 
+    def _requests(self) -> "LibraryRequests":
+        if self._library is None:
+            self._library = self._make_library()
+        return self._library
+
     def _count(self, usage: RequestUsage) -> None:
-        for total in (self._total_usage, self._actual_usage):
-            total.prompt_tokens += usage.prompt_tokens
-            total.completion_tokens += usage.completion_tokens
+        self._used.prompt_tokens += usage.prompt_tokens
+        self._used.completion_tokens += usage.completion_tokens
+
+    def actual_usage(self) -> RequestUsage:
+        return self._used
+
+    def total_usage(self) -> RequestUsage:
+        return self._used
+
+    def count_tokens(self, messages: Sequence[LLMMessage], *, tools: Sequence[Tool | ToolSchema] = ()) -> int:
+        return self._requests().count_tokens(messages, tools=tools)
+
+    def remaining_tokens(
+        self, messages: Sequence[LLMMessage], *, tools: Sequence[Tool | ToolSchema] = ()
+    ) -> int:
+        return self._requests().remaining_tokens(messages, tools=tools)
+
+    @property
+    def capabilities(self) -> ModelInfo:
+        return self._model_info
+
+    @property
+    def model_info(self) -> ModelInfo:
+        return self._model_info
+
+
+def has_dialect(model: str, family: str) -> bool:
+    """Whether the library may send messages to ``model`` in another form than to most."""
+    return family != "unknown" or model.startswith(_DIALECTS)
+
+
+def _library(provider: Provider, model: str, params: Mapping[str, Any]) -> "LibraryRequests":
+    from app.models.library import LibraryRequests
+
+    return LibraryRequests(provider, model, params)
+
+
+def _to_wire(tool: Tool | ToolSchema) -> dict[str, Any]:
+    schema = tool if isinstance(tool, dict) else tool.schema
+    if not _TOOL_NAME.fullmatch(schema["name"]):
+        raise ValueError(f"Invalid name: {schema['name']}.")
+    function = {
+        "name": schema["name"],
+        "description": schema.get("description", ""),
+        "parameters": schema.get("parameters", {}),
+        "strict": schema.get("strict", False),
+    }
+    return {"type": "function", "function": function}
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,11 +265,6 @@ def _refusal(reading: Reading) -> Failure:
         date=None if date is None else date.decode("latin-1"),
         code=code,
     )
-
-
-def _members(made: CreateParams) -> dict[str, Any]:
-    tools = {"tools": made.tools} if made.tools else {}
-    return {"stream": True, **made.create_args, **tools}
 
 
 def _dumps(body: dict[str, Any]) -> bytes:

@@ -1,14 +1,21 @@
 """Who offers what, and which client answers for it."""
 
+import json
 import subprocess
 import sys
+from typing import Any
 
 import pytest
+from autogen_core.models import SystemMessage, UserMessage
 
+from app.agents.encoding import Conversation
 from app.domain.catalog import ModelOffer
 from app.domain.errors import UnknownModel
+from app.models.library import LibraryRequests
+from app.models.limits import CallLimits
 from app.models.providers import KNOWN, Provider, demo_provider, make_provider
 from app.models.registry import ModelRegistry
+from app.models.wire import LeanPool, has_dialect
 
 KEY = "sk-SECRET"
 
@@ -142,3 +149,62 @@ ModelRegistry([demo_provider()], "demo").client_for("demo", "demo", {})
 assert not {"openai", "aiohttp"} & set(sys.modules)
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_nor_does_a_model_without_a_dialect() -> None:
+    """Asking it, with tools, imports no client library; a model with one has it at the start."""
+    code = """
+import sys
+from autogen_core.models import UserMessage
+from app.agents.encoding import Conversation
+from app.models.providers import make_provider
+from app.models.registry import ModelRegistry
+models = ModelRegistry([make_provider("x", base_url="http://localhost/v1", model="m")], "x")
+models.preload()
+asked = Conversation([UserMessage(content="q", source="user")], ())
+assert models.client_for("x", "m", {})._body(asked, [{"name": "t"}], "auto", None, {})
+assert not {"openai", "aiohttp"} & set(sys.modules)
+ModelRegistry([make_provider("x", base_url="http://localhost/v1", model="claude-5")], "x").preload()
+assert "openai" in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_dialects_are_the_librarys() -> None:
+    """No model that the library treats in its own way is taken for a plain one."""
+    from autogen_ext.models.openai._transformation import get_transformer
+    from autogen_ext.models.openai._transformation.registry import MESSAGE_TRANSFORMERS
+
+    plain = get_transformer("openai", "", "unknown")
+    special = [name for name, made in MESSAGE_TRANSFORMERS["openai"].items() if made is not plain]
+    assert special
+    assert all(has_dialect(name, "unknown") for name in special)
+    assert not has_dialect("gpt-5-mini", "unknown")
+
+
+TOOLS: list[Any] = [
+    {"name": "add", "description": "Add.", "parameters": {"type": "object", "properties": {}}},
+    {"name": "clock", "strict": True},
+]
+
+
+@pytest.mark.parametrize("tools", [[], TOOLS, TOOLS[1:]])
+@pytest.mark.parametrize("tool_choice", ["auto", "required", "none"])
+@pytest.mark.parametrize("params", [{}, {"temperature": 0.5, "max_tokens": 7, "stop": ["x"], "seed": 2**70}])
+def test_requests_are_the_librarys(tools: list[Any], tool_choice: Any, params: dict[str, Any]) -> None:
+    """What is made without the library is what it would have made, asked for twice as well."""
+    provider = make_provider("x", base_url="http://localhost/v1", model="m")
+    client = LeanPool(provider, CallLimits()).client("m", params)
+    messages = [SystemMessage(content="p"), UserMessage(content="q", source="user")]
+    made = LibraryRequests(provider, "m", params).body(messages, tools, tool_choice, None, {})
+    for _ in range(2):
+        body = client._body(Conversation(messages, ()), list(tools), tool_choice, None, {})
+        assert json.loads(body) == made
+
+
+def test_a_tool_with_a_bad_name_is_not_offered() -> None:
+    """As the library has it."""
+    provider = make_provider("x", base_url="http://localhost/v1", model="m")
+    client = LeanPool(provider, CallLimits()).client("m", {})
+    with pytest.raises(ValueError, match="Invalid name"):
+        client._body(Conversation([], ()), [{"name": "a b"}], "auto", None, {})
