@@ -114,6 +114,7 @@ class MemoryStore:
         record = self._at(key)
         if expected_rev is not None and record.session.state_rev != expected_rev:
             raise PreconditionFailed(session_id=key.session_id)
+        now = rules.fact_time(record.session, now)
         record.session = rules.after_patch(record.session, patch, now)
         record.log(StateChanged(patch), now)
         return record.session
@@ -171,6 +172,7 @@ class MemoryStore:
     async def move_head(self, session: Session, target: HeadTarget, now: int) -> Session:
         record = self._get(session)
         rules.check_unmoved(record.session, session)
+        now = rules.fact_time(record.session, now)
         place = record.place_of(target)
         fact = rules.head_changed(record.session, target, place)
         record.session = rules.after_move(record.session, place, now, self._life)
@@ -212,9 +214,11 @@ class MemoryStore:
         record = self._get(session)
         record.place_at(note.turn_id)
         if note.note_id not in record.notes:
+            now = rules.fact_time(record.session, note.created_at)
             record.add_note(note)
+            record.session = replace(record.session, updated_at=now)
             self._sums.count_usage(record.session, usage, note.created_at)
-            record.log(Compacted(note.note_id, note.turn_id), note.created_at)
+            record.log(Compacted(note.note_id, note.turn_id), now)
         return record.session
 
     async def get_note(self, session: Session) -> Note | None:

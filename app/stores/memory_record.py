@@ -157,10 +157,10 @@ class Record:
         self.notes = {n.note_id: n for n in origin.notes.values() if n.turn_id in self.turns}
         self._noted = {turn_id: n for turn_id, n in origin._noted.items() if turn_id in self.turns}
 
-    def log(self, fact: Fact, now: int) -> None:
-        """Log a fact; with a limit only the newest stay."""
+    def log(self, fact: Fact, time_ms: int) -> None:
+        """Log a fact, its time being ``rules.fact_time``; with a limit only the newest stay."""
         number, previous = self._last_fact
-        self._last_fact = number + 1, rules.fact_time(self.session, previous, now)
+        self._last_fact = number + 1, max(time_ms, previous)
         self.facts.append(LoggedFact(*self._last_fact, fact))
         if self.fact_limit:
             del self.facts[: -self.fact_limit]

@@ -145,9 +145,14 @@ def head_changed(session: Session, target: HeadTarget, place: Place) -> HeadChan
     return HeadChanged(cause_of(target), session.head, place.head, checkpoint_id)
 
 
-def fact_time(session: Session, previous: int, now: int) -> int:
-    """Return the time of a fact that is logged at ``now``: never before what happened before it."""
-    return max(now, previous, session.last_accessed)
+def fact_time(session: Session, now: int) -> int:
+    """Return the time of what is done by hand at ``now``: behind all that the session has seen.
+
+    Also in the same millisecond: events of one time are told with facts first, and nothing may
+    ever come to stand before what has been told. The record's ``updated_at`` takes this time, and
+    no turn starts before that.
+    """
+    return max(now, session.last_accessed + 1, session.updated_at)
 
 
 def automatic_checkpoint(wanted: AutoCheckpoint, turn: Turn) -> Checkpoint:

@@ -37,6 +37,7 @@ def at_turn(connection: apsw.Connection, session: Session, turn_id: str | None) 
 def move_head(unit: Unit, session: Session, target: HeadTarget, now: int) -> Session:
     record = get_record(unit.connection, session)
     rules.check_unmoved(record.session, session)
+    now = rules.fact_time(record.session, now)
     place, state_number = _spot_of(unit.connection, record, target)
     moved = rules.after_move(record.session, place, now, unit.life)
     sqlite_records.save(unit, record, moved, now, state_number=state_number)

@@ -14,7 +14,6 @@ from app.domain.ids import to_id_bytes
 from app.domain.journal import LAST, Entry, Fact, LoggedFact, Position, position_of
 from app.domain.session import Session
 from app.domain.turn import Turn
-from app.stores import rules
 from app.stores.sqlite_records import marks
 from app.stores.sqlite_rows import LATEST_MS, TURN_COLUMNS, Names, Record, show_turn
 from app.stores.sqlite_side_rows import FACT_COLUMNS, from_fact_row, to_fact_row
@@ -44,11 +43,11 @@ _LOWEST, _HIGHEST = b"", b"\xff" * 17
 _log = logging.getLogger(__name__)
 
 
-def log(unit: Unit, record: Record, fact: Fact, now: int) -> None:
-    """Log ``fact`` of the session as it is at ``now``; of too many the oldest go."""
+def log(unit: Unit, record: Record, fact: Fact, time_ms: int) -> None:
+    """Log ``fact``, its time being ``rules.fact_time``; of too many the oldest go."""
     last = unit.connection.execute(_FIND_LAST, (record.number, _MOST)).fetchone() or (0, 0)
     number, previous = last[0] + 1, last[1] if last[1] in range(LATEST_MS) else 0
-    logged = LoggedFact(number, rules.fact_time(record.session, previous, now), fact)
+    logged = LoggedFact(number, max(time_ms, previous), fact)
     unit.connection.execute(_ADD, (*to_fact_row(record.uid, logged), record.number))
     if unit.life.event_limit:
         unit.connection.execute(_DROP, (record.number, number - unit.life.event_limit))

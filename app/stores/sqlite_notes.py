@@ -33,16 +33,16 @@ class Noted(NamedTuple):
 
 
 def add_note(unit: Unit, session: Session, note: Note, usage: Usage) -> Session:
-    connection, now = unit.connection, note.created_at
+    connection = unit.connection
     record = get_record(connection, session)
+    now = rules.fact_time(record.session, note.created_at)
     depth = spot_at(connection, record, note.turn_id).place.depth
     if connection.execute(_FIND, (record.number, to_id_bytes(note.note_id))).fetchone():
         return record.session
     connection.execute(_ADD, (*to_note_row(record.uid, note, depth), record.number))
     sqlite_records.add_usage(unit, record.number, now // rules.MS_PER_DAY, 0, usage)
-    noted = replace(
-        record.session, note=from_id(find_noted(connection, _tree_of(record.session, record.number)))
-    )
+    newest = from_id(find_noted(connection, _tree_of(record.session, record.number)))
+    noted = replace(record.session, note=newest, updated_at=now)
     sqlite_records.save(unit, record, noted, now, state_number=record.state_number)
     sqlite_journal.log(unit, record, Compacted(note.note_id, note.turn_id), now)
     return noted

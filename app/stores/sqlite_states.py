@@ -29,6 +29,7 @@ def patch_state(
     record = get_by_key(unit.connection, key)
     if expected_rev is not None and record.session.state_rev != expected_rev:
         raise PreconditionFailed(session_id=key.session_id)
+    now = rules.fact_time(record.session, now)
     patched = rules.after_patch(record.session, patch, now)
     sqlite_records.save(unit, record, patched, now, state_number=None)
     sqlite_journal.log(unit, record, StateChanged(patch), now)

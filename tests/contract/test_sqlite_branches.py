@@ -96,8 +96,8 @@ async def _edit(store: SqliteStore, session: Session, turns: list[Turn]) -> None
         # A name; with a state that is new: a patch's two, the state, the name, the record.
         (_checkpoint, 1),
         (_patched_checkpoint, 5),
-        (_rewind, 2),  # the record and an event
-        (_restore, 7),  # three of these and a name
+        (_rewind, 3),  # the record, an event, a counter
+        (_restore, 10),  # three of these and a name
         (_patch, 2),
         (_note, 3),
         (_edit, 10),  # the turn, the record, a name, seven counters

@@ -139,18 +139,18 @@ async def test_a_position_may_lie_between_entries(store: SessionStore) -> None:
 
 
 async def test_entries_of_one_millisecond_have_an_order(store: SessionStore) -> None:
-    """Facts by number, then turns by id; in pages of any size each is there once."""
+    """Turns by id, then facts, which come a millisecond later, by number; in pages each is there once."""
     session = await stored_session(store)
     turns = [failed(make_turn(session, started_at=T0, finished_at=T0)) for _ in range(12)]
     for turn in reversed(turns):
         await store.record_turn(session, turn)
         await store.patch_state(session.key, {"a": turn.turn_id}, T0)
     expected = [
+        *turns,
         *(
-            LoggedFact(number, T0, StateChanged({"a": turn.turn_id}))
+            LoggedFact(number, T0 + 1, StateChanged({"a": turn.turn_id}))
             for number, turn in enumerate(reversed(turns), start=1)
         ),
-        *turns,
     ]
     assert await story(store, session) == expected
     for limit in (1, 5, 12, 13):
@@ -164,7 +164,7 @@ async def test_entries_of_one_millisecond_have_an_order(store: SessionStore) -> 
 
 
 async def test_time_never_goes_back(store: SessionStore) -> None:
-    """A fact of a clock that was set back is told at the time of what was before it, and behind that."""
+    """A fact of a clock that was set back is told behind what was before it."""
     session, _ = await extend(store, await stored_session(store), 1)
     ended = session.last_accessed
     await store.patch_state(session.key, {"a": 1}, T0 - 5000)
@@ -172,10 +172,10 @@ async def test_time_never_goes_back(store: SessionStore) -> None:
     session = await store.move_head(session, Back(1), T0 + 10)
     await store.patch_state(session.key, {"a": 3}, 0)
     assert [(fact.number, fact.created_at) for fact in await facts(store, session)] == [
-        (1, ended),
+        (1, ended + 1),
         (2, T0 + 90_000),
         (3, T0 + 90_000),
-        (4, T0 + 90_000),
+        (4, T0 + 90_001),
     ]
 
 
@@ -267,8 +267,8 @@ async def test_each_session_has_its_own_story(store: SessionStore) -> None:
     new = await stored_session(store)
     assert await story(store, new) == await story(store, session) == []
     await store.patch_state(new.key, {"b": 1}, T0)
-    assert await story(store, new) == [LoggedFact(1, T0, StateChanged({"b": 1}))]
-    assert await story(store, other) == [LoggedFact(1, T0, StateChanged({"a": 1}))]
+    assert await story(store, new) == [LoggedFact(1, T0 + 1, StateChanged({"b": 1}))]
+    assert await story(store, other) == [LoggedFact(1, T0 + 1, StateChanged({"a": 1}))]
 
 
 async def test_a_turn_that_a_crash_interrupted_is_told(place: Place) -> None:

@@ -85,7 +85,7 @@ async def test_history_and_counts_stay(store: SessionStore) -> None:
     session, turns = await extend(store, await stored_session(store), 5)
     before = await store.list_turns(session, 9)
     after, note = await noted(store, turns, session, 5)
-    assert after == replace(session, note=note.note_id)
+    assert after == replace(session, note=note.note_id, updated_at=session.last_accessed + 1)
     assert after.etag == session.etag
     assert await store.list_turns(after, 9) == before
     assert await store.list_branch(after, 9) == tuple(replace(turn, on_branch=True) for turn in turns)
