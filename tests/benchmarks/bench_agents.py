@@ -2,7 +2,7 @@
 
 import pytest
 
-from app.agents.context import plan_start
+from app.agents.context import SessionContext
 from app.agents.translate import TurnReader, path_to_llm, size_of
 from app.domain.catalog import parse_context_policy
 from app.domain.events import TurnEvent
@@ -41,9 +41,10 @@ def test_path_to_llm(benchmark, messages: int) -> None:
 
 @pytest.mark.parametrize("policy", ["last:40", "tokens:2000"])
 def test_choose_from_a_thousand_messages(benchmark, policy: str) -> None:
-    """Where what a turn shows the model of a long context begins."""
-    messages = path_to_llm(Path("head", None, make_messages(1000), 0))
-    assert benchmark(plan_start, messages, parse_context_policy(policy)) > 0
+    """What a turn shows the model of a long context, encoded as it is."""
+    context = SessionContext(path_to_llm(Path("head", None, make_messages(1000), 0)))
+    context.policy = parse_context_policy(policy)
+    assert 0 < len(benchmark(context.shown, ())) < 1000
 
 
 def test_size_of_a_turn(benchmark) -> None:
