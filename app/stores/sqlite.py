@@ -178,6 +178,10 @@ class SqliteStore:
         return await self._read(sqlite_reads.list_keys, owner, user_id, agent_id, limit)
 
     async def load_path(self, session: Session) -> Path:
+        if session.head is None:
+            known = self._get_writer().records.find(session.key)
+            if known is not None and known.uid == session.uid:
+                return Path(None, None, (), 0)
         return await self._read(sqlite_reads.load_path, session)
 
     async def at_turn(self, session: Session, turn_id: str | None) -> Session:

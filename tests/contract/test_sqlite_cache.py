@@ -1,9 +1,9 @@
 """What the SQLite store knows of records without reading: always what the file says."""
 
 import asyncio
+import pathlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +11,7 @@ import pytest
 from app.domain.branch import Back
 from app.domain.errors import SessionNotFound, StoreUnavailable
 from app.domain.ids import SessionKey
-from app.domain.session import Session, SessionCap, SessionChange, SessionStatus
+from app.domain.session import Path, Session, SessionCap, SessionChange, SessionStatus
 from app.domain.turn import Usage
 from app.stores import sqlite_reads
 from app.stores.sqlite import SqliteStore
@@ -24,7 +24,7 @@ Step = Callable[[SqliteStore, Session], Awaitable[Any]]
 
 
 @pytest.fixture
-async def store(tmp_path: Path) -> AsyncIterator[SqliteStore]:
+async def store(tmp_path: pathlib.Path) -> AsyncIterator[SqliteStore]:
     store = SqliteStore(str(tmp_path / "agentpool.db"), LIFE)
     await store.open(BOOT)
     yield store
@@ -105,6 +105,23 @@ async def test_a_turn_reads_no_record(store: SqliteStore, monkeypatch: pytest.Mo
     assert reads == [session.key]
 
 
+async def test_a_new_session_is_loaded_without_reading(
+    store: SqliteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its path is empty, which the record says; one that was made anew under its id is another."""
+    session = await stored_session(store)
+    assert store._files is not None
+    monkeypatch.setattr(store._files, "read", None)
+    assert await store.load_path(session) == Path(None, None, (), 0)
+    monkeypatch.undo()
+    await store.delete_session(session.key)
+    with pytest.raises(SessionNotFound):
+        await store.load_path(session)
+    await store.create_session(make_session(session.key.session_id))
+    with pytest.raises(SessionNotFound):
+        await store.load_path(session)
+
+
 async def test_a_work_that_failed_leaves_no_trace(store: SqliteStore) -> None:
     """What a work had saved before it failed is not known; the works beside it are."""
     session, other = await stored_session(store, "a"), await stored_session(store, "b")
@@ -124,7 +141,7 @@ async def test_a_work_that_failed_leaves_no_trace(store: SqliteStore) -> None:
     assert known(store, other.key) == results[1]
 
 
-async def test_a_commit_that_failed_is_not_believed(tmp_path: Path) -> None:
+async def test_a_commit_that_failed_is_not_believed(tmp_path: pathlib.Path) -> None:
     """When the sync of a commit fails, the session is read from the file until the next write."""
     with faulty_disk() as disk:
         store = SqliteStore(str(tmp_path / "agentpool.db"), LIFE)
