@@ -13,8 +13,6 @@ from typing import Any, Self
 
 from uuid_utils import uuid7
 
-from app.agents.factory import AutogenFactory
-from app.agents.profile_file import load_profiles
 from app.background import TaskOwner
 from app.config import Settings
 from app.domain.catalog import parse_context_policy
@@ -232,7 +230,11 @@ def _plan_checkpoints(settings: Settings) -> CheckpointPlan | None:
 
 def _make_factory(
     settings: Settings, models: ModelRegistry, tools: Sequence[Callable[..., Any]]
-) -> AutogenFactory:
+) -> AgentFactory:
+    # AutoGen is a third of all that there is to import: not for those who only import.
+    from app.agents.factory import AutogenFactory
+    from app.agents.profile_file import load_profiles
+
     found = load_profiles(settings.agents_file, models, tools)
     return AutogenFactory(
         models,
