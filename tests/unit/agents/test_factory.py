@@ -184,7 +184,7 @@ async def test_the_estimate_grows_with_a_turn() -> None:
     agent = make_factory().build(make_session(), make_path())
     before = agent.estimated_bytes
     await run(agent, "x" * 1000)
-    assert agent.estimated_bytes - before > 2000
+    assert agent.estimated_bytes - before > 1500
 
 
 async def test_tokens_are_estimated_from_the_whole_context() -> None:
