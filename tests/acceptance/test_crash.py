@@ -69,7 +69,8 @@ class Client:
 
     def _next(self) -> Op:
         self.sent += 1
-        directive = {"mode": "text", "chunks": 3, "delay_s": round(self.chance.uniform(0, 0.05), 3)}
+        # Up to half a second: one that dies within the first tenth leaves no trace.
+        directive = {"mode": "text", "chunks": 3, "delay_s": round(self.chance.uniform(0, 0.15), 3)}
         text = text_of(self.session, self.sent)
         if self.is_slow:
             text = text_of(self.session, self.sent, f"[[{json.dumps(directive | {'text': f're {text}'})}]]")

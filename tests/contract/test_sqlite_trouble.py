@@ -257,7 +257,7 @@ async def test_a_read_that_hangs_fails(
     monkeypatch.setattr(sqlite, "READ_TIMEOUT_S", 0.05)
     gate = Event()
     calls = [store._read(lambda connection: gate.wait()) for _ in range(sqlite_keeper.READERS)]
-    results = await asyncio.gather(*calls, store.load_path(session), return_exceptions=True)
+    results = await asyncio.gather(*calls, store.list_turns(session, 1), return_exceptions=True)
     gate.set()
     assert [type(result) for result in results] == [StoreUnavailable] * (sqlite_keeper.READERS + 1)
     monkeypatch.undo()
