@@ -1,11 +1,8 @@
 """Plain functions as tools: in threads that block nobody else and are waited for."""
 
 import asyncio
-import subprocess
-import sys
 import threading
 from contextvars import ContextVar
-from pathlib import Path
 
 import pytest
 from autogen_core import CancellationToken
@@ -128,31 +125,3 @@ async def test_the_end_of_the_process_ends_the_wait(blocking: Blocking) -> None:
         await waiting
     blocking.gate.set()
     await called
-
-
-BLOCKED = """
-import asyncio, threading
-from app.agents.threads import ThreadTool
-from app.agents.token import PruningToken
-
-begun = threading.Event()
-
-def block() -> str:
-    begun.set()
-    threading.Event().wait()
-
-async def main() -> None:
-    asyncio.get_running_loop().create_task(ThreadTool(block, "Block").run_json({}, PruningToken()))
-    await asyncio.to_thread(begun.wait)
-
-asyncio.run(main())
-print("ended")
-"""
-
-
-def test_a_thread_that_blocks_does_not_keep_the_process(tmp_path: Path) -> None:
-    """The program ends while a tool hangs for ever."""
-    done = subprocess.run(
-        [sys.executable, "-c", BLOCKED], cwd=tmp_path, capture_output=True, text=True, timeout=60
-    )
-    assert (done.returncode, done.stdout, done.stderr) == (0, "ended\n", "")

@@ -1,8 +1,6 @@
 """Who offers what, and which client answers for it."""
 
 import json
-import subprocess
-import sys
 from typing import Any
 
 import pytest
@@ -136,38 +134,6 @@ def test_registries_refuse_what_does_not_fit() -> None:
         ModelRegistry([demo_provider()], "openai")
     with pytest.raises(ValueError, match="same name"):
         ModelRegistry([demo_provider(), Provider(name="demo", default_model="d")], "demo")
-
-
-def test_the_demo_does_not_pay_for_openai() -> None:
-    """Importing the registry imports no client library, and the demo only what AutoGen needs."""
-    code = """
-import sys
-from app.models.registry import ModelRegistry
-from app.models.providers import demo_provider
-assert not {"openai", "autogen_core", "aiohttp"} & set(sys.modules)
-ModelRegistry([demo_provider()], "demo").client_for("demo", "demo", {})
-assert not {"openai", "aiohttp"} & set(sys.modules)
-"""
-    subprocess.run([sys.executable, "-c", code], check=True)
-
-
-def test_nor_does_a_model_without_a_dialect() -> None:
-    """Asking it, with tools, imports no client library; a model with one has it at the start."""
-    code = """
-import sys
-from autogen_core.models import UserMessage
-from app.agents.encoding import Conversation
-from app.models.providers import make_provider
-from app.models.registry import ModelRegistry
-models = ModelRegistry([make_provider("x", base_url="http://localhost/v1", model="m")], "x")
-models.preload()
-asked = Conversation([UserMessage(content="q", source="user")], ())
-assert models.client_for("x", "m", {})._body(asked, [{"name": "t"}], "auto", None, {})
-assert not {"openai", "aiohttp"} & set(sys.modules)
-ModelRegistry([make_provider("x", base_url="http://localhost/v1", model="claude-5")], "x").preload()
-assert "openai" in sys.modules
-"""
-    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_dialects_are_the_librarys() -> None:

@@ -1,18 +1,15 @@
 """What ends by itself: idle time, a drain, counters and everything that could grow."""
 
-import random
 from collections import OrderedDict
 
 import pytest
 
-from app.domain.errors import Draining, StoreUnavailable
-from app.domain.stats import DiscardCause, EvictionCause
+from app.domain.errors import Draining
+from app.domain.stats import EvictionCause
 from app.pool.effects import Dropped, Granted, Refused
 from app.pool.eviction import pick_expired, pick_idle_for
 from app.pool.limits import PoolLimits
-from app.pool.slot import Ticket
-from app.pool.table import PoolTable
-from tests.unit.pool.bench import Pool, agent, hold, key_of, turn
+from tests.unit.pool.bench import Pool, hold, key_of, turn
 from tests.unit.pool.invariants import check_table
 
 # -- time
@@ -152,25 +149,6 @@ def test_only_loads_of_sessions_with_a_past_are_restores():
     pool.enter(turn("b"))
     pool.load("b", head="t1")
     assert (pool.table.stats().misses, pool.table.stats().restores) == (2, 1)
-
-
-def test_100_000_sessions_leave_every_container_bounded():
-    """However many sessions come by, nothing grows beyond the limits: there is no lock to leak."""
-    pool = PoolTable(PoolLimits(max_instances=50, capacity_queue=10, idle_ttl_s=60.0))
-    dice = random.Random(7)
-    for number in range(100_000):
-        ticket = Ticket(key_of(f"s{number}"), user=f"u{number % 5000}")
-        pool.enter(ticket)
-        slot = ticket.slot
-        if dice.random() < 0.05:
-            pool.load_failed(slot, StoreUnavailable())
-            continue
-        pool.loaded(slot, agent(), None, float(number))
-        pool.release(ticket, float(number), DiscardCause.ERROR if dice.random() < 0.05 else None)
-    check_table(pool)
-    sizes = {name: len(value) for name, value in vars(pool).items() if hasattr(value, "__len__")}
-    assert max(sizes.values()) <= 50, sizes
-    assert not pool._working_by_user
 
 
 @pytest.mark.parametrize(
