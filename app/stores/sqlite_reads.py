@@ -46,13 +46,13 @@ _LIST_TURNS = (
     " AND (started_at, turn_id) < (:time, :turn_id) ORDER BY started_at DESC, turn_id DESC LIMIT :limit"
 )
 _KEPT_TOTAL = "SELECT count FROM session_counts WHERE owner = ? AND kind = ? AND name = ?"
-_SUM_USAGE = (
-    "SELECT coalesce(sum(turns), 0), coalesce(sum(prompt_tokens), 0), coalesce(sum(completion_tokens), 0)"
-    " FROM usage_days WHERE owner = ? AND user_id = ?"
-)
 _LIST_USAGE = (
     "SELECT day, turns, prompt_tokens, completion_tokens FROM usage_days"
-    " WHERE owner = ? AND user_id = ? ORDER BY day DESC LIMIT ?"
+    " WHERE owner = ? AND user_id = ? AND day >= 0 ORDER BY day DESC LIMIT ?"
+)
+_TOTAL_USAGE = (
+    "SELECT turns, prompt_tokens, completion_tokens FROM usage_days"
+    " WHERE owner = ? AND user_id = ? AND day = -1"
 )
 
 _ALIVE = "NOT archived AND (expires_at IS NULL OR expires_at > :now)"
@@ -197,7 +197,7 @@ def list_branch(
 
 
 def get_usage(connection: apsw.Connection, owner: str, user_id: str, limit: int) -> UserUsage:
-    turns, read, written = connection.execute(_SUM_USAGE, (owner, user_id)).get
+    turns, read, written = connection.execute(_TOTAL_USAGE, (owner, user_id)).fetchone() or (0, 0, 0)
     days: list[Any] = connection.execute(_LIST_USAGE, (owner, user_id, limit)).fetchall()
     return UserUsage(turns, read, written, tuple(DayUsage(*row) for row in days))
 

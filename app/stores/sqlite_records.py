@@ -46,7 +46,8 @@ _NEXT_STATE = "SELECT coalesce(max(number), 0) + 1 FROM states WHERE session = ?
 
 _ADD_USAGE = (
     "INSERT INTO usage_days (owner, user_id, day, turns, prompt_tokens, completion_tokens)"
-    " SELECT owner, user_id, ?, ?, ?, ? FROM sessions WHERE id = ? AND user_id IS NOT NULL"
+    " SELECT owner, user_id, kept.column1, ?, ?, ? FROM (VALUES (-1), (?)) AS kept, sessions"
+    " WHERE id = ? AND user_id IS NOT NULL"
     " ON CONFLICT (owner, user_id, day) DO UPDATE SET turns = turns + excluded.turns,"
     " prompt_tokens = prompt_tokens + excluded.prompt_tokens,"
     " completion_tokens = completion_tokens + excluded.completion_tokens"
@@ -120,7 +121,7 @@ def add_state(unit: Unit, session: int, uid: bytes, number: int, state: JsonObje
 
 def add_usage(unit: Unit, number: int, day: int, turns: int, usage: Usage) -> None:
     """Count what was used for a session on its user's account."""
-    values = day, turns, usage.prompt_tokens, usage.completion_tokens, number
+    values = turns, usage.prompt_tokens, usage.completion_tokens, day, number
     unit.connection.execute(_ADD_USAGE, values)
 
 

@@ -189,7 +189,7 @@ CREATE TABLE shared_state (
 CREATE TABLE usage_days (
     owner TEXT NOT NULL,
     user_id TEXT NOT NULL,
-    day INTEGER NOT NULL,  -- days since the epoch, UTC
+    day INTEGER NOT NULL,  -- days since the epoch, UTC; -1: all of them
     turns INTEGER NOT NULL,
     prompt_tokens INTEGER NOT NULL,
     completion_tokens INTEGER NOT NULL,
