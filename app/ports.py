@@ -108,7 +108,8 @@ class AgentFactory(Protocol):
 class SessionStore(Protocol):
     """Where sessions live. No opinions: it never trims, merges or summarises.
 
-    A store is made with the ``LifeSpan`` that its sessions have.
+    A store is made with the ``LifeSpan`` that its sessions have. What concerns a session whose
+    record, or what it needs of it, is broken raises ``SnapshotUnreadable``.
     Every method may raise ``StoreUnavailable``; with ``outcome_unknown`` the
     write may or may not have happened, and repeating it is safe.
     A returned write is durable as far as the store can be.
@@ -180,7 +181,11 @@ class SessionStore(Protocol):
         """
 
     async def get_shared(self, scope: StateScope) -> SharedState:
-        """Return the state of a user or an application; one that was never set is empty."""
+        """Return the state of a user or an application; one that was never set is empty.
+
+        Raises:
+            SnapshotUnreadable: it is broken.
+        """
 
     async def patch_shared(
         self, scope: StateScope, patch: JsonObject, now: int, *, expected_rev: int | None = None
@@ -190,6 +195,7 @@ class SessionStore(Protocol):
         Raises:
             PreconditionFailed: its revision is not ``expected_rev``.
             InvalidInput: the state would be larger than it may be.
+            SnapshotUnreadable: what is stored is broken.
         """
 
     async def touch_session(self, key: SessionKey, now: int) -> Session:

@@ -45,9 +45,13 @@ class Compactor:
         self._running: dict[SessionKey, asyncio.Task[None]] = {}
         self._room = asyncio.Semaphore(AT_ONCE)
 
+    @property
+    def is_automatic(self) -> bool:
+        return self._after_tokens > 0
+
     def consider(self, session: Session, tokens: int) -> None:
         """Begin to compact ``session`` if its context of about ``tokens`` is too long; do not wait for it."""
-        if not self._after_tokens or tokens < self._after_tokens or session.key in self._running:
+        if not self.is_automatic or tokens < self._after_tokens or session.key in self._running:
             return
         try:
             task = self._tasks.spawn(

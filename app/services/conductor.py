@@ -213,7 +213,7 @@ class Conductor:
             await self._landing.fail(air, error, DiscardCause.ERROR)
         else:
             committed = await self._landing.finish(air, body.result())
-            if committed is not None:
+            if committed is not None and self._compactor.is_automatic:
                 self._compactor.consider(committed, agent.estimated_tokens)
 
     async def _record_start(self, air: Airborne) -> None:

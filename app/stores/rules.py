@@ -48,19 +48,6 @@ def check_dropped(turn: Turn) -> None:
         raise ValueError(f"a turn that is {turn.status} cannot be recorded beside the tree")
 
 
-def check_head(session: Session, turn: Turn) -> None:
-    """Refuse a turn that does not continue the head.
-
-    Raises:
-        HeadMoved: the session has moved on.
-        ValueError: the depth does not follow from the parent's, a mistake in our own code.
-    """
-    if session.head != turn.parent:
-        raise HeadMoved(session_id=session.key.session_id, turn_id=turn.turn_id)
-    if turn.depth != session.depth + 1:
-        raise ValueError(f"depth {turn.depth} does not follow {session.depth}")
-
-
 def after_commit(session: Session, turn: Turn, life: LifeSpan) -> Session:
     """Return the session with ``turn`` as its head."""
     now = end_of(turn)
