@@ -7,6 +7,8 @@ sentence. No message ever repeats what a user sent.
 
 from typing import Any, ClassVar
 
+from app.domain.lease import Holder
+
 
 class AgentPoolError(Exception):
     """The request could not be carried out."""
@@ -88,6 +90,14 @@ class SessionBusy(AgentPoolError):
     code = "SESSION_BUSY"
 
 
+class LeasedElsewhere(SessionBusy):
+    """Another process has this session."""
+
+    def __init__(self, holder: Holder, **ids: Any) -> None:
+        super().__init__(turn_id=holder.turn_id, **ids)
+        self.holder = holder
+
+
 class LeaseReentered(AgentPoolError):
     """A turn asked for the lease of its own session, which would wait for itself for ever."""
 
@@ -122,6 +132,19 @@ class IdempotencyMismatch(AgentPoolError):
     """This idempotency key was used for another request."""
 
     code = "IDEMPOTENCY_MISMATCH"
+
+
+class KeyTaken(AgentPoolError):
+    """Another process uses this idempotency key.
+
+    ``holder`` has its turn, which runs; ``None``: that turn is committed.
+    """
+
+    code = "SESSION_BUSY"
+
+    def __init__(self, holder: Holder | None, **ids: Any) -> None:
+        super().__init__(**ids)
+        self.holder = holder
 
 
 class SessionArchived(AgentPoolError):

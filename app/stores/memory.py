@@ -29,13 +29,14 @@ from app.domain.state import SharedState, StateScope
 from app.domain.stats import SessionStats, UserUsage
 from app.domain.turn import BoundTurn, JsonObject, Turn, TurnPage, TurnStatus, Usage
 from app.stores import rules
+from app.stores.alone import Alone
 from app.stores.memory_keys import KeyTable
 from app.stores.memory_listing import fits, page_of, session_order, turn_order
 from app.stores.memory_record import Record, checkpoint_order
 from app.stores.memory_sums import Sums
 
 
-class MemoryStore:
+class MemoryStore(Alone):
     """Keeps its content over ``close`` and ``open``, as a file would."""
 
     def __init__(self, life: LifeSpan) -> None:
@@ -48,7 +49,7 @@ class MemoryStore:
         self._boot_id = ""
         self._is_closed = False
 
-    async def open(self, boot_id: str) -> None:
+    async def open(self, boot_id: str, node_url: str | None = None) -> None:
         self._is_closed = False
         self._boot_id = boot_id
         for record in self._records.values():
@@ -231,12 +232,13 @@ class MemoryStore:
         record = self._find(session)
         return tuple(record.entries(position, newest_first=newest_first)[:limit]) if record else ()
 
-    async def start_turn(self, session: Session, turn: Turn) -> None:
+    async def start_turn(self, session: Session, turn: Turn) -> Session | None:
         record = self._find(session)
         if record is None or turn.turn_id in record.turns:
-            return
+            return None
         self._put(record, turn)
         record.session = record.session.touched(turn.started_at, self._life)
+        return None
 
     async def commit_turn(
         self,
@@ -321,7 +323,7 @@ class MemoryStore:
             return expired, 0
         ends = {key: record.session.expires_at for key, record in self._records.items()}
         due = [(end, key) for key, end in ends.items() if end is not None and end <= line]
-        gone = [key for _, key in sorted(due) if not self._records[key].has_running(self._boot_id)][:limit]
+        gone = [key for _, key in sorted(due) if not self._has_running(self._records[key])][:limit]
         for key in gone:
             self._remove(key)
         return expired, len(gone)
@@ -350,7 +352,10 @@ class MemoryStore:
     def _may_go(self, victim: Session) -> bool:
         record = self._find(victim)
         is_same = record is not None and record.session.last_accessed == victim.last_accessed
-        return is_same and not self._records[victim.key].has_running(self._boot_id)
+        return is_same and not self._has_running(self._records[victim.key])
+
+    def _has_running(self, record: Record) -> bool:
+        return record.has_running(self._boot_id)
 
     def _check_open(self) -> None:
         if self._is_closed:

@@ -3,6 +3,7 @@
 import logging
 from typing import NamedTuple
 
+from app.domain.idempotency import Binding
 from app.domain.turn import Turn
 from app.stores.memory_record import Record
 
@@ -20,6 +21,9 @@ class KeyTable:
 
     def __init__(self) -> None:
         self._bound: dict[tuple[str, str], Bound] = {}
+
+    def find(self, binding: Binding | None) -> Bound | None:
+        return self._bound.get((binding.owner, binding.key)) if binding is not None else None
 
     def find_committed(self, owner: str, key: str) -> Bound | None:
         bound = self._bound.get((owner, key))

@@ -40,6 +40,7 @@ from app.stores import (
     sqlite_sweep,
     sqlite_writes,
 )
+from app.stores.alone import Alone
 from app.stores.codec import to_turn_body
 from app.stores.sqlite_keeper import Files
 from app.stores.sqlite_starts import Starts
@@ -54,7 +55,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class SqliteStore:
+class SqliteStore(Alone):
     """Sessions in the file ``path``; ``<path>.lock`` keeps every other process away.
 
     With ``wait_for_lock`` ``open`` waits until the other process is gone. A store
@@ -71,7 +72,7 @@ class SqliteStore:
         self._has_room = True
         self._look_again_at = -inf
 
-    async def open(self, boot_id: str) -> None:
+    async def open(self, boot_id: str, node_url: str | None = None) -> None:
         """Open, migrate and recover. Cancelled while it waits for the lock, it gives up.
 
         Raises:

@@ -17,9 +17,9 @@ from app.domain.state import StateScope
 from app.domain.stats import SessionStats
 from app.domain.turn import Usage
 from app.stores import sqlite_file, sqlite_sweep
+from app.stores.buckets import bucket_of, percentile
 from app.stores.sqlite import SqliteStore
 from app.stores.sqlite_records import PHASES
-from app.stores.sqlite_stats import bucket_of, percentile
 
 from .builders import (
     BOOT,

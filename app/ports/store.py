@@ -1,108 +1,19 @@
-"""What the inside needs from the outside, in the words of the domain."""
+"""What keeps the sessions."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 from app.domain.branch import HeadTarget
-from app.domain.catalog import AgentProfile, ModelOffer
 from app.domain.checkpoint import AutoCheckpoint, Checkpoint, CheckpointPage
 from app.domain.compaction import Note
 from app.domain.errors import SessionExists, SessionLimit
-from app.domain.events import TurnEvent
 from app.domain.ids import SessionKey
 from app.domain.journal import Entry, Position
-from app.domain.session import Path, Session, SessionCap, SessionChange, SessionPage, SessionQuery, Stamp
-from app.domain.state import SharedState, StateScope, Surroundings
-from app.domain.stats import DiscardCause, EvictionCause, SessionStats, UserUsage
-from app.domain.turn import Answer, BoundTurn, JsonObject, Summary, Turn, TurnPage, Usage
-
-NewId = Callable[[], str]
-"""Makes a fresh UUIDv7 in text: unique, and later ones sort behind earlier ones."""
-
-Emit = Callable[[TurnEvent], None]
-"""Takes an event of the running turn; never waits, never raises."""
-
-
-class Clock(Protocol):
-    def now_ms(self) -> int:
-        """Return the wall clock, milliseconds since the epoch: for what is shown and stored."""
-
-    def monotonic(self) -> float:
-        """Return seconds that never go backwards: for every interval."""
-
-
-class LiveAgent(Protocol):
-    """The in-memory agent of one session. One turn at a time; the pool's lease sees to that.
-
-    ``stamp`` says what it was built from. After a turn that did not commit the
-    agent is dropped, never repaired.
-    """
-
-    stamp: Stamp
-
-    @property
-    def estimated_bytes(self) -> int: ...
-
-    @property
-    def estimated_tokens(self) -> int:
-        """About how many tokens its context takes, all of it."""
-
-    async def run(self, message: str, emit: Emit) -> Answer:
-        """Carry out one turn and return what it added to the context.
-
-        Emits text, reasoning and tool events while it runs. Text deltas joined
-        equal the model's answer. When cancelled, or after ``cancel()``, no tool call
-        begins and the connection to the model is closed.
-
-        Raises:
-            ModelUnavailable, ModelRateLimited, ModelError: the model failed.
-        """
-
-    def cancel(self) -> None:
-        """Ask the running turn to stop; harmless without one."""
-
-
-class AgentFactory(Protocol):
-    """Makes live agents. Plain calls: building takes some 30 µs and waits for nothing."""
-
-    def profiles(self) -> tuple[AgentProfile, ...]:
-        """Return what a session's ``agent_id`` may name."""
-
-    def offers(self) -> tuple[ModelOffer, ...]:
-        """Return what a session's ``provider`` and ``model`` may name."""
-
-    def check(self, session: Session) -> None:
-        """Refuse a session that could not run.
-
-        Raises:
-            AgentNotFound, UnknownModel: its profile, provider or model is not offered.
-            InvalidInput: its template names a capability that its profile has not.
-        """
-
-    def names_shared(self, session: Session) -> bool:
-        """Whether the session's prompt names keys of its user's or application's state."""
-
-    def model_of(self, session: Session) -> tuple[str, str]:
-        """Return the (provider, model) that the session's next turn would use."""
-
-    def stamp_of(self, session: Session, shared: Surroundings | None = None) -> Stamp:
-        """Return the stamp that an agent for ``session`` must carry to be used as it is.
-
-        ``shared`` is given where ``names_shared``, here and in what follows.
-        """
-
-    def build(self, session: Session, path: Path, shared: Surroundings | None = None) -> LiveAgent:
-        """Make the live agent for ``session`` with the context ``path``."""
-
-    def refit(self, agent: LiveAgent, session: Session, shared: Surroundings | None = None) -> None:
-        """Keep the agent's context and rebuild the shell around it: prompt, model, tools."""
-
-    async def summarise(self, session: Session, path: Path) -> Summary:
-        """Have the session's model summarise ``path``.
-
-        Raises:
-            ModelUnavailable, ModelRateLimited, ModelError: the model failed, or said nothing.
-        """
+from app.domain.session import Path, Session, SessionCap, SessionChange, SessionPage, SessionQuery
+from app.domain.state import SharedState, StateScope
+from app.domain.stats import SessionStats, UserUsage
+from app.domain.turn import BoundTurn, JsonObject, Turn, TurnPage, Usage
+from app.ports.leases import SessionLeases
 
 
 class SessionStore(Protocol):
@@ -115,8 +26,15 @@ class SessionStore(Protocol):
     A returned write is durable as far as the store can be.
     """
 
-    async def open(self, boot_id: str) -> None:
+    @property
+    def leases(self) -> SessionLeases | None:
+        """Who has which session; ``None`` if no other process can have the store open."""
+
+    async def open(self, boot_id: str, node_url: str | None = None) -> None:
         """Open, migrate, and turn start records of dead boots into failed turns (``INTERRUPTED``).
+
+        A boot is dead when another one opens the store; where there are leases, when they have
+        run out. ``node_url`` is where other processes reach this one.
 
         Raises:
             StoreLocked: another process has it.
@@ -151,6 +69,12 @@ class SessionStore(Protocol):
         """Return the user's sessions, oldest activity first, up to ``limit`` of them."""
 
     async def find_session(self, key: SessionKey) -> Session | None: ...
+
+    def recall_session(self, key: SessionKey) -> Session | None:
+        """Return what this process saw of the session last, which may be old; ``None`` if not known.
+
+        Costs nothing. A store whose ``find_session`` costs next to nothing knows none.
+        """
 
     async def list_sessions(self, query: SessionQuery) -> SessionPage:
         """Return one page.
@@ -314,11 +238,21 @@ class SessionStore(Protocol):
         listed as failed, ``SNAPSHOT_UNREADABLE``; a fact that cannot is left out.
         """
 
-    async def start_turn(self, session: Session, turn: Turn) -> None:
-        """Note that ``turn`` runs, and count it as activity of the session.
+    async def start_turn(self, session: Session, turn: Turn) -> Session | None:
+        """Note that ``turn`` runs, and count it as activity of the session. Binds ``turn.binding``.
 
-        A store may queue this and return: a lost start record loses nothing but the
-        trace of a turn that a crash interrupted. Binds ``turn.binding``.
+        Without leases a store may queue this and return: a lost start record loses nothing but
+        the trace of a turn that a crash interrupted.
+
+        Where there are leases, the session's is taken for the turn in the same step and round
+        trip. If the session is not as ``session`` says any more (head, note, ``rev``, ``state_rev``),
+        it is returned as it is, with the lease taken but nothing noted; else ``None``.
+
+        Raises, where there are leases:
+            LeasedElsewhere: somebody else has the session.
+            KeyTaken: another turn has the idempotency key, and is running or committed.
+            SessionNotFound: this incarnation was deleted.
+            HeadMoved: the turn has been ended by others already.
         """
 
     async def commit_turn(
@@ -335,7 +269,8 @@ class SessionStore(Protocol):
         ``resets_state`` the state of that place comes back; else the session's stays as it is. It is
         stored with the turn. ``checkpoint`` is made in the same step.
         Repeating a commit that has happened returns the same result. Returns the
-        session as it is then.
+        session as it is then. The turn's lease, if there are leases, is given back, too; that it
+        has run out does not matter as long as nobody has taken the session or ended the turn.
 
         Raises:
             HeadMoved: the head is not ``session.head``, or the turn was recorded as failed.
@@ -346,6 +281,7 @@ class SessionStore(Protocol):
         """Store a failed or dropped turn beside the tree and release its key; the head stays.
 
         Repeating is harmless. Does nothing if the session is gone or the turn has been committed.
+        The turn's lease, if there are leases, is given back.
         """
 
     async def find_bound(self, owner: str, key: str) -> BoundTurn | None:
@@ -384,11 +320,3 @@ class SessionStore(Protocol):
         or together, but none by half. The cost does not depend on how many others there are.
         Returns (sessions that have expired since the last call, sessions removed).
         """
-
-
-class PoolObserver(Protocol):
-    """Hears what the pool did; never waits, never raises."""
-
-    def evicted(self, key: SessionKey, cause: EvictionCause) -> None: ...
-    def discarded(self, key: SessionKey, cause: DiscardCause) -> None: ...
-    def zombie_appeared(self, key: SessionKey) -> None: ...

@@ -1,0 +1,19 @@
+"""What the inside needs from the outside, in the words of the domain."""
+
+from app.ports.agents import AgentFactory, Emit, LiveAgent
+from app.ports.basics import Clock, NewId, PoolObserver
+from app.ports.leases import SessionLeases
+from app.ports.moving import MovableStore
+from app.ports.store import SessionStore
+
+__all__ = [
+    "AgentFactory",
+    "Clock",
+    "Emit",
+    "LiveAgent",
+    "MovableStore",
+    "NewId",
+    "PoolObserver",
+    "SessionLeases",
+    "SessionStore",
+]

@@ -1,0 +1,33 @@
+"""How a store's whole content moves to another."""
+
+from typing import Protocol
+
+from app.domain.dump import RestDump, SessionDump
+from app.domain.ids import SessionKey
+from app.ports.store import SessionStore
+
+
+class MovableStore(SessionStore, Protocol):
+    """A store that can be copied. Nobody else uses it meanwhile."""
+
+    async def list_after(self, key: SessionKey | None, limit: int) -> tuple[SessionKey, ...]:
+        """Return up to ``limit`` sessions behind ``key``, ascending by (owner, session id)."""
+
+    async def dump_session(self, key: SessionKey) -> SessionDump | None:
+        """Return the session with all that belongs to it.
+
+        Raises:
+            SnapshotUnreadable: something of it is broken.
+        """
+
+    async def load_session(self, dump: SessionDump) -> None:
+        """Store it as it is, in the place of what is there under its key; no usage is counted.
+
+        A turn that runs in the dump is stored as failed (``INTERRUPTED``).
+        """
+
+    async def dump_rest(self) -> RestDump:
+        """Return what belongs to no session."""
+
+    async def load_rest(self, rest: RestDump) -> None:
+        """Store it in the place of what is there, after the last ``load_session``."""
