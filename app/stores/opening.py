@@ -3,14 +3,14 @@
 from urllib.parse import unquote
 
 from app.domain.session import LifeSpan
-from app.ports import SessionStore
+from app.ports import MovableStore
 from app.stores.memory import MemoryStore
 from app.stores.sqlite import SqliteStore
 
 _ALLOWED = "memory://, sqlite:///relative/path.db or sqlite:////absolute/path.db"
 
 
-def open_store(url: str, life: LifeSpan, *, wait_for_lock: bool = False) -> SessionStore:
+def open_store(url: str, life: LifeSpan, *, wait_for_lock: bool = False) -> MovableStore:
     """Return the store that ``url`` names; it is not opened yet and nothing is touched.
 
     Raises:
@@ -19,9 +19,15 @@ def open_store(url: str, life: LifeSpan, *, wait_for_lock: bool = False) -> Sess
     scheme, separator, rest = url.partition("://")
     if separator and scheme == "memory" and not rest:
         return MemoryStore(life)
-    if separator and scheme == "sqlite" and _is_file(rest):
-        return SqliteStore(unquote(rest[1:]), life, wait_for_lock=wait_for_lock)
+    if (path := find_file(url)) is not None:
+        return SqliteStore(path, life, wait_for_lock=wait_for_lock)
     raise ValueError(f"The store URL must be {_ALLOWED}.")
+
+
+def find_file(url: str) -> str | None:
+    """Return the path of the file that ``url`` names, be it there or not; ``None`` if it names none."""
+    scheme, separator, rest = url.partition("://")
+    return unquote(rest[1:]) if separator and scheme == "sqlite" and _is_file(rest) else None
 
 
 def _is_file(rest: str) -> bool:
