@@ -87,7 +87,7 @@ async def _open(stack: AsyncExitStack, name: str, store: MovableStore, *, force:
         raise _Failed(f"{name}: {error}") from error
     if nodes and not force:
         raise _Failed(
-            f"{name}: {len(nodes)} servers use it, or did half a minute ago; stop them (--force copies anyway)"
+            f"{name}: {len(nodes)} servers use it, or did half a minute ago; stop them (--force: copy)"
         )
 
 
