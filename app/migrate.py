@@ -28,7 +28,7 @@ class WrongUsage(Exception):
     """What was asked for can never be done."""
 
 
-class _Failed(Exception):
+class Failed(Exception):
     """It cannot be done now, or has gone wrong; the message is one line."""
 
 
@@ -53,9 +53,9 @@ async def migrate(life: LifeSpan, source: str, target: str, *, force: bool, skip
     try:
         async with AsyncExitStack() as stack:
             for name, store in stores.items():
-                await _open(stack, name, store, force=force)
+                await open_unused(stack, name, store, force=force)
             moved = await _move(stack, stores["FROM"], stores["TO"], clock)
-    except _Failed as failure:
+    except Failed as failure:
         typer.echo(f"agentpool: {failure}", err=True)
         return False
     return _report(moved, clock.monotonic() - began, skip_broken=skip_broken)
@@ -78,16 +78,21 @@ def _named(life: LifeSpan, source: str, target: str) -> dict[str, MovableStore]:
     return stores
 
 
-async def _open(stack: AsyncExitStack, name: str, store: MovableStore, *, force: bool) -> None:
+async def open_unused(stack: AsyncExitStack, name: str, store: MovableStore, *, force: bool) -> None:
+    """Open ``store``, which the messages call ``name``; ``stack`` closes it.
+
+    Raises:
+        Failed: it cannot be opened, or a server announces itself in it and ``force`` is not given.
+    """
     try:
         await store.open(new_uuid7())
         stack.push_async_callback(store.close)
         nodes = await store.leases.nodes() if store.leases is not None else ()
     except (StoreLocked, AgentPoolError, ValueError) as error:
-        raise _Failed(f"{name}: {error}") from error
+        raise Failed(f"{name}: {error}") from error
     if nodes and not force:
-        raise _Failed(
-            f"{name}: {len(nodes)} servers use it, or did half a minute ago; stop them (--force: copy)"
+        raise Failed(
+            f"{name}: {len(nodes)} server(s) use it, or did half a minute ago; stop them (--force: never mind)"
         )
 
 
@@ -98,13 +103,13 @@ async def _move(stack: AsyncExitStack, source: MovableStore, target: MovableStor
         await mover.check()
         return await mover.copy()
     except MoveRefused as refusal:
-        raise _Failed(f"TO: {refusal}; use an empty store") from refusal
+        raise Failed(f"TO: {refusal}; use an empty store") from refusal
     except SnapshotUnreadable as error:
-        raise _Failed(
+        raise Failed(
             "FROM: the state of users and applications is broken; the sessions are copied"
         ) from error
     except AgentPoolError as error:
-        raise _Failed(f"{error} What is copied stays; repeat it.") from error
+        raise Failed(f"{error} What is copied stays; repeat it.") from error
 
 
 def _report(moved: Moved, took_s: float, *, skip_broken: bool) -> bool:
@@ -115,17 +120,13 @@ def _report(moved: Moved, took_s: float, *, skip_broken: bool) -> bool:
         f" {moved.users:,} users' usage; {moved.json_bytes:,} bytes of JSON in {took_s:.1f} s ({rates})"
     )
     for key in moved.unreadable:
-        typer.echo(
-            f"agentpool: session {key.session_id!r} of {key.owner!r} cannot be read and stays", err=True
-        )
+        typer.echo(f"agentpool: {_shown(key)} cannot be read and is not copied", err=True)
     for key in moved.differing:
-        typer.echo(f"agentpool: session {key.session_id!r} of {key.owner!r} differs in TO", err=True)
+        typer.echo(f"agentpool: {_shown(key)} differs in TO", err=True)
     if not moved.is_verified:
         typer.echo("agentpool: NOT verified: TO has not what FROM has; repeat it", err=True)
         return False
-    typer.echo(
-        f"verified, without {len(moved.unreadable)} broken sessions" if moved.unreadable else "verified"
-    )
+    typer.echo(f"verified; unreadable: {len(moved.unreadable)}" if moved.unreadable else "verified")
     return skip_broken or not moved.unreadable
 
 
@@ -135,10 +136,12 @@ def _shown(key: SessionKey) -> str:
 
 def _make_view(stack: AsyncExitStack, total: int | None, clock: Clock) -> View:
     console = Console(file=sys.stderr)
-    return _Bar(stack, console, total) if console.is_terminal else _Lines(total, clock)
+    return _Bar(stack, console, total) if console.is_terminal else Lines(total, clock)
 
 
 class _Bar:
+    """A bar, for a terminal."""
+
     def __init__(self, stack: AsyncExitStack, console: Console, total: int | None) -> None:
         columns = TextColumn("sessions"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
         self._progress = stack.enter_context(Progress(*columns, console=console))
@@ -148,7 +151,9 @@ class _Bar:
         self._progress.update(self._task, completed=moved.sessions + len(moved.unreadable))
 
 
-class _Lines:
+class Lines:
+    """A line now and then, for a log."""
+
     def __init__(self, total: int | None, clock: Clock) -> None:
         self._clock = clock
         self._total = "" if total is None else f" of {total:,}"
