@@ -92,7 +92,7 @@ async def open_unused(stack: AsyncExitStack, name: str, store: MovableStore, *, 
         raise Failed(f"{name}: {error}") from error
     if nodes and not force:
         raise Failed(
-            f"{name}: {len(nodes)} server(s) use it, or did half a minute ago; stop them (--force: never mind)"
+            f"{name}: {len(nodes)} server(s) use it, or did half a minute ago; stop them, or --force"
         )
 
 

@@ -81,9 +81,10 @@ class UsageDump:
 class RestDump:
     """What belongs to no session, each kind in ascending order (scope; owner, user and day).
 
-    ``totals`` are what has been counted since ever, as ``SessionStats`` has it: ``created``,
-    ``lifetime_ms``, ``turns``, ``turns_failed``, ``turns_finished``, ``prompt_tokens``,
-    ``completion_tokens``, ``response_ms`` and one ``ms:<bucket>`` per bucket of response times; none is 0.
+    ``totals`` are what has been counted since ever: ``turns``, ``turns_failed``, ``turns_finished``,
+    ``prompt_tokens``, ``completion_tokens``, ``response_ms``, one ``ms:<bucket>`` per bucket of
+    response times; and ``created`` and ``lifetime_ms`` without the sessions that there are now, which
+    count where they are loaded.
     """
 
     shared: tuple[SharedDump, ...]
@@ -93,6 +94,9 @@ class RestDump:
 
 def canonical(dump: SessionDump | RestDump) -> bytes:
     """Return the JSON that dumps of the same content have in common, from whatever store, and no others."""
+    if isinstance(dump, RestDump):
+        # Some stores keep counters of which there is nothing to count any more.
+        dump = replace(dump, totals={name: count for name, count in dump.totals.items() if count})
     return json.dumps(dump, default=_plain, sort_keys=True, separators=(",", ":")).encode()
 
 

@@ -60,18 +60,17 @@ class MemoryMoving(Alone, ABC):
     async def dump_rest(self) -> RestDump:
         self._check_open()
         scopes = sorted(self._shared, key=lambda scope: (scope.app_name, scope.owner, scope.user_id or ""))
-        return RestDump(
-            tuple(SharedDump(scope, self._shared[scope]) for scope in scopes),
-            tuple(self._sums.dump_usage()),
-            self._sums.dump_totals(record.session for record in self._records.values()),
-        )
+        totals = self._sums.dump_totals()
+        totals["created"] -= len(self._records)
+        shared = tuple(SharedDump(scope, self._shared[scope]) for scope in scopes)
+        return RestDump(shared, tuple(self._sums.dump_usage()), totals)
 
     async def load_rest(self, rest: RestDump) -> None:
         self._check_open()
         self._shared.clear()
         self._shared.update({dumped.scope: dumped.shared for dumped in rest.shared})
-        sessions = (record.session for record in self._records.values())
-        self._sums.load(rest.usage, rest.totals, sessions)
+        created = rest.totals.get("created", 0) + len(self._records)
+        self._sums.load(rest.usage, rest.totals | {"created": created})
 
     def _dump_turn(self, record: Record, turn_id: str) -> TurnDump:
         turn = replace(record.turns[turn_id], binding=self._keys.find_binding(record, turn_id))

@@ -85,23 +85,21 @@ class Sums:
             for day, counts in sorted(self._usage[owner, user_id].items()):
                 yield UsageDump(owner, user_id, DayUsage(day, *(counts[name] for name in _NAMES)))
 
-    def dump_totals(self, sessions: Iterable[Session]) -> dict[str, int]:
-        """Return the totals of a ``RestDump``; ``sessions`` are those there are."""
-        totals = {name: self._counts[name] for name in _TOTALS}
-        totals["lifetime_ms"] = self._counts["removed_lifetime_ms"] + sum(map(_lifetime_ms, sessions))
-        totals.update({f"{PREFIX}{bucket}": count for bucket, count in self._response_ms.items()})
-        return {name: count for name, count in totals.items() if count}
+    def dump_totals(self) -> dict[str, int]:
+        """Return the totals of a ``RestDump``, but for ``created``, which counts all."""
+        buckets = {f"{PREFIX}{bucket}": count for bucket, count in self._response_ms.items()}
+        lifetime_ms = self._counts["removed_lifetime_ms"]
+        return {name: self._counts[name] for name in _TOTALS} | {"lifetime_ms": lifetime_ms} | buckets
 
-    def load(self, usage: Iterable[UsageDump], totals: dict[str, int], sessions: Iterable[Session]) -> None:
-        """Put a dump's usage and totals in the place of what was counted."""
+    def load(self, usage: Iterable[UsageDump], totals: dict[str, int]) -> None:
+        """Put usage and totals, as ``dump_totals`` has them, in the place of what was counted."""
         self._usage.clear()
         for dumped in usage:
             day = dumped.usage
             took = {name: getattr(day, name) for name in _NAMES}
             self._usage.setdefault((dumped.owner, dumped.user_id), {})[day.day] = Counter(took)
         self._counts = Counter({name: totals.get(name, 0) for name in _TOTALS})
-        removed_ms = totals.get("lifetime_ms", 0) - sum(map(_lifetime_ms, sessions))
-        self._counts["removed_lifetime_ms"] = removed_ms
+        self._counts["removed_lifetime_ms"] = totals.get("lifetime_ms", 0)
         buckets = {name: count for name, count in totals.items() if name.startswith(PREFIX)}
         self._response_ms = Counter(
             {int(name.removeprefix(PREFIX)): count for name, count in buckets.items()}

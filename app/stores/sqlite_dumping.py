@@ -1,5 +1,6 @@
 """What a store in SQLite gives another: a session, or what belongs to none, in one read transaction."""
 
+from collections import Counter
 from dataclasses import replace
 from typing import Any
 
@@ -48,7 +49,8 @@ _USAGE = (
     "SELECT owner, user_id, day, turns, prompt_tokens, completion_tokens FROM usage_days WHERE day >= 0"
     " ORDER BY owner, user_id, day"
 )
-_COUNTERS = "SELECT name, value FROM counters WHERE value != 0"
+_COUNTERS = "SELECT name, value FROM counters"
+_OF_SESSIONS = "SELECT count(*), coalesce(sum(last_accessed - created_at), 0) FROM sessions"
 
 
 def list_after(connection: apsw.Connection, key: SessionKey | None, limit: int) -> tuple[SessionKey, ...]:
@@ -70,15 +72,21 @@ def dump_session(connection: apsw.Connection, names: Names, key: SessionKey) -> 
 def dump_rest(connection: apsw.Connection) -> RestDump:
     rows: list[Any] = connection.execute(_SHARED).fetchall()
     scopes = [StateScope(row[0], row[1], row[2] or None) for row in rows]
-    counters: list[Any] = connection.execute(_COUNTERS).fetchall()
-    return RestDump(
-        tuple(
-            SharedDump(scope, from_shared_row(scope, row[3:]))
-            for scope, row in zip(scopes, rows, strict=True)
-        ),
-        tuple(UsageDump(row[0], row[1], DayUsage(*row[2:])) for row in connection.execute(_USAGE)),
-        {name: value for name, value in counters if name in TOTALS or name.startswith(PREFIX)},
+    shared = (
+        SharedDump(scope, from_shared_row(scope, row[3:])) for scope, row in zip(scopes, rows, strict=True)
     )
+    usage = (UsageDump(row[0], row[1], DayUsage(*row[2:])) for row in connection.execute(_USAGE))
+    counters = Counter(dict[str, int](connection.execute(_COUNTERS)))
+    counters.subtract(totals_of_sessions(connection))
+    totals = {name: counters[name] for name in TOTALS}
+    buckets = {name: value for name, value in counters.items() if name.startswith(PREFIX)}
+    return RestDump(tuple(shared), tuple(usage), totals | buckets)
+
+
+def totals_of_sessions(connection: apsw.Connection) -> dict[str, int]:
+    """Return what the sessions that there are have added to the totals of a ``RestDump``."""
+    created, lifetime_ms = connection.execute(_OF_SESSIONS).get
+    return {"created": created, "lifetime_ms": lifetime_ms}
 
 
 class _Reading:

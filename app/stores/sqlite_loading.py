@@ -1,12 +1,14 @@
 """What a store in SQLite takes in from another, as works of the writer."""
 
+from collections import Counter
+
 from app.domain.dump import RestDump, SessionDump
 from app.domain.turn import JsonObject
 from app.stores import sqlite_keys, sqlite_notes, sqlite_records, sqlite_states
 from app.stores.buckets import PREFIX
 from app.stores.codec import to_json_text, to_turn_body
 from app.stores.sqlite_checkpoints import ADD_CHECKPOINT
-from app.stores.sqlite_dumping import TOTALS
+from app.stores.sqlite_dumping import TOTALS, totals_of_sessions
 from app.stores.sqlite_journal import ADD_FACT
 from app.stores.sqlite_notes import Noted
 from app.stores.sqlite_rows import to_id
@@ -71,9 +73,11 @@ def load_rest(unit: Unit, rest: RestDump) -> None:
         [(*user, d.day, d.turns, d.prompt_tokens, d.completion_tokens) for *user, d in days],
     )
     connection.execute(_SUM_USAGE)
+    totals = Counter(rest.totals)
+    totals.update(totals_of_sessions(connection))
     buckets = {name for name in unit.totals if name.startswith(PREFIX)}
-    for name in {*TOTALS, *buckets, *rest.totals}:
-        unit.count(name, rest.totals.get(name, 0) - unit.value(name))
+    for name in {*TOTALS, *buckets, *totals}:
+        unit.count(name, totals[name] - unit.value(name))
 
 
 def _load_beside(
