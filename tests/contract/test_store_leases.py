@@ -257,6 +257,17 @@ async def test_a_hold_needs_no_session(shared_place: SharedPlace) -> None:
         await here.start_turn(session, running(make_turn(session)))
 
 
+async def test_a_turn_may_begin_with_a_hold(shared_place: SharedPlace) -> None:
+    """Who has a session under a turn's id starts that turn in it, and the turn's end gives it back."""
+    here, there, session = await begin(shared_place)
+    turn = make_turn(session)
+    await leases_of(here).take(session.key, turn.turn_id)
+    assert await here.start_turn(session, running(turn)) is None
+    assert await leases_of(there).holder(session.key) == Holder(HERE, turn.turn_id, is_turn=True)
+    await here.commit_turn(session, turn)
+    assert await leases_of(there).holder(session.key) is None
+
+
 @short
 async def test_a_hold_that_ran_out_gives_way(shared_place: SharedPlace) -> None:
     """What held a session and died is in nobody's way once its lease is over."""
@@ -336,6 +347,10 @@ async def test_a_key_is_one_turn_s_across_processes(shared_place: SharedPlace) -
         await there.start_turn(other, rival)
     assert told.value.holder == Holder(HERE, turn.turn_id, is_turn=True)
     assert await leases_of(there).holder(other.key) is None
+    for store in (here, there):
+        with pytest.raises(KeyTaken) as told:
+            await store.find_bound("", "k1")
+        assert told.value.holder == Holder(HERE, turn.turn_id, is_turn=True)
     with pytest.raises(KeyTaken):  # of the same session, too, and rather than that the session is busy
         await there.start_turn(session, replace(running(make_turn(session)), binding=binding))
     await here.commit_turn(session, turn)
@@ -357,6 +372,7 @@ async def test_the_key_of_an_abandoned_turn_is_free(shared_place: SharedPlace) -
     lost = make_turn(session, binding=binding)
     await here.start_turn(session, running(lost))
     await outlast(there, session)
+    assert await there.find_bound("", "k1") is None
     turn = make_turn(other, binding=binding)
     assert await there.start_turn(other, running(turn)) is None
     assert (await there.get_turn(session, lost.turn_id)).status is TurnStatus.FAILED
