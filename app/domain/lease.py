@@ -2,8 +2,6 @@
 
 from dataclasses import dataclass
 
-from app.domain.turn import CancelReason
-
 LEASE_S = 30.0
 """How long a lease holds that nobody renews: as long as a process may pause without losing its turns."""
 
@@ -27,13 +25,3 @@ class Holder:
     @property
     def turn_id(self) -> str | None:
         return self.nonce if self.is_turn else None
-
-
-@dataclass(frozen=True, slots=True)
-class CancelOrder:
-    """Which turns of a session are to end: that of ``turn_id``, ``all``, or the one that is first."""
-
-    reason: CancelReason
-    keep_partial: bool
-    turn_id: str | None = None
-    all: bool = False

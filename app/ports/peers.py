@@ -3,7 +3,8 @@
 from typing import Protocol
 
 from app.domain.ids import SessionKey
-from app.domain.lease import CancelOrder, Node
+from app.domain.lease import Node
+from app.domain.turn import CancelOrder
 
 
 class Peers(Protocol):
