@@ -39,6 +39,9 @@ def serve(
     insecure: Annotated[
         bool, typer.Option(help="Listen beyond this machine without authentication.")
     ] = False,
+    accept_volatile: Annotated[
+        bool, typer.Option(help="Serve although the store may lose what it acknowledged [ACCEPT_VOLATILE].")
+    ] = False,
     wait_for_store: Annotated[bool, typer.Option(help="Wait while another process has the store.")] = False,
     workers: Annotated[
         int, typer.Option(min=1, max=256, help="Processes that serve; the store must be one they can share.")
@@ -67,20 +70,19 @@ def serve(
         "model_name": model_name,
         "log_level": log_level,
         "log_format": log_format,
+        "accept_volatile": True if accept_volatile else None,
     }
     settings = read_settings({name: value for name, value in given.items() if value is not None})
+    if workers > 1 and not settings.is_store_shared:
+        fail("--workers needs a store that processes can share: STORE_URL postgresql:// or redis://")
     if fd is None and not is_loopback(settings.host):
         require_permission(insecure, f"HOST {settings.host}")
     listener = listen(settings, fd)
     if fd is not None and not is_loopback(listener.getsockname()[0]):
         require_permission(insecure, f"the socket's address {listener.getsockname()[0]}")
     if workers > 1:
-        if not settings.is_store_shared:
-            fail("--workers needs a store that processes can share: STORE_URL postgresql:// or redis://")
-        options = [
-            f"--{name.replace('_', '-')}={value}" for name, value in given.items() if value is not None
-        ]
-        supervise(settings, listener, workers, [*options, *(["--insecure"] if insecure else [])])
+        chosen = {name.upper(): str(value) for name, value in given.items() if value is not None}
+        supervise(settings, listener, workers, chosen, ["--insecure"] if insecure else [])
     run(
         settings,
         listener,
