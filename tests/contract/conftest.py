@@ -1,6 +1,6 @@
 """Every store behind one fixture: what is true of one must be true of all."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
@@ -8,11 +8,13 @@ import pytest
 from app.domain.session import LifeSpan
 from app.ports import SessionStore
 from app.stores.memory import MemoryStore
+from app.stores.memory_shared import SharedMemoryStore
 from app.stores.sqlite import SqliteStore
 
 from .builders import BOOT, LIFE
 
 CUTS = 20
+URL = "http://127.0.0.1:1001"
 
 
 class Place:
@@ -36,6 +38,34 @@ class Place:
         if self._kind == "memory":
             return MemoryStore(self._life)
         return SqliteStore(str(self._folder / "agentpool.db"), self._life)
+
+
+class SharedPlace:
+    """Where one kind of store keeps what several processes share; ``store`` is opened by ``BOOT``."""
+
+    def __init__(self, store: SessionStore, beside: Callable[[], SessionStore]) -> None:
+        self.store = store
+        self._beside = beside
+        self._opened = [store]
+
+    async def beside(self, boot_id: str, url: str | None = None) -> SessionStore:
+        """Return another store of the same content, opened as another process would."""
+        other = self._beside()
+        await other.open(boot_id, url)
+        self._opened.append(other)
+        return other
+
+    async def close(self) -> None:
+        for store in self._opened:
+            await store.close()
+
+
+def share_memory(life: LifeSpan, lease_s: float) -> tuple[SessionStore, Callable[[], SessionStore]]:
+    store = SharedMemoryStore(life, lease_s=lease_s)
+    return store, store.beside
+
+
+SHARED = {"memory": share_memory}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -65,3 +95,19 @@ async def place(request: pytest.FixtureRequest, tmp_path: Path, life: LifeSpan) 
 @pytest.fixture
 def store(place: Place) -> SessionStore:
     return place.store
+
+
+@pytest.fixture
+def lease_s() -> float:
+    """How long leases hold; a test that is parametrised with ``lease_s`` has other ones."""
+    return 30.0
+
+
+@pytest.fixture(params=list(SHARED))
+async def shared_place(
+    request: pytest.FixtureRequest, life: LifeSpan, lease_s: float
+) -> AsyncIterator[SharedPlace]:
+    place = SharedPlace(*SHARED[request.param](life, lease_s))
+    await place.store.open(BOOT, URL)
+    yield place
+    await place.close()
