@@ -19,15 +19,9 @@ def open_store(url: str, life: LifeSpan, *, wait_for_lock: bool = False) -> Mova
     scheme, separator, rest = url.partition("://")
     if separator and scheme == "memory" and not rest:
         return MemoryStore(life)
-    if (path := find_file(url)) is not None:
-        return SqliteStore(path, life, wait_for_lock=wait_for_lock)
+    if separator and scheme == "sqlite" and _is_file(rest):
+        return SqliteStore(unquote(rest[1:]), life, wait_for_lock=wait_for_lock)
     raise ValueError(f"The store URL must be {_ALLOWED}.")
-
-
-def find_file(url: str) -> str | None:
-    """Return the path of the file that ``url`` names, be it there or not; ``None`` if it names none."""
-    scheme, separator, rest = url.partition("://")
-    return unquote(rest[1:]) if separator and scheme == "sqlite" and _is_file(rest) else None
 
 
 def _is_file(rest: str) -> bool:
@@ -40,3 +34,9 @@ def _is_file(rest: str) -> bool:
         and "?" not in rest
         and "#" not in rest
     )
+
+
+def find_file(url: str) -> str | None:
+    """Return the path of the file that ``url`` names, be it there or not; ``None`` if it names none."""
+    scheme, separator, rest = url.partition("://")
+    return unquote(rest[1:]) if separator and scheme == "sqlite" and _is_file(rest) else None
