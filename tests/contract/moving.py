@@ -9,6 +9,7 @@ from app.domain.dump import SessionDump, canonical
 from app.domain.errors import AgentPoolError
 from app.domain.idempotency import Binding, fingerprint
 from app.domain.ids import SessionKey
+from app.domain.journal import Entry
 from app.domain.session import Session, SessionChange, SessionQuery, SessionStatus
 from app.domain.state import StateScope
 from app.domain.turn import (
@@ -18,6 +19,7 @@ from app.domain.turn import (
     ToolCalls,
     ToolResult,
     ToolResults,
+    Turn,
     TurnStatus,
     Usage,
     UserText,
@@ -205,13 +207,18 @@ async def _reads_of(store: MovableStore, session: Session) -> dict[str, Any]:
         "places": places,
         "paths": [replace(await store.load_path(place), stored_bytes=0) for place in places],
         "notes": [await store.get_note(place) for place in places],
-        "story": await store.list_entries(session, None, 99, newest_first=False),
-        "story, backwards": await store.list_entries(session, None, 99, newest_first=True),
+        "story": _told(await store.list_entries(session, None, 99, newest_first=False)),
+        "story, backwards": _told(await store.list_entries(session, None, 99, newest_first=True)),
         "checkpoints": (checkpoints.checkpoints, checkpoints.total),
         "each checkpoint": [
             await store.get_checkpoint(session, one.checkpoint_id) for one in checkpoints.checkpoints
         ],
     }
+
+
+def _told(entries: tuple[Entry, ...]) -> list[Entry]:
+    # Whether a turn is on the branch is not promised here.
+    return [replace(entry, on_branch=False) if isinstance(entry, Turn) else entry for entry in entries]
 
 
 async def _list(store: MovableStore, query: SessionQuery) -> tuple[list[Session], int | None]:
