@@ -6,7 +6,7 @@ from pathlib import Path
 import apsw
 import pytest
 
-from app.domain.errors import SnapshotUnreadable
+from app.domain.errors import SnapshotUnreadable, StoreUnavailable
 from app.domain.ids import SessionKey
 from app.domain.state import StateScope
 from app.stores.sqlite import SqliteStore
@@ -110,3 +110,30 @@ async def test_a_copy_keeps_a_state_once(store: SqliteStore, path: str, tmp_path
         connection.close()
     assert counts == [2, 2]
     await source.close()
+
+
+async def test_moving_has_more_patience_than_serving(
+    store: SqliteStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a call that serves somebody has given up long since, everything is still copied."""
+    source = SqliteStore(str(tmp_path / "source.db"), LIFE)
+    await source.open(BOOT)
+    await fill(source)
+    monkeypatch.setattr("app.stores.sqlite.READ_TIMEOUT_S", 0.0)
+    monkeypatch.setattr("app.stores.sqlite.WRITE_TIMEOUT_S", 0.0)
+    with pytest.raises(StoreUnavailable):
+        await source.get_session_stats()
+    await copy_all(source, store)
+    assert await dumped(store) == await dumped(source)
+    await source.close()
+
+
+async def test_moving_does_not_wait_for_ever(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where even that patience ends, the call fails, and says that it may yet be done."""
+    session, _ = await extend(store, await stored_session(store), 1)
+    dump = await get_dump(store, session.key)
+    monkeypatch.setattr("app.stores.sqlite_moving.PATIENCE_S", 0.0)
+    for call in (store.dump_rest(), store.load_session(dump)):
+        with pytest.raises(StoreUnavailable) as caught:
+            await call
+        assert caught.value.outcome_unknown
