@@ -1,10 +1,9 @@
 """Every store behind one fixture: what is true of one must be true of all."""
 
 from collections.abc import AsyncIterator, Iterator
-from itertools import count
+from contextlib import AsyncExitStack
 from pathlib import Path
 
-import asyncpg
 import pytest
 
 from app.domain.session import LifeSpan
@@ -18,7 +17,6 @@ from .builders import BOOT, LIFE
 
 CUTS = 20
 KINDS = ("memory", "sqlite", "postgres")
-_schemas = count()
 
 
 class Place:
@@ -74,26 +72,22 @@ def postgres() -> Iterator[PostgresServer]:
 
 
 @pytest.fixture
-async def schema(postgres: PostgresServer) -> str:
-    """The URL of an empty schema."""
-    return await make_schema(postgres)
-
-
-async def make_schema(server: PostgresServer) -> str:
-    name = f"test_{next(_schemas)}"
-    connection = await asyncpg.connect(server.url)
-    await connection.execute(f"CREATE SCHEMA {name}")
-    await connection.close()
-    return f"{server.url}?search_path={name}"
+async def postgres_url(postgres: PostgresServer) -> AsyncIterator[str]:
+    """The URL of a schema without content."""
+    async with postgres.empty_schema() as url:
+        yield url
 
 
 @pytest.fixture(params=KINDS)
 async def place(request: pytest.FixtureRequest, tmp_path: Path, life: LifeSpan) -> AsyncIterator[Place]:
-    url = await make_schema(request.getfixturevalue("postgres")) if request.param == "postgres" else ""
-    place = Place(request.param, tmp_path, life, url)
-    await place.store.open(BOOT)
-    yield place
-    await place.store.close()
+    async with AsyncExitStack() as stack:
+        url = ""
+        if request.param == "postgres":
+            url = await stack.enter_async_context(request.getfixturevalue("postgres").empty_schema())
+        place = Place(request.param, tmp_path, life, url)
+        await place.store.open(BOOT)
+        yield place
+        await place.store.close()
 
 
 @pytest.fixture

@@ -14,7 +14,6 @@ import asyncio
 import logging
 import ssl
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from typing import Any, TypeVar
 
 import asyncpg
@@ -62,6 +61,8 @@ class Link:
         self._target = target
         self._size = size
         self._pool: asyncpg.Pool | None = None
+        self._under_way = 0
+        self._at_rest: asyncio.Future[None] | None = None  # for whoever closes: nothing is under way
         self.is_open = False
 
     async def open(self) -> None:
@@ -94,17 +95,22 @@ class Link:
             self._pool = self._target
         self.is_open = True
 
-    async def close(self) -> None:
-        """Close the pool that was made here, within ``CLOSE_S``."""
+    async def close(self, last: Work[None] | None = None) -> None:
+        """Take no call any more, finish those under way, do ``last``, and close the pool if it is ours.
+
+        Takes ``TOTAL_S`` for each of the three at most.
+        """
         self.is_open = False
-        pool, self._pool = self._pool, None
-        if pool is None or pool is self._target:
-            return
+        if self._under_way:
+            self._at_rest = asyncio.get_running_loop().create_future()
+            await self._at_rest
         try:
-            async with asyncio.timeout(CLOSE_S):
-                await pool.close()
-        except TimeoutError:
-            pool.terminate()
+            if last is not None:
+                await self._run(last, _Progress(writes=True), repeats=True, limit_s=TOTAL_S)
+        finally:
+            pool, self._pool = self._pool, None
+            if pool is not None and pool is not self._target:
+                await _close(pool)
 
     async def run(
         self, work: Work[T], *, writes: bool = False, repeats: bool = True, limit_s: float = TOTAL_S
@@ -117,7 +123,18 @@ class Link:
         Raises:
             StoreUnavailable: with ``outcome_unknown`` if it ``writes`` and was under way.
         """
-        progress = _Progress(writes)
+        if not self.is_open:
+            raise StoreUnavailable("The store is not open.")
+        self._under_way += 1
+        try:
+            return await self._run(work, _Progress(writes), repeats, limit_s)
+        finally:
+            self._under_way -= 1
+            if not self._under_way and self._at_rest is not None:
+                self._at_rest.set_result(None)
+                self._at_rest = None
+
+    async def _run(self, work: Work[T], progress: "_Progress", repeats: bool, limit_s: float) -> T:
         try:
             async with asyncio.timeout(limit_s):
                 try:
@@ -144,7 +161,7 @@ class Link:
             )
             try:
                 result = await work(connection)
-            except AgentPoolError:
+            except (AgentPoolError, ValueError):
                 await connection.execute("ROLLBACK")
                 raise
             await connection.execute("COMMIT")
@@ -167,8 +184,7 @@ class Link:
 
     async def _try(self, work: Work[T], progress: "_Progress") -> T:
         pool = self._pool
-        if pool is None:
-            raise StoreUnavailable("The store is not open.")
+        assert pool is not None
         connection = await pool.acquire()
         try:
             progress.begin()
@@ -189,9 +205,7 @@ class Link:
             connection.terminate()
             raise
         finally:
-            if connection.is_closed():
-                _let_go(connection)
-            await pool.release(connection)
+            await pool.release(connection)  # which never waits: see ``_leave_as_is``
         return result
 
 
@@ -244,6 +258,9 @@ async def _leave_as_is(connection: Connection) -> None:
     """Save the statement by which asyncpg resets a connection: nothing here changes a session's settings."""
 
 
-def _let_go(connection: Connection) -> None:
-    with suppress(asyncpg.InterfaceError):
-        connection.terminate()
+async def _close(pool: "asyncpg.Pool") -> None:
+    try:
+        async with asyncio.timeout(CLOSE_S):
+            await pool.close()
+    except TimeoutError:
+        pool.terminate()
