@@ -61,8 +61,7 @@ class Link:
         self._target = target
         self._size = size
         self._pool: asyncpg.Pool | None = None
-        self._under_way = 0
-        self._at_rest: asyncio.Future[None] | None = None  # for whoever closes: nothing is under way
+        self._writes: set[asyncio.Task[Any]] = set()  # under way, each for its limit at most
         self.is_open = False
 
     async def open(self) -> None:
@@ -96,14 +95,13 @@ class Link:
         self.is_open = True
 
     async def close(self, last: Work[None] | None = None) -> None:
-        """Take no call any more, finish those under way, do ``last``, and close the pool if it is ours.
+        """Take no call any more, finish the writes under way, do ``last``, and close the pool if it is ours.
 
         Takes ``TOTAL_S`` for each of the three at most.
         """
         self.is_open = False
-        if self._under_way:
-            self._at_rest = asyncio.get_running_loop().create_future()
-            await self._at_rest
+        if self._writes:
+            await asyncio.wait(self._writes)
         try:
             if last is not None:
                 await self._run(last, _Progress(writes=True), repeats=True, limit_s=TOTAL_S)
@@ -115,7 +113,10 @@ class Link:
     async def run(
         self, work: Work[T], *, writes: bool = False, repeats: bool = True, limit_s: float = TOTAL_S
     ) -> T:
-        """Have ``work`` done on a connection. Cancelled in it, the connection ends, too.
+        """Have ``work`` done on a connection.
+
+        Cancelled, it ends with its connection; but one that ``writes`` is done all the same, in a
+        task that ``close`` waits for: so nobody need ask whether it was.
 
         Where the connection turns out to be broken it is done a second time on another one, if
         ``repeats``; in any case where the server undid it because of somebody else's.
@@ -125,14 +126,13 @@ class Link:
         """
         if not self.is_open:
             raise StoreUnavailable("The store is not open.")
-        self._under_way += 1
-        try:
+        if not writes:
             return await self._run(work, _Progress(writes), repeats, limit_s)
-        finally:
-            self._under_way -= 1
-            if not self._under_way and self._at_rest is not None:
-                self._at_rest.set_result(None)
-                self._at_rest = None
+        running = self._run(work, _Progress(writes), repeats, limit_s)
+        task = asyncio.get_running_loop().create_task(running, name="postgres:write")
+        self._writes.add(task)
+        task.add_done_callback(self._writes.discard)
+        return await asyncio.shield(task)
 
     async def _run(self, work: Work[T], progress: "_Progress", repeats: bool, limit_s: float) -> T:
         try:

@@ -158,7 +158,11 @@ class PostgresStore:
     async def patch_shared(
         self, scope: StateScope, patch: JsonObject, now: int, *, expected_rev: int | None = None
     ) -> SharedState:
-        return await self._write(states.patch_shared, scope, patch, now, expected_rev)
+        return await self._link.run(
+            lambda connection: states.patch_shared(connection, scope, patch, now, expected_rev),
+            writes=True,
+            repeats=False,
+        )
 
     async def touch_session(self, key: SessionKey, now: int) -> Session:
         return await self._write(records.touch_session, key, now)
