@@ -4,6 +4,7 @@ Its binaries come from the PATH, from Debian's folders, or from the ``pixeltable
 PostgreSQL refuses to be run by root, root runs it as ``nobody``.
 """
 
+import asyncio
 import os
 import pwd
 import shutil
@@ -12,8 +13,9 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
@@ -104,20 +106,29 @@ class PostgresServer:
         self.kill()
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    @asynccontextmanager
-    async def empty_schema(self) -> AsyncIterator[str]:
+    @contextmanager
+    def empty_schema(self) -> Iterator[str]:
         """Give the URL of a schema without content; one that was migrated before saves doing it again."""
-        connection = await asyncpg.connect(self.url)
         if self._schemas:
             name = self._schemas.pop()
-            await connection.execute(_EMPTY.format(schema=name))
+            self.execute(_EMPTY.format(schema=name))
         else:
             self._made += 1
             name = f"test_{self._made}"
-            await connection.execute(f"CREATE SCHEMA {name}")
-        await connection.close()
+            self.execute(f"CREATE SCHEMA {name}")
         yield f"{self.url}?search_path={name}"
         self._schemas.append(name)
+
+    def execute(self, sql: str) -> None:
+        """Carry out SQL on a connection of its own, whatever event loop runs here."""
+
+        async def work() -> None:
+            connection = await asyncpg.connect(self.url)
+            await connection.execute(sql)
+            await connection.close()
+
+        with ThreadPoolExecutor(1) as thread:
+            thread.submit(asyncio.run, work()).result()
 
     def start(self) -> None:
         """Start it and return when it answers."""

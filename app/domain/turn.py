@@ -170,6 +170,16 @@ class BoundTurn:
 
 
 @dataclass(frozen=True, slots=True)
+class CancelOrder:
+    """Which turns of a session are to end: that of ``turn_id``, ``all``, or the one that is first."""
+
+    reason: CancelReason
+    keep_partial: bool
+    turn_id: str | None = None
+    all: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class TurnPage:
     turns: tuple[Turn, ...]
     total: int | None

@@ -11,10 +11,11 @@ from typing import Self
 
 from app.domain.checkpoint import AutoCheckpoint
 from app.domain.errors import HeadMoved, KeyTaken, LeasedElsewhere
+from app.domain.idempotency import Binding
 from app.domain.ids import SessionKey
 from app.domain.lease import LEASE_S, Holder, Node
 from app.domain.session import LifeSpan, Session
-from app.domain.turn import Turn, TurnStatus
+from app.domain.turn import BoundTurn, Turn, TurnStatus
 from app.stores import rules
 from app.stores.memory import MemoryStore
 from app.stores.memory_record import Record
@@ -91,6 +92,15 @@ class SharedMemoryStore(MemoryStore):
     async def record_turn(self, session: Session, turn: Turn) -> None:
         await super().record_turn(session, turn)
         self._leases.give_back_now(session.key, turn.turn_id)
+
+    async def find_bound(self, owner: str, key: str) -> BoundTurn | None:
+        self._check_open()
+        bound = self._keys.find(Binding(owner, key, b""))
+        if bound is not None and not bound.record.turns[bound.turn_id].is_committed:
+            holder = self._leases.find(bound.record.session.key)
+            if holder is not None and holder.nonce == bound.turn_id:
+                raise KeyTaken(holder, turn_id=bound.turn_id)
+        return await super().find_bound(owner, key)
 
     def end_abandoned(self, key: SessionKey, turn_id: str) -> bool:
         """Fail the turn of a lease that has run out, if it is still said to run."""
