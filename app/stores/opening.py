@@ -2,6 +2,7 @@
 
 from urllib.parse import unquote
 
+from app.domain.lease import LEASE_S
 from app.domain.session import LifeSpan
 from app.ports import SessionStore
 from app.stores.memory import MemoryStore
@@ -13,12 +14,17 @@ _ALLOWED = (
 
 
 def open_store(
-    url: str, life: LifeSpan, *, wait_for_lock: bool = False, accept_volatile: bool = False
+    url: str,
+    life: LifeSpan,
+    *,
+    wait_for_lock: bool = False,
+    lease_s: float = LEASE_S,
+    accept_volatile: bool = False,
 ) -> SessionStore:
     """Return the store that ``url`` names; it is not opened yet and nothing is touched.
 
-    ``accept_volatile``: one that several processes share may be served by what loses what it
-    acknowledged when the power fails.
+    Of one that several processes share: ``lease_s`` is how long a lease holds, and
+    ``accept_volatile`` lets it be served by what loses what it acknowledged when the power fails.
 
     Raises:
         ValueError: it names none. The message never repeats the URL, which may hold a password.
@@ -29,11 +35,11 @@ def open_store(
     if separator and scheme == "sqlite" and _is_file(rest):
         return SqliteStore(unquote(rest[1:]), life, wait_for_lock=wait_for_lock)
     if separator and scheme in ("postgresql", "postgres") and rest:
-        return _postgres(url, life, accept_volatile)
+        return _postgres(url, life, lease_s, accept_volatile)
     raise ValueError(f"The store URL must be {_ALLOWED}.")
 
 
-def _postgres(url: str, life: LifeSpan, accept_volatile: bool) -> SessionStore:
+def _postgres(url: str, life: LifeSpan, lease_s: float, accept_volatile: bool) -> SessionStore:
     try:
         from app.stores.postgres import PostgresStore
     except ModuleNotFoundError as error:
@@ -41,7 +47,7 @@ def _postgres(url: str, life: LifeSpan, accept_volatile: bool) -> SessionStore:
             raise
         # "from None": one line is all that the operator needs.
         raise ValueError("PostgreSQL needs asyncpg: pip install 'agentpool[postgres]'.") from None
-    return PostgresStore(url, life, accept_volatile=accept_volatile)
+    return PostgresStore(url, life, lease_s=lease_s, accept_volatile=accept_volatile)
 
 
 def _is_file(rest: str) -> bool:
