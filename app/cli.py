@@ -115,6 +115,9 @@ def migrate_store(
     skip_broken: Annotated[
         bool, typer.Option(help="Succeed although some sessions cannot be read and stay behind.")
     ] = False,
+    accept_volatile: Annotated[
+        bool, typer.Option(help="Copy although TO may lose it when the power fails [ACCEPT_VOLATILE].")
+    ] = False,
 ) -> None:
     """Copy everything from one store to another, and compare. Stop the servers first.
 
@@ -125,11 +128,11 @@ def migrate_store(
     from app.migrate import WrongUsage, migrate
     from app.telemetry.logs import configure_logs
 
-    settings = read_settings({})
+    settings = read_settings({"accept_volatile": True} if accept_volatile else {})
     configure_logs(settings.log_format, settings.log_level)
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-            move = migrate(settings.life_span(), source, target, force=force, skip_broken=skip_broken)
+            move = migrate(settings, source, target, force=force, skip_broken=skip_broken)
             is_good = runner.run(move)
     except WrongUsage as error:
         print(f"agentpool: {error}", file=sys.stderr)

@@ -12,9 +12,9 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from app.config import Settings
 from app.domain.errors import AgentPoolError, SnapshotUnreadable, StoreLocked
 from app.domain.ids import SessionKey
-from app.domain.session import LifeSpan
 from app.ports import Clock, MovableStore
 from app.runtime import SystemClock, new_uuid7
 from app.services.moving import Moved, Mover, MoveRefused
@@ -38,7 +38,7 @@ class View(Protocol):
     def show(self, moved: Moved) -> None: ...
 
 
-async def migrate(life: LifeSpan, source: str, target: str, *, force: bool, skip_broken: bool) -> bool:
+async def migrate(settings: Settings, source: str, target: str, *, force: bool, skip_broken: bool) -> bool:
     """Copy the store that the URL ``source`` names to ``target``; say whether that was good.
 
     ``force``: also if a server announces itself in either. ``skip_broken``: sessions that
@@ -48,7 +48,7 @@ async def migrate(life: LifeSpan, source: str, target: str, *, force: bool, skip
         WrongUsage: a URL names no store, or not one that can be meant.
     """
     clock = SystemClock()
-    stores = _named(life, source, target)
+    stores = _named(settings, source, target)
     began = clock.monotonic()
     try:
         async with AsyncExitStack() as stack:
@@ -61,13 +61,18 @@ async def migrate(life: LifeSpan, source: str, target: str, *, force: bool, skip
     return _report(moved, clock.monotonic() - began, skip_broken=skip_broken)
 
 
-def _named(life: LifeSpan, source: str, target: str) -> dict[str, MovableStore]:
+def _named(settings: Settings, source: str, target: str) -> dict[str, MovableStore]:
     stores = {}
     for name, url in (("FROM", source), ("TO", target)):
         if url.startswith("memory:"):
             raise WrongUsage(f"{name}: memory:// keeps nothing, so there is nothing to move")
         try:
-            stores[name] = open_store(url, life)
+            stores[name] = open_store(
+                url,
+                settings.life_span(),
+                lease_s=settings.lease_s,
+                accept_volatile=settings.accept_volatile,
+            )
         except ValueError as error:
             raise WrongUsage(f"{name}: {error}") from error
     path, other = find_file(source), find_file(target)

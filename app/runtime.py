@@ -87,7 +87,13 @@ class Runtime:
         self.settings = config = settings if settings is not None else Settings()
         life = config.life_span()
         if store is None:
-            store = open_store(config.store_url, life, wait_for_lock=wait_for_store)
+            store = open_store(
+                config.store_url,
+                life,
+                wait_for_lock=wait_for_store,
+                lease_s=config.lease_s,
+                accept_volatile=config.accept_volatile,
+            )
         self._store = store
         self._wait_for_store = wait_for_store
         self._models = _open_models(config)

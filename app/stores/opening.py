@@ -2,16 +2,29 @@
 
 from urllib.parse import unquote
 
+from app.domain.lease import LEASE_S
 from app.domain.session import LifeSpan
 from app.ports import MovableStore
 from app.stores.memory import MemoryStore
 from app.stores.sqlite import SqliteStore
 
-_ALLOWED = "memory://, sqlite:///relative/path.db or sqlite:////absolute/path.db"
+_ALLOWED = (
+    "memory://, sqlite:///relative/path.db, sqlite:////absolute/path.db or postgresql://user@host/database"
+)
 
 
-def open_store(url: str, life: LifeSpan, *, wait_for_lock: bool = False) -> MovableStore:
+def open_store(
+    url: str,
+    life: LifeSpan,
+    *,
+    wait_for_lock: bool = False,
+    lease_s: float = LEASE_S,
+    accept_volatile: bool = False,
+) -> MovableStore:
     """Return the store that ``url`` names; it is not opened yet and nothing is touched.
+
+    Of one that several processes share: ``lease_s`` is how long a lease holds, and
+    ``accept_volatile`` lets it be served by what loses what it acknowledged when the power fails.
 
     Raises:
         ValueError: it names none. The message never repeats the URL, which may hold a password.
@@ -21,7 +34,20 @@ def open_store(url: str, life: LifeSpan, *, wait_for_lock: bool = False) -> Mova
         return MemoryStore(life)
     if separator and scheme == "sqlite" and _is_file(rest):
         return SqliteStore(unquote(rest[1:]), life, wait_for_lock=wait_for_lock)
+    if separator and scheme in ("postgresql", "postgres") and rest:
+        return _postgres(url, life, lease_s, accept_volatile)
     raise ValueError(f"The store URL must be {_ALLOWED}.")
+
+
+def _postgres(url: str, life: LifeSpan, lease_s: float, accept_volatile: bool) -> MovableStore:
+    try:
+        from app.stores.postgres import PostgresStore
+    except ModuleNotFoundError as error:
+        if error.name != "asyncpg":
+            raise
+        # "from None": one line is all that the operator needs.
+        raise ValueError("PostgreSQL needs asyncpg: pip install 'agentpool[postgres]'.") from None
+    return PostgresStore(url, life, lease_s=lease_s, accept_volatile=accept_volatile)
 
 
 def _is_file(rest: str) -> bool:

@@ -1,7 +1,6 @@
 """Every store behind one fixture: what is true of one must be true of all."""
 
-from collections.abc import AsyncIterator, Callable
-from pathlib import Path
+from collections.abc import AsyncIterator, Callable, Iterator
 
 import pytest
 
@@ -9,7 +8,9 @@ from app.domain.session import LifeSpan
 from app.ports import SessionStore
 from app.stores.memory import MemoryStore
 from app.stores.memory_shared import SharedMemoryStore
+from app.stores.postgres import PostgresStore
 from app.stores.sqlite import SqliteStore
+from tests.postgresserver import PostgresServer, find_binaries
 
 from .builders import BOOT, LIFE
 
@@ -20,24 +21,34 @@ URL = "http://127.0.0.1:1001"
 class Place:
     """Where one kind of store keeps its content, so that it can be opened again after an end."""
 
-    def __init__(self, kind: str, folder: Path, life: LifeSpan) -> None:
-        self._kind = kind
-        self._folder = folder
-        self._life = life
-        self.store: SessionStore = self._make()
+    def __init__(self, make: Callable[[], SessionStore]) -> None:
+        self._make = make
+        self.store: SessionStore = make()
 
     async def restart(self, boot_id: str) -> SessionStore:
         """Close the store and return one of the same content, as another process would see it."""
         await self.store.close()
-        if self._kind != "memory":
-            self.store = self._make()
+        self.store = self._make()
         await self.store.open(boot_id)
         return self.store
 
-    def _make(self) -> SessionStore:
-        if self._kind == "memory":
-            return MemoryStore(self._life)
-        return SqliteStore(str(self._folder / "agentpool.db"), self._life)
+
+def memory_place(request: pytest.FixtureRequest, life: LifeSpan) -> Place:
+    store = MemoryStore(life)
+    return Place(lambda: store)
+
+
+def sqlite_place(request: pytest.FixtureRequest, life: LifeSpan) -> Place:
+    path = str(request.getfixturevalue("tmp_path") / "agentpool.db")
+    return Place(lambda: SqliteStore(path, life))
+
+
+def postgres_place(request: pytest.FixtureRequest, life: LifeSpan) -> Place:
+    url = request.getfixturevalue("postgres_url")
+    return Place(lambda: PostgresStore(url, life, accept_volatile=True))
+
+
+PLACES = {"memory": memory_place, "sqlite": sqlite_place, "postgres": postgres_place}
 
 
 class SharedPlace:
@@ -60,12 +71,21 @@ class SharedPlace:
             await store.close()
 
 
-def share_memory(life: LifeSpan, lease_s: float) -> tuple[SessionStore, Callable[[], SessionStore]]:
+def share_memory(request: pytest.FixtureRequest, life: LifeSpan, lease_s: float) -> SharedPlace:
     store = SharedMemoryStore(life, lease_s=lease_s)
-    return store, store.beside
+    return SharedPlace(store, store.beside)
 
 
-SHARED = {"memory": share_memory}
+def share_postgres(request: pytest.FixtureRequest, life: LifeSpan, lease_s: float) -> SharedPlace:
+    url = request.getfixturevalue("postgres_url")
+
+    def make() -> SessionStore:
+        return PostgresStore(url, life, lease_s=lease_s, accept_volatile=True)
+
+    return SharedPlace(make(), make)
+
+
+SHARED = {"memory": share_memory, "postgres": share_postgres}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -84,9 +104,26 @@ def life() -> LifeSpan:
     return LIFE
 
 
-@pytest.fixture(params=["memory", "sqlite"])
-async def place(request: pytest.FixtureRequest, tmp_path: Path, life: LifeSpan) -> AsyncIterator[Place]:
-    place = Place(request.param, tmp_path, life)
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """A server for all tests that do it no harm."""
+    binaries = find_binaries()
+    if binaries is None:
+        pytest.skip("there is no PostgreSQL here")
+    with PostgresServer(binaries) as server:
+        yield server
+
+
+@pytest.fixture
+def postgres_url(postgres: PostgresServer) -> Iterator[str]:
+    """The URL of a schema without content."""
+    with postgres.empty_schema() as url:
+        yield url
+
+
+@pytest.fixture(params=PLACES)
+async def place(request: pytest.FixtureRequest, life: LifeSpan) -> AsyncIterator[Place]:
+    place = PLACES[request.param](request, life)
     await place.store.open(BOOT)
     yield place
     await place.store.close()
@@ -103,11 +140,11 @@ def lease_s() -> float:
     return 30.0
 
 
-@pytest.fixture(params=list(SHARED))
+@pytest.fixture(params=SHARED)
 async def shared_place(
     request: pytest.FixtureRequest, life: LifeSpan, lease_s: float
 ) -> AsyncIterator[SharedPlace]:
-    place = SharedPlace(*SHARED[request.param](life, lease_s))
+    place = SHARED[request.param](request, life, lease_s)
     await place.store.open(BOOT, URL)
     yield place
     await place.close()
