@@ -70,8 +70,7 @@ def _named(settings: Settings, source: str, target: str) -> dict[str, MovableSto
             stores[name] = open_store(
                 url,
                 settings.life_span(),
-                lease_s=settings.lease_s,
-                accept_volatile=settings.accept_volatile,
+                sharing=Sharing(accept_volatile=settings.accept_volatile),
             )
         except ValueError as error:
             raise WrongUsage(f"{name}: {error}") from error
