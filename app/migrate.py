@@ -18,7 +18,7 @@ from app.domain.ids import SessionKey
 from app.ports import Clock, MovableStore
 from app.runtime import SystemClock, new_uuid7
 from app.services.moving import Moved, Mover, MoveRefused
-from app.stores.opening import find_file, open_store
+from app.stores.opening import Sharing, find_file, open_store
 
 LINE_EVERY_S = 3.0
 """How often a line tells how far it is, where there is no terminal to draw a bar on."""
@@ -62,16 +62,12 @@ async def migrate(settings: Settings, source: str, target: str, *, force: bool, 
 
 
 def _named(settings: Settings, source: str, target: str) -> dict[str, MovableStore]:
-    stores = {}
+    stores, sharing = {}, Sharing(settings.lease_s, settings.accept_volatile)
     for name, url in (("FROM", source), ("TO", target)):
         if url.startswith("memory:"):
             raise WrongUsage(f"{name}: memory:// keeps nothing, so there is nothing to move")
         try:
-            stores[name] = open_store(
-                url,
-                settings.life_span(),
-                sharing=Sharing(accept_volatile=settings.accept_volatile),
-            )
+            stores[name] = open_store(url, settings.life_span(), sharing=sharing)
         except ValueError as error:
             raise WrongUsage(f"{name}: {error}") from error
     path, other = find_file(source), find_file(target)
