@@ -73,8 +73,6 @@ def serve(
         "accept_volatile": True if accept_volatile else None,
     }
     settings = read_settings({name: value for name, value in given.items() if value is not None})
-    if workers > 1 and not settings.is_store_shared:
-        fail("--workers needs a store that processes can share: STORE_URL postgresql:// or redis://")
     listener = listen(settings, fd, insecure=insecure)
     if workers > 1:
         chosen = {name.upper(): str(value) for name, value in given.items() if value is not None}
@@ -86,6 +84,8 @@ def supervise(
     settings: Settings, listener: socket.socket, workers: int, chosen: dict[str, str], options: list[str]
 ) -> NoReturn:
     """Keep worker processes running until a signal comes, and end as they did."""
+    if not settings.is_store_shared:
+        fail("--workers needs a store that processes can share: STORE_URL postgresql:// or redis://")
     from app.server import announce
     from app.telemetry.logs import configure_logs
     from app.workers import Supervisor
