@@ -22,7 +22,7 @@ from typing import Any
 
 import uvicorn
 
-from app.api.protocol import BoundedProtocol, limit_send_buffer
+from app.api.protocol import PushingProtocol, limit_send_buffer
 from app.config import Settings
 from app.main import create_app
 from app.ports import Clock
@@ -53,7 +53,7 @@ class PoolServer(uvicorn.Server):
     def __init__(self, runtime: Runtime, *, shares_socket: bool = False, clock: Clock | None = None) -> None:
         config = uvicorn.Config(
             create_app(runtime=runtime),
-            http=BoundedProtocol,
+            http=PushingProtocol,
             lifespan="off",
             ws="none",
             log_config=None,

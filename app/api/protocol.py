@@ -13,8 +13,12 @@ import asyncio
 import logging
 import socket
 import struct
+from functools import partial
+from typing import Any, cast
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+
+from app.api.push import PUSH_KEY
 
 # Linux doubles it for its own bookkeeping, and may go beyond that by one packet of 64 KiB.
 SEND_BUFFER_BYTES = 64 * 1024
@@ -68,6 +72,27 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._stall is not None:
             self._stall.cancel()
             self._stall = None
+
+
+class PushingProtocol(BoundedProtocol):
+    """A connection that offers its requests a ``Push``.
+
+    Only for an application of which no middleware changes bodies on their way.
+    """
+
+    def on_headers_complete(self) -> None:
+        super().on_headers_complete()
+        # Its task has not run yet. The next request of a pipeline has a cycle of its own.
+        if self.cycle is not None and self.cycle.scope is self.scope:
+            cast(dict[str, Any], self.scope)[PUSH_KEY] = partial(_push, self.cycle)
+
+
+def _push(cycle: RequestResponseCycle, body: bytes) -> bool:
+    is_ready = cycle.chunked_encoding and not cycle.response_complete  # what the head has decided
+    if not is_ready or cycle.disconnected or cycle.flow.write_paused:
+        return False
+    cycle.transport.write(b"%x\r\n%b\r\n" % (len(body), body))
+    return True
 
 
 def limit_send_buffer(listener: socket.socket) -> None:
