@@ -13,6 +13,7 @@ import asyncio
 import logging
 import socket
 import struct
+import weakref
 from functools import partial
 from typing import Any, cast
 
@@ -84,12 +85,16 @@ class PushingProtocol(BoundedProtocol):
         super().on_headers_complete()
         # Its task has not run yet. The next request of a pipeline has a cycle of its own.
         if self.cycle is not None and self.cycle.scope is self.scope:
-            cast(dict[str, Any], self.scope)[PUSH_KEY] = partial(_push, self.cycle)
+            # Not the cycle itself, which has the scope: a ring would be left to the garbage collector.
+            cast(dict[str, Any], self.scope)[PUSH_KEY] = partial(_push, weakref.ref(self.cycle))
 
 
-def _push(cycle: RequestResponseCycle, body: bytes) -> bool:
-    is_ready = cycle.chunked_encoding and not cycle.response_complete  # what the head has decided
-    if not is_ready or cycle.disconnected or cycle.flow.write_paused:
+def _push(request: "weakref.ref[RequestResponseCycle]", body: bytes) -> bool:
+    cycle = request()
+    # Whether there are chunks is decided with the head.
+    if cycle is None or not cycle.chunked_encoding or cycle.response_complete:
+        return False
+    if cycle.disconnected or cycle.flow.write_paused:
         return False
     cycle.transport.write(b"%x\r\n%b\r\n" % (len(body), body))
     return True

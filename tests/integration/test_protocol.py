@@ -1,7 +1,9 @@
 """A connection whose client does not read: how much it holds, and when it is cut."""
 
 import asyncio
+import gc
 import socket
+import weakref
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -264,3 +266,28 @@ async def test_a_client_that_does_not_read_takes_few_parts() -> None:
         told = len(app.told)
         await until(lambda: len(app.told) > told)
     assert app.told[-1] is False
+
+
+async def test_a_request_leaves_nothing_to_the_garbage_collector() -> None:
+    """What a request has in its scope goes with its answer, or with the next request at the latest."""
+    seen: list[weakref.ref[asyncio.Event]] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        scope["mark"] = mark = asyncio.Event()
+        seen.append(weakref.ref(mark))
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        assert scope[PUSH_KEY](b"x")
+        await send({"type": "http.response.body", "body": b""})
+
+    request = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+    async with asyncio.timeout(10), serving(app, PushingProtocol) as (port, _):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        gc.disable()
+        try:
+            for _ in range(2):
+                writer.write(request)
+                await reader.readuntil(b"\r\n0\r\n\r\n")
+            await until(lambda: seen[0]() is None)
+        finally:
+            gc.enable()
+            writer.close()
