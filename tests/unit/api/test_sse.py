@@ -8,7 +8,7 @@ from app.api.sse import HEARTBEAT, RETRY, WRITE_BYTES, EventStream, StoredEvents
 from app.domain.events import TextDelta, TurnCancelled, TurnEvent, TurnFailed
 from app.domain.turn import CancelReason, TurnError
 from app.services.turn_log import Take, TurnLog, Watch
-from tests.unit.api.wire import Wire, http_scope
+from tests.unit.api.wire import PushingWire, Wire, http_scope
 
 END = TurnCancelled(CancelReason.USER, False, None, 0)
 
@@ -233,30 +233,16 @@ async def test_a_log_that_closes_without_an_end_ends_the_stream() -> None:
     assert wire.writes == [RETRY, b""]
 
 
-class PushingWire(Wire):
-    """A connection that takes parts of the body at once, while ``takes``."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.takes = True
-        self.pushed: list[bytes] = []
-
-    def push(self, body: bytes) -> bool:
-        if self.takes:
-            self.pushed.append(body)
-            self.sent.append({"body": body, "more_body": True})
-        return self.takes
-
-    async def show(self, log: TurnLog, **options) -> None:
-        stream = EventStream(log, PlainEncoder(), **options)
-        await stream(http_scope(**{PUSH_KEY: self.push}), self.receive, self.send)
+async def watch_pushed(log: TurnLog, wire: PushingWire, **options) -> None:
+    stream = EventStream(log, PlainEncoder(), **options)
+    await stream(http_scope(**{PUSH_KEY: wire.push}), wire.receive, wire.send)
 
 
 async def test_an_event_is_pushed_in_the_step_in_which_it_is_logged() -> None:
     """Where the server takes parts at once, no task runs between; the end goes the usual way."""
     log, wire = log_of("a", end=None), PushingWire()
     async with asyncio.TaskGroup() as group:
-        group.create_task(wire.show(log))
+        group.create_task(watch_pushed(log, wire))
         await written(wire, b"1:a")
         await asyncio.sleep(0)
         log.append(TextDelta("b"))
@@ -271,7 +257,7 @@ async def test_what_the_connection_does_not_take_is_sent_in_order() -> None:
     """While it refuses, the task sends and waits, all together; afterwards it is pushed again."""
     log, wire = log_of("a", end=None), PushingWire()
     async with asyncio.TaskGroup() as group:
-        group.create_task(wire.show(log))
+        group.create_task(watch_pushed(log, wire))
         await written(wire, b"1:a")
         await asyncio.sleep(0)
         wire.takes = False
@@ -291,7 +277,7 @@ async def test_pushed_events_put_silence_off() -> None:
     log, wire = log_of(end=None), PushingWire()
     loop = asyncio.get_running_loop()
     async with asyncio.TaskGroup() as group:
-        group.create_task(wire.show(log, heartbeat_s=0.05))
+        group.create_task(watch_pushed(log, wire, heartbeat_s=0.05))
         await written(wire, RETRY)
         begun = loop.time()
         while loop.time() < begun + 0.2:
@@ -307,7 +293,7 @@ async def test_pushing_skips_what_was_seen() -> None:
     """Events that a client claims to have seen are not pushed, nor is anything in their place."""
     log, wire = log_of("a", end=None), PushingWire()
     async with asyncio.TaskGroup() as group:
-        group.create_task(wire.show(log, position=3))
+        group.create_task(watch_pushed(log, wire, position=3))
         await written(wire, RETRY)
         await asyncio.sleep(0)
         for text in "bcd":
@@ -326,7 +312,7 @@ async def test_a_watcher_that_breaks_does_not_break_the_turn() -> None:
 
     wire.push = broken  # type: ignore[method-assign]
     async with asyncio.TaskGroup() as group:
-        shown = group.create_task(caught(wire.show(log)))
+        shown = group.create_task(caught(watch_pushed(log, wire)))
         await written(wire, b"1:a")
         await asyncio.sleep(0)
         log.append(TextDelta("b"))
