@@ -14,6 +14,8 @@ import asyncio
 import logging
 import ssl
 from collections.abc import Awaitable, Callable
+from itertools import count
+from secrets import randbelow
 from typing import Any, TypeVar
 
 import asyncpg
@@ -29,6 +31,8 @@ STALE_S = 5
 """How long the server keeps a transaction open for a process that is cut off."""
 CLOSE_S = 1.0
 POOL_SIZE = 16
+SHARDS = 64
+"""As many as the schema has rows of counters."""
 
 Connection = Any  # asyncpg's pool hands out proxies without a type of their own
 
@@ -61,6 +65,7 @@ class Link:
         self._target = target
         self._size = size
         self._pool: asyncpg.Pool | None = None
+        self._shards = count(randbelow(SHARDS))
         self._writes: set[asyncio.Task[Any]] = set()  # under way, each for its limit at most
         self.is_open = False
 
@@ -80,6 +85,7 @@ class Link:
                     max_size=self._size,
                     timeout=CONNECT_S,
                     command_timeout=None,
+                    init=self._give_shard,
                     reset=_leave_as_is,
                     server_settings={
                         "application_name": "agentpool",
@@ -185,6 +191,10 @@ class Link:
             if isinstance(self._target, str):
                 return await asyncpg.connect(self._target, timeout=CONNECT_S)
             return await self._target.acquire()
+
+    async def _give_shard(self, connection: Connection) -> None:
+        # In turn, from anywhere: so those of one process differ, and mostly those of all.
+        await connection.execute(f"SET agentpool.shard = {next(self._shards) % SHARDS}")
 
     async def _try(self, work: Work[T], progress: "_Progress") -> T:
         pool = self._pool
