@@ -14,6 +14,7 @@ import asyncio
 import logging
 import ssl
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from itertools import count
 from secrets import randbelow
 from typing import Any, TypeVar
@@ -70,35 +71,24 @@ class Link:
         self.is_open = False
 
     async def open(self) -> None:
-        """Make the pool; nothing is connected yet.
+        """Make the pool, and see whether it can connect.
 
         Raises:
-            ValueError: the URL is none. The message never repeats it.
+            StoreUnavailable: it cannot. The message never repeats the URL.
         """
         if self.is_open:
             return
-        if isinstance(self._target, str):
-            try:
-                self._pool = await asyncpg.create_pool(
-                    self._target,
-                    min_size=0,
-                    max_size=self._size,
-                    timeout=CONNECT_S,
-                    command_timeout=None,
-                    init=self._give_shard,
-                    reset=_leave_as_is,
-                    server_settings={
-                        "application_name": "agentpool",
-                        "statement_timeout": str(int(STATEMENT_S * 1000)),
-                        "idle_in_transaction_session_timeout": str(STALE_S * 1000),
-                    },
-                )
-            except (ValueError, asyncpg.InterfaceError):
-                # "from None": the error may quote the URL, and with it a password.
-                raise ValueError("The PostgreSQL URL cannot be read.") from None
-        else:
-            self._pool = self._target
+        self._pool = await self._make_pool() if isinstance(self._target, str) else self._target
         self.is_open = True
+        try:
+            await self.run(_look, repeats=False)
+        except ValueError:
+            # "from None": the error may quote the URL, and with it a password.
+            await self.close()
+            raise StoreUnavailable("The PostgreSQL URL cannot be read.") from None
+        except BaseException:
+            await self.close()
+            raise
 
     async def close(self, last: Work[None] | None = None) -> None:
         """Take no call any more, finish the writes under way, do ``last``, and close the pool if it is ours.
@@ -149,6 +139,8 @@ class Link:
             async with asyncio.timeout(limit_s):
                 try:
                     return await self._try(work, progress)
+                except ValueError:
+                    raise
                 except (*_BROKEN, *_ROLLED_BACK) as error:
                     if isinstance(error, _BROKEN) and progress.is_under_way and not repeats:
                         raise
@@ -192,6 +184,22 @@ class Link:
                 return await asyncpg.connect(self._target, timeout=CONNECT_S)
             return await self._target.acquire()
 
+    async def _make_pool(self) -> "asyncpg.Pool":
+        return await asyncpg.create_pool(
+            self._target,
+            min_size=0,
+            max_size=self._size,
+            timeout=CONNECT_S,
+            command_timeout=None,
+            init=self._give_shard,
+            reset=_leave_as_is,
+            server_settings={
+                "application_name": "agentpool",
+                "statement_timeout": str(int(STATEMENT_S * 1000)),
+                "idle_in_transaction_session_timeout": str(STALE_S * 1000),
+            },
+        )
+
     async def _give_shard(self, connection: Connection) -> None:
         # In turn, from anywhere: so those of one process differ, and mostly those of all.
         await connection.execute(f"SET agentpool.shard = {next(self._shards) % SHARDS}")
@@ -210,13 +218,15 @@ class Link:
             raise
         except asyncpg.PostgresError as error:
             # The server has answered; whether it goes on is told by the kind of error.
-            if isinstance(error, _BROKEN) or connection.is_in_transaction():
-                connection.terminate()
-            if not isinstance(error, _BROKEN):
+            if isinstance(error, _BROKEN):
+                _end(connection)
+            else:
                 progress.end()
+                if connection.is_in_transaction():
+                    _end(connection)
             raise
         except BaseException:
-            connection.terminate()
+            _end(connection)
             raise
         finally:
             await pool.release(connection)  # which never waits: see ``_leave_as_is``
@@ -266,6 +276,16 @@ def unavailable(error: BaseException, *, outcome_unknown: bool = False) -> Store
             _log.error("the database refused a statement: %s: %s", type(error).__name__, error)
             detail = f"The database failed ({type(error).__name__})."
     return StoreUnavailable(detail, outcome_unknown=outcome_unknown)
+
+
+def _end(connection: Connection) -> None:
+    # The pool takes back at once what asyncpg itself finds broken.
+    with suppress(asyncpg.InterfaceError):
+        connection.terminate()
+
+
+async def _look(connection: Connection) -> None:
+    await connection.execute("SELECT 1")
 
 
 async def _leave_as_is(connection: Connection) -> None:
