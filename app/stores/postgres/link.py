@@ -12,7 +12,6 @@ single statement may yet be carried out, an open transaction is rolled back by t
 
 import asyncio
 import logging
-import ssl
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from itertools import count
@@ -43,6 +42,7 @@ Work = Callable[[Connection], Awaitable[T]]
 _BROKEN = (
     OSError,
     asyncpg.InterfaceError,
+    asyncpg.InternalClientError,  # what a statement finds on a connection that is just being ended
     asyncpg.PostgresConnectionError,
     asyncpg.AdminShutdownError,
     asyncpg.CrashShutdownError,
@@ -149,7 +149,7 @@ class Link:
             raise StoreUnavailable(
                 "The database does not answer.", outcome_unknown=progress.is_unknown
             ) from error
-        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        except (*_BROKEN, asyncpg.PostgresError) as error:
             raise unavailable(error, outcome_unknown=progress.is_unknown) from error
 
     async def transact(
@@ -268,7 +268,9 @@ def unavailable(error: BaseException, *, outcome_unknown: bool = False) -> Store
             detail = "The database takes too long."
         case asyncpg.InsufficientPrivilegeError():
             detail = "The database does not permit what the store needs."
-        case OSError() | asyncpg.InterfaceError() | asyncpg.PostgresConnectionError() | ssl.SSLError():
+        case OSError() | asyncpg.InterfaceError() | asyncpg.InternalClientError():
+            detail = "The database cannot be reached."
+        case asyncpg.PostgresConnectionError():
             detail = "The database cannot be reached."
         case asyncpg.OperatorInterventionError():
             detail = "The database is being shut down or started."
