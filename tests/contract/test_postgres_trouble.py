@@ -77,7 +77,7 @@ async def warm_up(store: PostgresStore, session: Session) -> Session:
 
 
 async def test_a_frozen_server_is_given_up_in_time(store: PostgresStore, own_server: PostgresServer) -> None:
-    """Every kind of call fails in time, writes with an unknown outcome; then all is as acknowledged."""
+    """Every kind of call fails in time and says what is known of it; then all is as acknowledged."""
     session = await warm_up(store, await stored_session(store, user_id="u"))
     turn = make_turn(session)
     await store.start_turn(session, running(turn))
@@ -87,14 +87,13 @@ async def test_a_frozen_server_is_given_up_in_time(store: PostgresStore, own_ser
         reads = [store.find_session(key), store.load_path(session), store.ping(), store.leases.nodes()]
         for error in await asyncio.gather(*map(refused, reads)):
             assert not error.outcome_unknown
-        writes: list[Awaitable[object]] = [
-            store.commit_turn(session, turn),
-            store.add_checkpoint(session, make_checkpoint()),
-            store.leases.renew([(session.key, turn.turn_id)]),
-            store.create_session(make_session("new")),
-        ]
-        for error in await asyncio.gather(*map(refused, writes)):
+        steps = [store.commit_turn(session, turn), store.leases.renew([(key, turn.turn_id)])]
+        for error in await asyncio.gather(*map(refused, steps)):
             assert error.outcome_unknown
+        # A transaction that was not ended is undone.
+        undone = [store.add_checkpoint(session, make_checkpoint()), store.create_session(make_session("new"))]
+        for error in await asyncio.gather(*map(refused, undone)):
+            assert not error.outcome_unknown
         await asyncio.gather(*(refused(store.find_session(session.key)) for _ in range(3 * POOL_SIZE)))
     finally:
         own_server.thaw()
@@ -102,6 +101,8 @@ async def test_a_frozen_server_is_given_up_in_time(store: PostgresStore, own_ser
     after = await current(store, session)
     assert (after.head, after.depth) == (turn.turn_id, 3)
     assert (await store.get_usage("", "u", 1)).turns == 3
+    assert (await store.list_checkpoints(after, 9)).total == 0
+    assert store.session_count_nowait() == (await store.get_session_stats()).total == 1
     session, _ = await extend(store, after, 2)
     assert session.depth == 5
 

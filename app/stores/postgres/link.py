@@ -14,6 +14,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from itertools import count
 from secrets import randbelow
 from typing import Any, TypeVar
@@ -118,46 +119,25 @@ class Link:
         Cancelled, it ends with its connection; but one that ``writes`` is done all the same, in a
         task that ``close`` waits for: so nobody need ask whether it was.
 
-        Where the connection turns out to be broken it is done a second time on another one, if
-        ``repeats``; in any case where the server undid it because of somebody else's.
+        Where the connection turns out to be broken it is done again on another one if it ``repeats``,
+        and once more in any case where the server undid it because of somebody else's.
 
         Raises:
             StoreUnavailable: with ``outcome_unknown`` if it ``writes`` and was under way.
         """
-        if not self.is_open:
-            raise StoreUnavailable("The store is not open.")
-        if not writes:
-            return await self._run(work, _Progress(writes), repeats, limit_s)
-        running = self._run(work, _Progress(writes), repeats, limit_s)
-        task = asyncio.get_running_loop().create_task(running, name="postgres:write")
-        self._writes.add(task)
-        task.add_done_callback(self._writes.discard)
-        return await asyncio.shield(task)
-
-    async def _run(self, work: Work[T], progress: "_Progress", repeats: bool, limit_s: float) -> T:
-        try:
-            async with asyncio.timeout(limit_s):
-                try:
-                    return await self._try(work, progress)
-                except ValueError:
-                    raise
-                except (*_BROKEN, *_ROLLED_BACK) as error:
-                    if isinstance(error, _BROKEN) and progress.is_under_way and not repeats:
-                        raise
-                    return await self._try(work, progress)
-        except TimeoutError as error:
-            raise StoreUnavailable(
-                "The database does not answer.", outcome_unknown=progress.is_unknown
-            ) from error
-        except (*_BROKEN, asyncpg.PostgresError) as error:
-            raise unavailable(error, outcome_unknown=progress.is_unknown) from error
+        return await self._start(work, _Progress(writes), repeats, limit_s)
 
     async def transact(
         self, work: Work[T], *, writes: bool = True, repeats: bool = False, limit_s: float = TOTAL_S
     ) -> T:
-        """As ``run``, in one transaction; one that does not write sees one moment."""
+        """As ``run``, in one transaction; one that does not write sees one moment.
+
+        Only its end is not repeated unless it ``repeats``: what was not ended never was.
+        """
+        progress = _Progress(writes)
 
         async def bound(connection: Connection) -> T:
+            progress.is_under_way = False
             await connection.execute(
                 "BEGIN" if writes else "BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY"
             )
@@ -166,10 +146,44 @@ class Link:
             except (AgentPoolError, ValueError):
                 await connection.execute("ROLLBACK")
                 raise
+            progress.is_under_way = True
             await connection.execute("COMMIT")
             return result
 
-        return await self.run(bound, writes=writes, repeats=repeats or not writes, limit_s=limit_s)
+        return await self._start(bound, progress, repeats or not writes, limit_s)
+
+    async def _start(self, work: Work[T], progress: "_Progress", repeats: bool, limit_s: float) -> T:
+        if not self.is_open:
+            raise StoreUnavailable("The store is not open.")
+        if not progress.writes:
+            return await self._run(work, progress, repeats, limit_s)
+        running = self._run(work, progress, repeats, limit_s)
+        task = asyncio.get_running_loop().create_task(running, name="postgres:write")
+        self._writes.add(task)
+        task.add_done_callback(self._writes.discard)
+        return await asyncio.shield(task)
+
+    async def _run(self, work: Work[T], progress: "_Progress", repeats: bool, limit_s: float) -> T:
+        try:
+            async with asyncio.timeout(limit_s):
+                # A server that was restarted has broken every connection of the pool.
+                for _ in range(self._size):
+                    try:
+                        return await self._try(work, progress)
+                    except ValueError:
+                        raise  # asyncpg's complaint about the URL is one, and an InterfaceError
+                    except _ROLLED_BACK:
+                        break
+                    except _BROKEN:
+                        if not progress.was_connected or (progress.is_under_way and not repeats):
+                            raise
+                return await self._try(work, progress)
+        except TimeoutError as error:
+            raise StoreUnavailable(
+                "The database does not answer.", outcome_unknown=progress.is_unknown
+            ) from error
+        except (*_BROKEN, asyncpg.PostgresError) as error:
+            raise unavailable(error, outcome_unknown=progress.is_unknown) from error
 
     async def connect_alone(self) -> "asyncpg.Connection":
         """Return a connection for as long as the caller likes, who ends it by ``terminate``.
@@ -207,21 +221,22 @@ class Link:
     async def _try(self, work: Work[T], progress: "_Progress") -> T:
         pool = self._pool
         assert pool is not None
+        progress.was_connected = False
         connection = await pool.acquire()
         try:
-            progress.begin()
+            progress.was_connected = progress.is_under_way = True
             result = await work(connection)
-            progress.end()
+            progress.is_under_way = False
         except (AgentPoolError, ValueError):
             # What we decide ourselves is decided between statements.
-            progress.end()
+            progress.is_under_way = False
             raise
         except asyncpg.PostgresError as error:
             # The server has answered; whether it goes on is told by the kind of error.
             if isinstance(error, _BROKEN):
                 _end(connection)
             else:
-                progress.end()
+                progress.is_under_way = False
                 if connection.is_in_transaction():
                     _end(connection)
             raise
@@ -233,22 +248,17 @@ class Link:
         return result
 
 
+@dataclass(slots=True)
 class _Progress:
-    """How far a call has come."""
+    """How far a call has come: ``is_under_way`` while what it asked may be carried out, answered or not."""
 
-    def __init__(self, writes: bool) -> None:
-        self._writes = writes
-        self.is_under_way = False
+    writes: bool
+    was_connected: bool = False
+    is_under_way: bool = False
 
     @property
     def is_unknown(self) -> bool:
-        return self._writes and self.is_under_way
-
-    def begin(self) -> None:
-        self.is_under_way = True
-
-    def end(self) -> None:
-        self.is_under_way = False
+        return self.writes and self.is_under_way
 
 
 def unavailable(error: BaseException, *, outcome_unknown: bool = False) -> StoreUnavailable:
