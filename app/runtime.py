@@ -32,7 +32,7 @@ from app.services.landing import CheckpointPlan
 from app.services.ownership import Ownership
 from app.services.sessions import SessionManager
 from app.services.turns import CANCEL_GRACE_S, Turns
-from app.stores.opening import open_store
+from app.stores.opening import Sharing, open_store
 from app.telemetry.logs import PoolLog
 from app.telemetry.memory import read_memory
 
@@ -87,7 +87,12 @@ class Runtime:
         self.settings = config = settings if settings is not None else Settings()
         life = config.life_span()
         if store is None:
-            store = open_store(config.store_url, life, wait_for_lock=wait_for_store)
+            store = open_store(
+                config.store_url,
+                life,
+                wait_for_lock=wait_for_store,
+                sharing=Sharing(config.lease_s, config.accept_volatile, config.store_fsync_wait_ms),
+            )
         self._store = store
         self._wait_for_store = wait_for_store
         self._models = _open_models(config)
@@ -118,19 +123,7 @@ class Runtime:
             after_tokens=config.compact_after_tokens,
             timeout_s=config.turn_timeout_s,
         )
-        self._conductor = Conductor(
-            store,
-            factory,
-            self.agents,
-            turns,
-            admission,
-            self._compactor,
-            clock,
-            self._ownership,
-            boot_id=self._boot_id,
-            turn_timeout_s=config.turn_timeout_s,
-            checkpoints=_plan_checkpoints(config),
-        )
+        self._conductor = self._make_conductor(factory, admission)
         self.chat = ChatService(
             store,
             factory,
@@ -152,6 +145,21 @@ class Runtime:
             self.sessions.cleanup,
             read_memory,
             ownership=self._ownership,
+        )
+
+    def _make_conductor(self, factory: AgentFactory, admission: Admission) -> Conductor:
+        return Conductor(
+            self._store,
+            factory,
+            self.agents,
+            self._turns,
+            admission,
+            self._compactor,
+            self._clock,
+            self._ownership,
+            boot_id=self._boot_id,
+            turn_timeout_s=self.settings.turn_timeout_s,
+            checkpoints=_plan_checkpoints(self.settings),
         )
 
     def _make_admission(self, factory: AgentFactory, life: LifeSpan) -> Admission:
