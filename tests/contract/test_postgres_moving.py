@@ -41,7 +41,7 @@ async def fill(store: PostgresStore, session_id: str, owner: str) -> Session:
         user_id="u",
         title=WEIRD,
         state={"a": [1, WEIRD]},
-        metadata={"": 2**70},,
+        metadata={"": 2**70},
     )
     session, turns = await extend(store, session, 3)
     await store.patch_state(session.key, {"b": 2}, T0 + 4000)
