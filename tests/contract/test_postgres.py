@@ -311,3 +311,29 @@ async def test_a_cancelled_read_leaves_no_transaction(store: PostgresStore, post
         ):
             pass
     await connection.close()
+
+
+async def test_a_cancelled_start_leaves_no_lease(store: PostgresStore) -> None:
+    """Cancelled at any moment, neither a turn's lease nor its record is left, nor a hold's lease."""
+    sessions = [await stored_session(store, f"s{steps}") for steps in range(12)]
+    loop, cancelled = asyncio.get_running_loop(), []
+    for steps, session in enumerate(sessions):
+        hold = make_session(f"none-{steps}").key
+        calls = {
+            session.key: loop.create_task(store.start_turn(session, running(make_turn(session)))),
+            hold: loop.create_task(store.leases.take(hold, "a hold")),
+        }
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        for call in calls.values():
+            call.cancel()
+        await asyncio.gather(*calls.values(), return_exceptions=True)
+        cancelled += [key for key, call in calls.items() if call.cancelled()]
+    await store.close()
+    await store.open(BOOT)
+    assert len(cancelled) > 6
+    for key in cancelled:
+        assert await store.leases.holder(key) is None
+        await store.leases.take(key, "another hold")
+    for session in sessions:
+        assert session.key not in cancelled or (await store.list_turns(session, 9)).total == 0

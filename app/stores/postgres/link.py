@@ -12,7 +12,7 @@ single statement may yet be carried out, an open transaction is rolled back by t
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
@@ -97,7 +97,7 @@ class Link:
         Takes ``TOTAL_S`` for each of the three at most.
         """
         self.is_open = False
-        if self._writes:
+        while self._writes:
             await asyncio.wait(self._writes)
         try:
             if last is not None:
@@ -112,12 +112,18 @@ class Link:
         return asyncio.gather(*map(asyncio.shield, self._writes), return_exceptions=True)
 
     async def run(
-        self, work: Work[T], *, writes: bool = False, repeats: bool = True, limit_s: float = TOTAL_S
+        self,
+        work: Work[T],
+        *,
+        writes: bool = False,
+        repeats: bool = True,
+        undo: Work[None] | None = None,
     ) -> T:
         """Have ``work`` done on a connection.
 
         Cancelled, it ends with its connection; but one that ``writes`` is done all the same, in a
-        task that ``close`` waits for: so nobody need ask whether it was.
+        task that ``close`` waits for: so nobody need ask whether it was. With ``undo`` that is done
+        after it then.
 
         Where the connection turns out to be broken it is done again on another one if it ``repeats``,
         and once more in any case where the server undid it because of somebody else's.
@@ -125,7 +131,7 @@ class Link:
         Raises:
             StoreUnavailable: with ``outcome_unknown`` if it ``writes`` and was under way.
         """
-        return await self._start(work, _Progress(writes), repeats, limit_s)
+        return await self._start(work, _Progress(writes), repeats, TOTAL_S, undo)
 
     async def transact(
         self, work: Work[T], *, writes: bool = True, repeats: bool = False, limit_s: float = TOTAL_S
@@ -152,16 +158,38 @@ class Link:
 
         return await self._start(bound, progress, repeats or not writes, limit_s)
 
-    async def _start(self, work: Work[T], progress: "_Progress", repeats: bool, limit_s: float) -> T:
+    async def _start(
+        self,
+        work: Work[T],
+        progress: "_Progress",
+        repeats: bool,
+        limit_s: float,
+        undo: Work[None] | None = None,
+    ) -> T:
         if not self.is_open:
             raise StoreUnavailable("The store is not open.")
         if not progress.writes:
             return await self._run(work, progress, repeats, limit_s)
-        running = self._run(work, progress, repeats, limit_s)
-        task = asyncio.get_running_loop().create_task(running, name="postgres:write")
+        task = self._spawn(self._run(work, progress, repeats, limit_s))
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if undo is not None:
+                self._spawn(self._undo(task, undo))
+            raise
+
+    def _spawn(self, coroutine: Coroutine[Any, Any, T]) -> "asyncio.Task[T]":
+        task = asyncio.get_running_loop().create_task(coroutine, name="postgres:write")
         self._writes.add(task)
         task.add_done_callback(self._writes.discard)
-        return await asyncio.shield(task)
+        return task
+
+    async def _undo(self, task: "asyncio.Task[Any]", undo: Work[None]) -> None:
+        await asyncio.wait([task])
+        try:
+            await self._run(undo, _Progress(writes=True), repeats=True, limit_s=TOTAL_S)
+        except StoreUnavailable as error:
+            _log.warning("what nobody waited for is not undone: %s", error.detail)
 
     async def _run(self, work: Work[T], progress: "_Progress", repeats: bool, limit_s: float) -> T:
         try:

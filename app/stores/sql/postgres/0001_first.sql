@@ -305,14 +305,15 @@ CREATE TRIGGER count_session AFTER INSERT OR UPDATE OR DELETE ON sessions
 
 CREATE FUNCTION count_usage(
     p_owner bytea, p_user_id bytea, p_day bigint, p_turns integer, p_prompt bigint, p_completion bigint
-) RETURNS void LANGUAGE sql AS $$
+) RETURNS void LANGUAGE plpgsql AS $$  -- in plpgsql a plan is kept
+BEGIN
     INSERT INTO usage_days AS kept (owner, user_id, day, shard, turns, prompt_tokens, completion_tokens)
         SELECT p_owner, p_user_id, day, shard(), p_turns, p_prompt, p_completion
         FROM (VALUES (-1), (p_day)) AS days (day) WHERE p_user_id IS NOT NULL
         ON CONFLICT (owner, user_id, day, shard) DO UPDATE SET turns = kept.turns + excluded.turns,
             prompt_tokens = kept.prompt_tokens + excluded.prompt_tokens,
-            completion_tokens = kept.completion_tokens + excluded.completion_tokens
-$$;
+            completion_tokens = kept.completion_tokens + excluded.completion_tokens;
+END $$;
 
 -- Count a turn that has ended; ``p_bucket`` is NULL unless it has finished.
 CREATE FUNCTION count_turn(
