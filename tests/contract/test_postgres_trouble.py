@@ -124,6 +124,23 @@ async def test_many_calls_to_a_frozen_server_fail_together(
     assert (await store.get_session_stats()).turns == 200
 
 
+async def test_what_a_request_asks_in_turn_fails_in_the_time_of_one(
+    store: PostgresStore, own_server: PostgresServer
+) -> None:
+    """After one call without an answer the next ones give up sooner, until there is an answer again."""
+    session = await warm_up(store, await stored_session(store))
+    own_server.freeze()
+    started = asyncio.get_running_loop().time()
+    try:
+        await refused(store.find_session(session.key))
+        await refused(store.record_turn(session, failed(make_turn(session))))
+        assert asyncio.get_running_loop().time() - started < PATIENCE_S
+    finally:
+        own_server.thaw()
+    await recovered(store.ping)
+    assert not store._link._is_silent
+
+
 async def test_a_frozen_server_does_not_keep_a_store_from_closing(
     store: PostgresStore, own_server: PostgresServer
 ) -> None:

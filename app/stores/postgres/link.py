@@ -24,8 +24,11 @@ import asyncpg
 from app.domain.errors import AgentPoolError, StoreUnavailable
 
 CONNECT_S = 1.0
-TOTAL_S = 1.2
+TOTAL_S = 1.0
 """How long a call may take in all: connection, statements, and the second try."""
+SILENT_S = 0.25
+"""How long one may take after another went without an answer, until there is one again: a request makes
+several calls, and is not to wait for each in turn."""
 STATEMENT_S = 1.0
 """How long the server works on a statement before it gives it up, should we be gone by then."""
 STALE_S = 5
@@ -69,6 +72,7 @@ class Link:
         self._pool: asyncpg.Pool | None = None
         self._shards = count(randbelow(SHARDS))
         self._writes: set[asyncio.Task[Any]] = set()  # under way, each for its limit at most
+        self._is_silent = False  # the last call that ended had no answer
         self.is_open = False
 
     async def open(self) -> None:
@@ -79,6 +83,7 @@ class Link:
         """
         if self.is_open:
             return
+        self._is_silent = False
         self._pool = await self._make_pool() if isinstance(self._target, str) else self._target
         self.is_open = True
         try:
@@ -192,6 +197,8 @@ class Link:
             _log.warning("what nobody waited for is not undone: %s", error.detail)
 
     async def _run(self, work: Work[T], progress: "_Progress", repeats: bool, limit_s: float) -> T:
+        if self._is_silent and limit_s == TOTAL_S:
+            limit_s = SILENT_S
         try:
             async with asyncio.timeout(limit_s):
                 # A server that was restarted has broken every connection of the pool.
@@ -207,6 +214,7 @@ class Link:
                             raise
                 return await self._try(work, progress)
         except TimeoutError as error:
+            self._is_silent = True
             raise StoreUnavailable(
                 "The database does not answer.", outcome_unknown=progress.is_unknown
             ) from error
@@ -254,7 +262,7 @@ class Link:
         try:
             progress.was_connected = progress.is_under_way = True
             result = await work(connection)
-            progress.is_under_way = False
+            progress.is_under_way = self._is_silent = False
         except (AgentPoolError, ValueError):
             # What we decide ourselves is decided between statements.
             progress.is_under_way = False
@@ -264,7 +272,7 @@ class Link:
             if isinstance(error, _BROKEN):
                 _end(connection)
             else:
-                progress.is_under_way = False
+                progress.is_under_way = self._is_silent = False
                 if connection.is_in_transaction():
                     _end(connection)
             raise
