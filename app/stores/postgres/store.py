@@ -224,16 +224,18 @@ class PostgresStore:
         """As the port says, in one statement where this process has seen the session last.
 
         Where only what no turn depends on has changed, like the last activity, it takes a second one.
+        Cancelled, it leaves neither lease nor record.
         """
         body, record = to_turn_body(turn), self._records.find_for(session)
         taker = Taker(self._leases.node, self._leases.duration_s)
+        undo = self._leases.giving_back(session.key, turn.turn_id)
         for _ in range(_TRIES):
             known = record
 
             async def work(connection: Connection) -> tuple[Started, Record | None]:
                 return await turns.start_turn(connection, known, session, turn, body, taker, self._life)  # noqa: B023
 
-            outcome, record = await self._link.run(work, writes=True)
+            outcome, record = await self._link.run(work, writes=True, undo=undo)
             if record is not None:
                 self._records.keep(record)
             if outcome is not Started.OTHER_RECORD:
