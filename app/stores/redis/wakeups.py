@@ -15,6 +15,7 @@ from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import RedisError
 
 from app.stores.redis.address import Connect
+from app.stores.redis.wire import end_tasks
 
 AGAIN_S = 0.2
 """How long after a loss the connection is tried anew."""
@@ -44,8 +45,7 @@ class Wakeups:
         self._task = loop.create_task(self._serve(), name="redis:wakeups")
 
     async def close(self) -> None:
-        self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
+        await end_tasks([self._task])
 
     @contextmanager
     def listening(self, tag: str) -> Iterator[Call]:

@@ -13,7 +13,7 @@ in one round of the event loop goes out in one write. Always true:
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from typing import Any
 
 from hiredis import pack_command
@@ -36,6 +36,7 @@ from app.stores.redis.scripts import load_scripts
 CALL_S = 1.2
 """How long a call takes at most, connecting and repeating included."""
 CLOSE_S = 2.0
+_CANCEL_S = 0.05
 
 Word = str | bytes | int | float
 
@@ -81,9 +82,7 @@ class _Line:
             await asyncio.wait([self._waiting[-1]])
 
     async def close(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await end_tasks(self._tasks)
         self._lose(may_repeat=False)
         await self._connection.disconnect(nowait=True)
 
@@ -195,8 +194,7 @@ class Wire:
         """Wait for the replies that are due, then close."""
         self._is_closed = True
         if self._connecting is not None:
-            self._connecting.cancel()
-            await asyncio.gather(self._connecting, return_exceptions=True)
+            await end_tasks([self._connecting])
         if self._line is not None:
             try:
                 async with asyncio.timeout(CLOSE_S):
@@ -241,6 +239,17 @@ class Wire:
             await connection.disconnect(nowait=True)
             raise
         return _Line(connection)
+
+
+async def end_tasks(tasks: Sequence["asyncio.Task[Any]"]) -> None:
+    """Cancel tasks, and wait until they have ended.
+
+    More than once: redis-py uses ``asyncio.wait_for``, which may swallow a cancellation.
+    """
+    while running := [task for task in tasks if not task.done()]:
+        for task in running:
+            task.cancel()
+        await asyncio.wait(running, timeout=_CANCEL_S)
 
 
 async def _load_missing(connection: AbstractConnection) -> None:
