@@ -68,15 +68,15 @@ def _sentinel_pool(url: str) -> ConnectionPool:
     credentials = {"username": unquote(user) or None, "password": unquote(password) or None} if login else {}
     sentinels = [_host_of(host) for host in hosts.split(",")]
     timeouts = {"socket_timeout": SOCKET_S / 2, "socket_connect_timeout": SOCKET_S / 2}
-    sentinel = Sentinel(sentinels, sentinel_kwargs={**timeouts, "retry": Retry(NoBackoff(), 0)})
-    master = sentinel.master_for(unquote(service), db=int(db or 0), **credentials)
-    return master.connection_pool
+    options: dict[str, Any] = {**timeouts, "retry": Retry(NoBackoff(), 0)}
+    sentinel: Any = Sentinel(sentinels, sentinel_kwargs=options)  # type: ignore[no-untyped-call]
+    pool: ConnectionPool = sentinel.master_for(
+        unquote(service), db=int(db or 0), **credentials
+    ).connection_pool
+    return pool
 
 
 def _host_of(text: str) -> tuple[str, int]:
     host, colon, port = text.rpartition(":")
-    return (
-        (host.strip("[]"), int(port))
-        if colon and not text.endswith("]")
-        else (text.strip("[]"), _SENTINEL_PORT)
-    )
+    has_port = colon and not text.endswith("]")
+    return (host.strip("[]"), int(port)) if has_port else (text.strip("[]"), _SENTINEL_PORT)

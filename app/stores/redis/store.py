@@ -115,7 +115,7 @@ class RedisStore:
         await self._db.read("PING")
 
     def session_count_nowait(self) -> int | None:
-        return self._held.db and self._held.db.session_count
+        return None if self._held.db is None else self._held.db.session_count
 
     async def create_session(self, session: Session) -> None:
         (refusal,) = await records.create(self._db, [new_draft(session)])

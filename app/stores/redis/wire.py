@@ -17,17 +17,9 @@ from collections.abc import Coroutine, Sequence
 from typing import Any
 
 from hiredis import pack_command
+from redis import exceptions
 from redis.asyncio.connection import AbstractConnection
-from redis.exceptions import (
-    AuthenticationError,
-    ConnectionError as LostConnection,
-    NoPermissionError,
-    NoScriptError,
-    ReadOnlyError,
-    RedisError,
-    ResponseError,
-    TimeoutError as SlowReply,
-)
+from redis.exceptions import NoScriptError, ReadOnlyError, RedisError, ResponseError
 
 from app.domain.errors import StoreUnavailable
 from app.stores.redis.address import Connect
@@ -39,6 +31,13 @@ CLOSE_S = 2.0
 _CANCEL_S = 0.05
 
 Word = str | bytes | int | float
+
+
+def pack(*words: Word) -> bytes:
+    """Return a command as it goes over the wire."""
+    packed: bytes = pack_command(words)  # type: ignore[arg-type]  # any number of words
+    return packed
+
 
 _log = logging.getLogger(__name__)
 
@@ -70,7 +69,7 @@ class _Line:
     def send(self, words: tuple[Word, ...]) -> "asyncio.Future[Any]":
         """Queue a command; the future has its reply."""
         future = asyncio.get_running_loop().create_future()
-        self._outbox.append(pack_command(words))
+        self._outbox.append(pack(*words))
         self._waiting.append(future)
         self._has_words.set()
         self._has_waiting.set()
@@ -102,7 +101,7 @@ class _Line:
                 reply = await self._connection.read_response(disable_decoding=True)
             except ReadOnlyError as error:
                 # This was the primary once; the next connection may be to what is now.
-                raise LostConnection from error
+                raise exceptions.ConnectionError from error
             except ResponseError as error:
                 reply = error
             future = self._waiting.popleft()
@@ -117,7 +116,7 @@ class _Line:
         try:
             await work
         except (RedisError, OSError) as error:
-            self._lose(may_repeat=not isinstance(error, SlowReply))
+            self._lose(may_repeat=not isinstance(error, exceptions.TimeoutError))
             for task in self._tasks:
                 if task is not asyncio.current_task():
                     task.cancel()
@@ -185,7 +184,7 @@ class Wire:
         try:
             async with asyncio.timeout(CALL_S):
                 await self._get_line()
-        except (AuthenticationError, NoPermissionError) as error:
+        except (exceptions.AuthenticationError, exceptions.NoPermissionError) as error:
             raise StoreUnavailable("Redis refuses the user or the password.") from error
         except (RedisError, OSError, TimeoutError) as error:
             raise StoreUnavailable("Redis cannot be reached.") from error
@@ -233,7 +232,7 @@ class Wire:
     async def _make_line(self) -> _Line:
         connection = self._connect()
         try:
-            await connection.connect()
+            await connection.connect()  # type: ignore[no-untyped-call]
             await _load_missing(connection)
         except BaseException:
             await connection.disconnect(nowait=True)
@@ -255,11 +254,11 @@ async def end_tasks(tasks: Sequence["asyncio.Task[Any]"]) -> None:
 async def _load_missing(connection: AbstractConnection) -> None:
     scripts = list(load_scripts().values())
     await connection.send_packed_command(
-        pack_command(("SCRIPT", "EXISTS", *(script.sha for script in scripts))), check_health=False
+        pack("SCRIPT", "EXISTS", *(script.sha for script in scripts)), check_health=False
     )
     known = await connection.read_response(disable_decoding=True)
     missing = [script for script, is_known in zip(scripts, known, strict=True) if not is_known]
-    loads = [pack_command(("SCRIPT", "LOAD", script.text)) for script in missing]
+    loads = [pack("SCRIPT", "LOAD", script.text) for script in missing]
     if loads:
         await connection.send_packed_command(loads, check_health=False)
         for _ in loads:
