@@ -5,7 +5,9 @@ variable of the same name in capitals, in the order of ``.env.example``.
 """
 
 import os
+import re
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from dotenv import dotenv_values
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
@@ -53,6 +55,11 @@ class Settings(BaseSettings):
     alias_prefixes: Names = ("/api", "/agent_backend")
 
     store_url: str = "sqlite:///./agentpool.db"
+    accept_volatile: bool = False
+    store_fsync_wait_ms: int = Field(default=0, ge=0, le=60_000)
+    lease_s: float = Field(default=30.0, ge=1, le=3600)
+    node_url: str | None = None
+    node_listen: str | None = None
 
     model_provider: str | None = None
     model_name: str | None = None
@@ -139,6 +146,21 @@ class Settings(BaseSettings):
             raise ValueError("each prefix begins with a slash and does not end with one")
         return prefixes
 
+    @field_validator("node_url")
+    @classmethod
+    def _check_node_url(cls, url: str | None) -> str | None:
+        parts = urlsplit(url or "http://host")
+        if parts.scheme != "http" or not parts.hostname or parts.path not in ("", "/") or parts.query:
+            raise ValueError("must be http://host:port")
+        return url.rstrip("/") if url else None
+
+    @field_validator("node_listen")
+    @classmethod
+    def _check_node_listen(cls, address: str | None) -> str | None:
+        if address and not re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[^\s:/\[\]]+):[0-9]{1,5}", address):
+            raise ValueError("must be host:port")
+        return address or None
+
     @field_validator("context_policy")
     @classmethod
     def _check_policy(cls, text: str) -> str:
@@ -155,6 +177,11 @@ class Settings(BaseSettings):
             )
         self.pool_limits()
         return self
+
+    @property
+    def is_store_shared(self) -> bool:
+        """Whether several processes can use the store."""
+        return self.store_url.partition("://")[0] not in ("memory", "sqlite")
 
     @property
     def default_provider(self) -> str:

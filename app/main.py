@@ -17,12 +17,15 @@ Send a message with `POST /chat`, or watch the answer come with `POST /chat/stre
 Errors are `application/problem+json` with a stable `code`."""
 
 
-def create_app(settings: Settings | None = None, *, runtime: Runtime | None = None) -> FastAPI:
+def create_app(
+    settings: Settings | None = None, *, runtime: Runtime | None = None, node_port: int | None = None
+) -> FastAPI:
     """Return the application.
 
     Alone, it opens a ``Runtime`` of its own when it starts. With ``runtime`` it uses that
     one and leaves opening and closing to the caller: the way to mount it into another
-    application, since a mounted one is not told of start and stop.
+    application, since a mounted one is not told of start and stop. ``node_port``: a port on which
+    it is served to other nodes only.
 
     Raises:
         pydantic.ValidationError: a setting is wrong.
@@ -51,7 +54,7 @@ def create_app(settings: Settings | None = None, *, runtime: Runtime | None = No
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     app.state.services = running.services
-    install(app, api_options(running.settings))
+    install(app, api_options(running.settings), running.link, node_port)
     return app
 
 

@@ -9,13 +9,14 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from uuid_utils import uuid7
 
 from app.background import TaskOwner
 from app.config import Settings
 from app.domain.catalog import parse_context_policy
+from app.domain.lease import Node
 from app.domain.session import LifeSpan
 from app.domain.turn import CancelReason
 from app.models.registry import ModelRegistry
@@ -28,11 +29,15 @@ from app.services.chat import ChatService
 from app.services.compaction import Compactor
 from app.services.conductor import Conductor
 from app.services.landing import CheckpointPlan
+from app.services.ownership import Ownership
 from app.services.sessions import SessionManager
 from app.services.turns import CANCEL_GRACE_S, Turns
-from app.stores.opening import open_store
+from app.stores.opening import Sharing, open_store
 from app.telemetry.logs import PoolLog
 from app.telemetry.memory import read_memory
+
+if TYPE_CHECKING:
+    from app.nodes.client import NodeClient
 
 LAG_PROBE_S = 0.5
 CLOSE_STEP_S = 10.0  # for each step of closing; writes to a healthy disk take milliseconds
@@ -61,7 +66,8 @@ class Runtime:
     ``settings`` default to the environment. ``store`` replaces the one that
     ``STORE_URL`` names; it must not be open yet. ``tools`` are plain functions, async ones
     best, that the agents may call: name, docstring and annotations tell the model how.
-    ``wait_for_store``: wait while another process has the store.
+    ``wait_for_store``: wait while another process has the store. ``node_url`` is where the other
+    processes of a shared store reach this one; ``NODE_URL`` goes before it.
 
     Raises:
         ValueError: ``STORE_URL`` names no store, or something in ``AGENTS_FILE`` is wrong.
@@ -76,16 +82,31 @@ class Runtime:
         store: SessionStore | None = None,
         tools: Sequence[Callable[..., Any]] = (),
         wait_for_store: bool = False,
+        node_url: str | None = None,
     ) -> None:
         self.settings = config = settings if settings is not None else Settings()
         life = config.life_span()
         if store is None:
-            store = open_store(config.store_url, life, wait_for_lock=wait_for_store)
+            store = open_store(
+                config.store_url,
+                life,
+                wait_for_lock=wait_for_store,
+                sharing=Sharing(config.lease_s, config.accept_volatile, config.store_fsync_wait_ms),
+            )
         self._store = store
         self._wait_for_store = wait_for_store
         self._models = _open_models(config)
         self._clock = clock = SystemClock()
         self._boot_id = new_uuid7()
+        self._node = Node(self._boot_id, config.node_url or node_url)
+        self._link = _make_link(store, self._node)
+        self._ownership = Ownership(
+            store.leases,
+            self._link,
+            here=self._node,
+            new_id=new_uuid7,
+            queue_wait_s=config.session_queue_wait_s,
+        )
         self._timers = TaskOwner("timers")
         self._turns = Turns(clock, replay_s=config.stream_replay_s, replay_bytes=config.stream_replay_bytes)
         self._build(_make_factory(config, self._models, tools), life)
@@ -110,6 +131,7 @@ class Runtime:
             admission,
             self._compactor,
             clock,
+            self._ownership,
             boot_id=self._boot_id,
             turn_timeout_s=config.turn_timeout_s,
             checkpoints=_plan_checkpoints(config),
@@ -123,10 +145,19 @@ class Runtime:
             self._conductor,
             self._compactor,
             new_uuid7,
+            self._ownership,
             auto_create=config.session_auto_create,
         )
-        self.sessions = SessionManager(store, factory, self.agents, turns, admission)
-        self.admin = AdminService(store, self.agents, turns, clock, self.sessions.cleanup, read_memory)
+        self.sessions = SessionManager(store, factory, self.agents, turns, admission, self._ownership)
+        self.admin = AdminService(
+            store,
+            self.agents,
+            turns,
+            clock,
+            self.sessions.cleanup,
+            read_memory,
+            ownership=self._ownership,
+        )
 
     def _make_admission(self, factory: AgentFactory, life: LifeSpan) -> Admission:
         config = self.settings
@@ -141,7 +172,13 @@ class Runtime:
             evicts_oldest=config.session_limit_policy == "evict_oldest",
             pool=self.agents,
             turns=self._turns,
+            ownership=self._ownership,
         )
+
+    @property
+    def link(self) -> "NodeClient | None":
+        """The way to the other processes of the store; ``None`` if there can be none."""
+        return self._link
 
     @property
     def services(self) -> Services:
@@ -157,7 +194,10 @@ class Runtime:
         self._models.preload()
         if self._wait_for_store:
             _log.info("ready to serve as soon as no other process has the store")
-        await self._store.open(self._boot_id)
+        await self._store.open(self._boot_id, self._node.url)
+        if self._link is not None and self._store.leases is not None:
+            self._link.open(await self._store.leases.secret())
+            self._timers.spawn(self._ownership.keep_for_ever(), "leases")
         self._timers.spawn(self._sweep_for_ever(), "sweep")
         self._timers.spawn(self._probe_lag_for_ever(), "lag")
         return self
@@ -195,6 +235,7 @@ class Runtime:
         async with AsyncExitStack() as last_first:
             for step in (
                 self._store.close,
+                *((self._link.close,) if self._link is not None else ()),
                 self._models.close,
                 self.agents.close,
                 self.cancel_turns,
@@ -226,6 +267,14 @@ def _plan_checkpoints(settings: Settings) -> CheckpointPlan | None:
     if not settings.auto_checkpoint_every:
         return None
     return CheckpointPlan(settings.auto_checkpoint_every, settings.checkpoint_keep, new_uuid7)
+
+
+def _make_link(store: SessionStore, here: Node) -> "NodeClient | None":
+    if store.leases is None:
+        return None
+    from app.nodes.client import NodeClient  # with an HTTP client: not for those who are alone
+
+    return NodeClient(here)
 
 
 def _make_factory(

@@ -14,6 +14,7 @@ import errno
 import gc
 import logging
 import os
+import signal
 import socket
 from collections.abc import Callable
 from functools import partial
@@ -25,6 +26,7 @@ import uvicorn
 from app.api.protocol import BoundedProtocol, limit_send_buffer
 from app.config import Settings
 from app.main import create_app
+from app.nodes.address import address_towards, url_of, without_secrets
 from app.ports import Clock
 from app.runtime import Runtime, SystemClock
 
@@ -50,9 +52,16 @@ class PoolServer(uvicorn.Server):
     ``is_wait_over``: a later signal has said that running turns need not be waited for.
     """
 
-    def __init__(self, runtime: Runtime, *, shares_socket: bool = False, clock: Clock | None = None) -> None:
+    def __init__(
+        self,
+        runtime: Runtime,
+        *,
+        shares_socket: bool = False,
+        node_port: int | None = None,
+        clock: Clock | None = None,
+    ) -> None:
         config = uvicorn.Config(
-            create_app(runtime=runtime),
+            create_app(runtime=runtime, node_port=node_port),
             http=BoundedProtocol,
             lifespan="off",
             ws="none",
@@ -80,6 +89,12 @@ class PoolServer(uvicorn.Server):
         self.is_wait_over = self.should_exit
         super().handle_exit(sig, frame)
 
+    def look_at_stdin(self) -> None:
+        """End, as by SIGTERM, if whoever holds the other end of standard input has gone."""
+        if not os.read(0, 1):
+            asyncio.get_running_loop().remove_reader(0)
+            self.handle_exit(signal.SIGTERM, None)
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """End in the order of this module's first lines; no wait in it is without a bound."""
         runtime = self._runtime
@@ -89,7 +104,7 @@ class PoolServer(uvicorn.Server):
         self._wind_down()
         last_call = asyncio.get_running_loop().call_later(LAST_CALL_S, partial(self._wind_down, idle=True))
         if self._shares_socket:
-            self._stop_accepting()
+            self.servers[0].close()  # not the one for other nodes, who watch what still runs here
         await self._wait(
             lambda: self.is_wait_over or not runtime.turns_in_flight, runtime.settings.drain_timeout_s
         )
@@ -139,9 +154,14 @@ class PoolServer(uvicorn.Server):
 
 
 async def serve(
-    settings: Settings, listener: socket.socket, *, wait_for_store: bool = False, shares_socket: bool = False
+    settings: Settings,
+    listener: socket.socket,
+    *,
+    wait_for_store: bool = False,
+    shares_socket: bool = False,
+    ends_with_stdin: bool = False,
 ) -> None:
-    """Serve on ``listener`` until a signal comes.
+    """Serve on ``listener`` until a signal comes, or with ``ends_with_stdin`` that is closed.
 
     Everything is made ready before the store is opened, so that a process that waits for
     it serves as soon as it has it. Connections wait in the listener's backlog meanwhile.
@@ -149,13 +169,21 @@ async def serve(
     Raises:
         StoreLocked, StoreUnavailable, ValueError: the store cannot be opened.
     """
-    limit_send_buffer(listener)
-    runtime = Runtime(settings, wait_for_store=wait_for_store)
-    server = PoolServer(runtime, shares_socket=shares_socket)
+    sockets = [listener]
+    node_url = node_port = None
+    if settings.is_store_shared:
+        sockets.append(listen_to_nodes(settings))
+        node_url, node_port = url_of(sockets[1]), sockets[1].getsockname()[1]
+    for each in sockets:
+        limit_send_buffer(each)
+    runtime = Runtime(settings, wait_for_store=wait_for_store, node_url=node_url)
+    server = PoolServer(runtime, shares_socket=shares_socket, node_port=node_port)
     async with runtime:
         calm_collector()
-        announce(settings, listener)
-        await server.serve(sockets=[listener])
+        announce(settings, listener, node_url)
+        if ends_with_stdin:
+            asyncio.get_running_loop().add_reader(0, server.look_at_stdin)
+        await server.serve(sockets=sockets)
 
 
 def calm_collector() -> None:
@@ -182,6 +210,19 @@ def bind(host: str, port: int) -> socket.socket:
     return listener
 
 
+def listen_to_nodes(settings: Settings) -> socket.socket:
+    """Return the socket that other processes of the store reach this one by.
+
+    Raises:
+        ValueError: it cannot be had; names the setting.
+    """
+    host, _, port = (settings.node_listen or f"{address_towards(settings.store_url)}:0").rpartition(":")
+    try:
+        return bind(host.strip("[]"), int(port))
+    except (OSError, OverflowError) as error:
+        raise ValueError(f"NODE_LISTEN: cannot listen on {host}:{port}: {error}") from None
+
+
 def take_over(descriptor: int) -> socket.socket:
     """Return the listening socket that this process was started with as ``descriptor``.
 
@@ -198,17 +239,22 @@ def take_over(descriptor: int) -> socket.socket:
     return listener
 
 
-def announce(settings: Settings, listener: socket.socket) -> None:
+def announce(
+    settings: Settings, listener: socket.socket, node_url: str | None = None, *, workers: int = 1
+) -> None:
     """Print where to find what, and with which limits, on standard output."""
-    host, port = listener.getsockname()[:2]
-    url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    url = url_of(listener)
     limits = settings.pool_limits()
     provider = next(p for p in settings.providers() if p.name == settings.default_provider)
     lines = [
         f"AgentPool listens on {url}",
         f"  docs    {url}/docs",
-        f"  store   {settings.store_url.partition('?')[0]}",
+        f"  store   {without_secrets(settings.store_url)}",
         f"  model   {provider.name}/{provider.default_model}",
         f"  pool    at most {limits.max_instances} live agents, idle ones for {limits.idle_ttl_s:g} s",
     ]
+    if workers > 1:
+        lines.insert(1, f"  workers {workers}")
+    if node_url is not None:
+        lines.insert(3, f"  node    {settings.node_url or node_url}")
     print("\n".join(lines), flush=True)  # noqa: T201

@@ -222,7 +222,9 @@ class FakeFactory:
 
     def stamp_of(self, session: Session, shared: Surroundings | None = None) -> Stamp:
         revs = None if shared is None else shared.revs
-        return Stamp(session.head, session.note, session.rev, self.revision, session.state_rev, revs)
+        return Stamp(
+            session.head, session.note, session.rev, self.revision, session.state_rev, revs, session.uid
+        )
 
     def build(self, session: Session, path: Path, shared: Surroundings | None = None) -> FakeAgent:
         if self.build_error is not None:

@@ -104,6 +104,7 @@ class AutogenFactory:
             self._profile(session).revision,
             session.state_rev,
             None if shared is None else shared.revs,
+            session.uid,
         )
 
     def build(self, session: Session, path: Path, shared: Surroundings | None = None) -> LiveAgent:

@@ -1,5 +1,7 @@
 """The whole HTTP face in one call."""
 
+from typing import Protocol
+
 from fastapi import APIRouter, FastAPI
 from starlette.types import Scope
 
@@ -21,6 +23,14 @@ from app.api.native import (
     users,
 )
 from app.api.options import ApiOptions
+from app.api.peer.forward import Forwarder, install_forwarding
+from app.api.peer.gate import Link, NodeGate
+from app.api.peer.router import router as peer
+
+
+class NodeLink(Forwarder, Link, Protocol):
+    """The way to other nodes, and what they know each other by."""
+
 
 ROUTERS: tuple[APIRouter, ...] = (
     chat.router,
@@ -38,11 +48,14 @@ ROUTERS: tuple[APIRouter, ...] = (
 )
 
 
-def install(app: FastAPI, options: ApiOptions) -> None:
+def install(
+    app: FastAPI, options: ApiOptions, link: NodeLink | None = None, node_port: int | None = None
+) -> None:
     """Give ``app`` the routes, the error answers, the documentation and the guard.
 
     The services are read from ``app.state.services`` when a request comes. ``app`` may be
-    mounted into another one: nothing outside of it is touched.
+    mounted into another one: nothing outside of it is touched. ``link`` is the way to other nodes
+    of the same store, which alone are served on ``node_port``.
     """
     app.state.api_options = options
     app.state.allowed_methods = allowed_methods
@@ -52,6 +65,10 @@ def install(app: FastAPI, options: ApiOptions) -> None:
     app.router.routes.extend(route for router in ROUTERS for route in router.routes)
     install_docs(app)
     app.add_middleware(Guard, options=options)
+    if link is not None:
+        install_forwarding(app, link)
+        app.router.routes.extend(peer.routes)
+        app.add_middleware(NodeGate, link=link, private_port=node_port)
 
 
 def allowed_methods(scope: Scope) -> str:

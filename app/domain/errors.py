@@ -7,7 +7,7 @@ sentence. No message ever repeats what a user sent.
 
 from typing import Any, ClassVar
 
-from app.domain.lease import Holder
+from app.domain.lease import Holder, Node
 
 
 class AgentPoolError(Exception):
@@ -145,6 +145,16 @@ class KeyTaken(AgentPoolError):
     def __init__(self, holder: Holder | None, **ids: Any) -> None:
         super().__init__(**ids)
         self.holder = holder
+
+
+class RunsElsewhere(AgentPoolError):
+    """Another process has what is asked for, and does not answer."""
+
+    code = "NODE_UNREACHABLE"
+
+    def __init__(self, node: Node, **ids: Any) -> None:
+        super().__init__(**{"retry_after_s": 1, **ids})
+        self.node = node
 
 
 class SessionArchived(AgentPoolError):

@@ -226,6 +226,7 @@ class Stamp:
     profile: int
     state: int = 0
     shared: tuple[int, int] | None = None
+    uid: str = ""  # which incarnation of the session
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ from app.ports.agents import AgentFactory, Emit, LiveAgent
 from app.ports.basics import Clock, NewId, PoolObserver
 from app.ports.leases import SessionLeases
 from app.ports.moving import MovableStore
+from app.ports.peers import Peers
 from app.ports.store import SessionStore
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "LiveAgent",
     "MovableStore",
     "NewId",
+    "Peers",
     "PoolObserver",
     "SessionLeases",
     "SessionStore",

@@ -285,7 +285,11 @@ class SessionStore(Protocol):
         """
 
     async def find_bound(self, owner: str, key: str) -> BoundTurn | None:
-        """Return the committed turn that holds this idempotency key, ``None`` if none does."""
+        """Return the committed turn that holds this idempotency key, ``None`` if none does.
+
+        Raises:
+            KeyTaken: where there are leases, a turn that runs holds it.
+        """
 
     async def get_turn(self, session: Session, turn_id: str) -> Turn:
         """Return one turn, ``on_branch`` set.

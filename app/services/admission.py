@@ -35,6 +35,7 @@ from app.domain.session import (
 from app.domain.turn import JsonObject
 from app.pool.manager import AgentManager
 from app.ports import AgentFactory, Clock, NewId, SessionStore
+from app.services.ownership import Manners, Ownership
 from app.services.turns import Turns
 
 EVICTION_TRIES = 5
@@ -77,6 +78,7 @@ class Admission:
     evicts_oldest: bool = True  # else a session too many is refused
     pool: AgentManager | None = None  # needed for eviction, as the next
     turns: Turns | None = None
+    ownership: Ownership = field(default_factory=Ownership)
     # One line per user whose sessions are being made; it is gone when nobody stands in it.
     _lines: "WeakValueDictionary[tuple[str, str | None], asyncio.Lock]" = field(
         default_factory=WeakValueDictionary, init=False, repr=False
@@ -155,7 +157,9 @@ class Admission:
             window_id=new.window_id,
             status=SessionStatus.ACTIVE,
         )
-        async with self._line(new.owner, new.user_id):
+        # No session is called so: its id has no space.
+        line = SessionKey(new.owner, f"user {new.user_id}")
+        async with self._line(new.owner, new.user_id), self.ownership.hold(line, Manners()):
             found = (await self.store.list_sessions(query)).sessions
             return (found[0], False) if found else (await self._add(self._make(new)), True)
 

@@ -7,7 +7,6 @@ from typing import Any
 from app.domain.branch import ROOT
 from app.domain.catalog import AgentProfile, ModelOffer
 from app.domain.chat import (
-    ActiveTurns,
     ChatReply,
     ChatRequest,
     OnBusy,
@@ -17,29 +16,34 @@ from app.domain.chat import (
 )
 from app.domain.compaction import Note
 from app.domain.errors import (
+    AgentNotFound,
     AgentPoolError,
     Draining,
     IdempotencyMismatch,
-    NoActiveTurn,
+    KeyTaken,
+    SessionArchived,
     SessionExists,
+    SessionExpired,
     SessionNotFound,
     TurnCancelled,
     TurnNotFound,
+    UnknownModel,
 )
 from app.domain.events import TurnEvent, TurnFailed, TurnFinished
 from app.domain.idempotency import Binding
 from app.domain.ids import SessionKey, parse_session_id
-from app.domain.replay import Numbered, replay
+from app.domain.replay import replay
 from app.domain.session import TITLE_FROM_MESSAGE_CHARS, Session
-from app.domain.turn import CancelReason, TurnError
+from app.domain.turn import TurnError
 from app.pool.manager import AgentManager
 from app.ports import AgentFactory, NewId, SessionStore
 from app.services.admission import Admission, NewSession
 from app.services.compaction import Compactor
 from app.services.conductor import Conductor, Departure
 from app.services.holds import INTERRUPTS, Holds
-from app.services.turn_log import TurnLog
+from app.services.ownership import Ownership
 from app.services.turns import Flight, Turns
+from app.services.watching import TurnWatching
 
 
 class TurnFailure(AgentPoolError):
@@ -60,7 +64,7 @@ class TurnFailure(AgentPoolError):
         return {"outcome": "unknown"} if self._outcome_unknown else {}
 
 
-class ChatService:
+class ChatService(TurnWatching):
     """Holds conversations: ``chat`` and ``stream`` for a program, the rest for faces."""
 
     def __init__(
@@ -73,16 +77,14 @@ class ChatService:
         conductor: Conductor,
         compactor: Compactor,
         new_id: NewId,
+        ownership: Ownership | None = None,
         *,
         auto_create: bool = True,
     ) -> None:
-        self._store = store
+        super().__init__(store, admission, pool, turns, ownership or Ownership())
         self._factory = factory
-        self._admission = admission
-        self._pool = pool
-        self._turns = turns
         self._conductor = conductor
-        self._holds = Holds(pool, turns)
+        self._holds = Holds(pool, turns, self._ownership)
         self._compactor = compactor
         self._new_id = new_id
         self._auto_create = auto_create
@@ -200,71 +202,6 @@ class ChatService:
             created_at=turn.started_at,
         )
 
-    async def watch(
-        self, key: SessionKey, turn_id: str, user_id: str | None = None, *, after: int = 0
-    ) -> Flight | TurnLog | list[Numbered]:
-        """Return the turn in flight, or the log of one that ended lately, or what is stored behind ``after``.
-
-        The caller watches a flight until ``Flight.leave``.
-
-        Raises:
-            SessionNotFound, TurnNotFound; and what the turn was refused with while it waited.
-        """
-        session = await self._admission.get(key, user_id)
-        flight = self._turns.find(session, turn_id)
-        if flight is not None:
-            return await self._join(flight)
-        log = self._turns.find_log(session, turn_id)
-        if log is not None:
-            return log
-        turn = await self._store.get_turn(session, turn_id)
-        return replay(turn, key.session_id, after)
-
-    async def active(self, key: SessionKey, user_id: str | None = None) -> ActiveTurns:
-        """Return the turns in flight.
-
-        Raises:
-            SessionNotFound, NoActiveTurn
-        """
-        session = await self._admission.get(key, user_id)
-        running = self._turns.get(self._pool.owner_of(session.key))
-        turn = running.turn if running is not None else None
-        waiting = list(self._pool.waiting_of(session.key))
-        if running is not None and turn is None:  # it has the lease, and is about to start
-            waiting.insert(0, running.turn_id)
-        accepted = (f.turn_id for f in self._turns.of_session(session.key) if f is not running)
-        waiting += [turn_id for turn_id in accepted if turn_id not in waiting]  # about to stand in line
-        if turn is None and not waiting:
-            raise NoActiveTurn(session_id=key.session_id)
-        return ActiveTurns(turn, tuple(waiting))
-
-    async def cancel(
-        self,
-        key: SessionKey,
-        *,
-        turn_id: str | None = None,
-        keep_partial: bool = True,
-        all_turns: bool = False,
-        user_id: str | None = None,
-    ) -> str:
-        """Cancel the running turn, a named one, or all; return the id of the (first) one concerned.
-
-        Raises:
-            SessionNotFound, NoActiveTurn
-            TurnNotFound: ``turn_id`` names no turn of this session.
-        """
-        session = await self._admission.get(key, user_id)
-        flights = self._turns.of_session(session.key)
-        if turn_id is not None and not all_turns:
-            flights = [flight for flight in flights if flight.turn_id == turn_id]
-            if not flights:
-                await self._store.get_turn(session, turn_id)  # TurnNotFound if it never was
-        if not flights:
-            raise NoActiveTurn(session_id=key.session_id)
-        for flight in flights if all_turns else flights[:1]:
-            flight.cancel(CancelReason.USER, keep_partial=keep_partial)
-        return flights[0].turn_id
-
     def agents(self) -> tuple[AgentProfile, ...]:
         """Return the profiles that ``agent_id`` may name."""
         return self._factory.profiles()
@@ -272,15 +209,6 @@ class ChatService:
     def models(self) -> tuple[ModelOffer, ...]:
         """Return what ``provider`` and ``model`` may name."""
         return self._factory.offers()
-
-    async def _join(self, flight: Flight) -> Flight:
-        flight.join()
-        try:
-            await flight.wait_started()
-        except BaseException:
-            flight.leave()
-            raise
-        return flight
 
     async def _find_flight(self, binding: Binding) -> Flight | None:
         """Return the turn in flight that the key made, ``None`` once nobody has it."""
@@ -297,7 +225,10 @@ class ChatService:
         return None
 
     async def _find_past(self, binding: Binding) -> PastTurn | None:
-        bound = await self._store.find_bound(binding.owner, binding.key)
+        try:
+            bound = await self._store.find_bound(binding.owner, binding.key)
+        except KeyTaken as taken:
+            raise self._ownership.referral(taken) from None
         if bound is None:
             return None
         if bound.fingerprint != binding.fingerprint:
@@ -327,8 +258,25 @@ class ChatService:
                 self._turns.release(claim)
 
     async def _accept_chat(self, request: ChatRequest, binding: Binding | None) -> Flight:
-        session = await self._find_or_create(request)
-        return await self._accept(session, request, binding, message=request.message, parent=request.parent)
+        """Accept the turn in the session as this process saw it last, unless that would refuse it."""
+        accept = partial(
+            self._accept, request=request, binding=binding, message=request.message, parent=request.parent
+        )
+        known = self._recall(request)
+        if known is not None:
+            try:
+                return await accept(known, seek=partial(self._find_or_create, request))
+            except (SessionNotFound, SessionArchived, SessionExpired, AgentNotFound, UnknownModel):
+                pass
+        return await accept(await self._find_or_create(request))
+
+    def _recall(self, request: ChatRequest) -> Session | None:
+        if request.session_id is None:
+            return None
+        key = SessionKey(request.owner, parse_session_id(request.session_id))
+        known = self._store.recall_session(key)
+        is_another = known is not None and request.user_id not in (None, known.user_id)
+        return None if is_another else known
 
     async def _accept_again(self, request: RegenerateRequest, binding: Binding | None) -> Flight:
         session = await self._admission.get(SessionKey(request.owner, request.session_id), request.user_id)
@@ -342,6 +290,7 @@ class ChatService:
         *,
         message: str | None,
         parent: str | None,
+        seek: Callable[[], Awaitable[Session]] | None = None,
     ) -> Flight:
         choices = request.choices
         self._admission.require_open(session)
@@ -362,6 +311,7 @@ class ChatService:
             interrupts=INTERRUPTS.get(request.on_busy),
             expected_head=request.expected_head,
             binding=binding,
+            seek=seek,
         )
         self._conductor.depart(flight, departure)
         return flight

@@ -1,6 +1,6 @@
 """One turn, from its acceptance to its end.
 
-    make way -> lease -> board -> start record -> run -> land
+    make way -> lease -> take off (find the place, fit the agent, start record) -> run -> land
 
 The conductor is a task of its own, and the agent's body another, so that a body
 that ignores its cancellation cannot hold up the rest.
@@ -8,6 +8,7 @@ that ignores its cancellation cannot hold up the rest.
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -17,7 +18,10 @@ from app.domain.chat import Choices
 from app.domain.errors import (
     AgentPoolError,
     Draining,
+    HeadMoved,
     InternalError,
+    KeyTaken,
+    LeasedElsewhere,
     SessionNotFound,
     StoreUnavailable,
     TurnNotFound,
@@ -35,6 +39,7 @@ from app.services.admission import Admission
 from app.services.compaction import Compactor
 from app.services.holds import Holds
 from app.services.landing import Airborne, CheckpointPlan, Landing
+from app.services.ownership import Manners, Ownership, Patience
 from app.services.turns import Flight, FlightState, Turns
 
 _log = logging.getLogger(__name__)
@@ -52,6 +57,7 @@ class Departure:
     ``interrupts``: it cancels that turn for this reason instead, and goes before all that wait.
     ``expected_head``: it is refused if the session's head is another one by then.
     ``binding``: the idempotency key that is stored with it.
+    ``seek`` finds the session, or makes it, if the one that was meant turns out to be gone.
     """
 
     message: str | None
@@ -62,6 +68,7 @@ class Departure:
     interrupts: CancelReason | None = None
     expected_head: str | Unset | None = UNSET
     binding: Binding | None = None
+    seek: Callable[[], Awaitable[Session]] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +93,7 @@ class Conductor:
         admission: Admission,
         compactor: Compactor,
         clock: Clock,
+        ownership: Ownership | None = None,
         *,
         boot_id: str,
         turn_timeout_s: float = 300.0,
@@ -96,7 +104,8 @@ class Conductor:
         self._pool = pool
         self._turns = turns
         self._admission = admission
-        self._holds = Holds(pool, turns)
+        self._ownership = ownership or Ownership()
+        self._holds = Holds(pool, turns, self._ownership)
         self._compactor = compactor
         self._clock = clock
         self._boot_id = boot_id
@@ -133,8 +142,14 @@ class Conductor:
                 on_entered=partial(self._holds.make_way, flight.key, departure.interrupts, flight.turn_id),
             ) as lease:
                 flight.state = FlightState.BOARDING
-                boarding = await self._board(flight, lease, departure)
-                await self._fly(flight, lease, boarding, departure)
+                try:
+                    air = await self._take_off(flight, lease, departure)
+                except BaseException:
+                    await self._ownership.give_back(flight.key, flight.turn_id)
+                    raise
+                await self._fly(air)
+        except KeyTaken as error:
+            flight.refuse(self._ownership.referral(error))
         except AgentPoolError as error:
             flight.refuse(error)
         except asyncio.CancelledError:
@@ -145,6 +160,7 @@ class Conductor:
             _log.exception("turn %s broke", flight.turn_id)
             flight.refuse(InternalError())
         finally:
+            self._ownership.forget(flight.key, flight.turn_id)
             self._turns.end(flight)
 
     def _ensure_ended(self, flight: Flight) -> None:
@@ -152,34 +168,110 @@ class Conductor:
             flight.refuse(Draining(retry_after_s=1))
             self._turns.end(flight)
 
-    async def _board(self, flight: Flight, lease: Lease, departure: Departure) -> Boarding:
-        """Bring record and agent up to date, once the session is ours."""
+    async def _take_off(self, flight: Flight, lease: Lease, departure: Departure) -> Airborne:
+        """Bring record and agent up to date, and note that the turn runs, once the session is ours.
+
+        What this process saw of the session last will do, since the start of the turn compares it
+        with what is stored. Whatever it would be refused for is looked at afresh.
+        """
+        session, is_fresh = await self._look_up(flight, lease)
+        patience = self._ownership.patience()
+        while True:
+            try:
+                boarding = await self._find_place(session, departure)
+            except AgentPoolError:
+                if is_fresh:
+                    lease.give_back()  # the agent has not been touched
+                    raise
+                session, is_fresh = await self._find(flight, departure), True
+                continue
+            try:
+                boarding = await self._choose(flight, boarding, departure)
+                await lease.fit(boarding.place)
+                air = self._to_airborne(flight, lease, boarding, departure)
+                moved = await self._record_start(air)
+            except LeasedElsewhere as busy:
+                await self._wait_elsewhere(busy, flight, lease, departure, patience)
+                session, is_fresh = await self._find(flight, departure), True
+            except SessionNotFound:
+                if is_fresh or departure.seek is None:
+                    raise
+                session, is_fresh = await self._find(flight, departure), True
+            else:
+                if moved is None:
+                    return air
+                await self._check_kept(boarding.session, moved)
+                session, is_fresh = moved, True
+
+    async def _look_up(self, flight: Flight, lease: Lease) -> tuple[Session, bool]:
+        """Return the session, and whether that is how it is stored now."""
+        known = self._store.recall_session(flight.key)
+        if lease.record is None and known is not None and known.uid == flight.uid:
+            return known, False
         session = lease.record or await self._store.find_session(flight.key)
         if session is None or session.uid != flight.uid:
             raise SessionNotFound(session_id=flight.key.session_id)
+        seen = lease.agent.stamp
+        if self._ownership.is_shared and seen.uid == session.uid and seen.head != session.head:
+            await self._check_kept(replace(session, head=seen.head), session)
+        return session, True
+
+    async def _find(self, flight: Flight, departure: Departure) -> Session:
+        """Return the session as it is stored now; if it was made anew meanwhile, that one."""
+        session = await self._store.find_session(flight.key)
+        if departure.seek is not None and (session is None or session.uid != flight.uid):
+            session = await departure.seek()
+            flight.uid = session.uid
+        if session is None or session.uid != flight.uid:
+            raise SessionNotFound(session_id=flight.key.session_id)
+        return session
+
+    async def _check_kept(self, seen: Session, stored: Session) -> None:
+        """Refuse to go on where a turn is gone that was committed: the store has lost its last writes.
+
+        Raises:
+            HeadMoved
+        """
+        if seen.head is None or seen.head == stored.head:
+            return
         try:
-            self._admission.require_open(session)
-            self._admission.require_head(session, departure.expected_head)
-            boarding = await self._find_place(session, departure)
+            await self._store.get_turn(stored, seen.head)
+        except TurnNotFound:
+            _log.error("session %r has lost turn %s", stored.key.session_id, seen.head)
+            raise HeadMoved(
+                "The store has lost the newest turns of this session.", session_id=stored.key.session_id
+            ) from None
+
+    async def _choose(self, flight: Flight, boarding: Boarding, departure: Departure) -> Boarding:
+        """Store what the turn chooses, which sticks to the session."""
+        session, chosen = boarding.session, departure.choices
+        if (change := chosen.change_of(session)) is None:
+            return boarding
+        # What fitted when the turn came may not fit any more.
+        self._admission.check(session, agent_id=chosen.agent_id, provider=chosen.provider, model=chosen.model)
+        await self._ownership.take(flight.key, flight.turn_id, flight.oust)
+        session = await self._store.update_session(flight.key, change, self._clock.now_ms())
+        return await self._find_place(session, departure)
+
+    async def _wait_elsewhere(
+        self, busy: LeasedElsewhere, flight: Flight, lease: Lease, departure: Departure, patience: Patience
+    ) -> None:
+        manners = Manners(departure.may_wait, departure.interrupts)
+        try:
+            await self._ownership.wait_for(busy, flight.key, manners, patience)
         except AgentPoolError:
-            lease.give_back()  # the agent has not been touched
+            lease.give_back()
             raise
-        if (change := departure.choices.change_of(session)) is not None:
-            chosen = departure.choices  # what fitted when the turn came may not fit any more
-            self._admission.check(
-                session, agent_id=chosen.agent_id, provider=chosen.provider, model=chosen.model
-            )
-            session = await self._store.update_session(flight.key, change, self._clock.now_ms())
-            boarding = await self._find_place(session, departure)
-        await lease.fit(boarding.place)
-        return boarding
 
     async def _find_place(self, session: Session, departure: Departure) -> Boarding:
         """Return where the turn continues.
 
         Raises:
+            SessionArchived, SessionExpired, HeadMoved: it may not.
             TurnNotFound: there is no such turn, or it was never committed.
         """
+        self._admission.require_open(session)
+        self._admission.require_head(session, departure.expected_head)
         if departure.message is None:
             if session.head is None:
                 raise TurnNotFound("The session has no turn yet.", session_id=session.key.session_id)
@@ -194,18 +286,18 @@ class Conductor:
         place = await self._store.at_turn(session, parent)
         return Boarding(session, place, departure.message, resets_state=True)
 
-    async def _fly(self, flight: Flight, lease: Lease, boarding: Boarding, departure: Departure) -> None:
-        turn = self._start_record(flight, lease, boarding, departure)
-        air = Airborne(flight, lease, boarding.session, turn, boarding.resets_state)
-        await self._record_start(air)
+    async def _fly(self, air: Airborne) -> None:
+        flight, turn = air.flight, air.turn
         flight.turn = turn
         flight.state = FlightState.RUNNING
-        flight.log.append(_started(turn, boarding.session))
-        agent = lease.agent
+        flight.log.append(_started(turn, air.session))
+        agent = air.lease.agent
         body = self._tasks.spawn(agent.run(turn.input, flight.emit), f"body {turn.turn_id}", is_awaited=True)
         if not await flight.settle(agent, body, self._turn_timeout_s):
             _log.error("turn %s ignores its cancellation and keeps its place until it ends", turn.turn_id)
-        if flight.cancel_reason is not None:
+        if flight.is_ousted:
+            await self._landing.fail(air, HeadMoved(), DiscardCause.CONFLICT)
+        elif flight.cancel_reason is not None:
             await self._landing.cut_short(air)
         elif flight.has_timed_out:
             await self._landing.fail(air, TurnTimeout(), DiscardCause.DEADLINE)
@@ -216,10 +308,16 @@ class Conductor:
             if committed is not None and self._compactor.is_automatic:
                 self._compactor.consider(committed, agent.estimated_tokens)
 
-    async def _record_start(self, air: Airborne) -> None:
-        """Store the start record; what may have been stored is ended before the turn is refused."""
+    async def _record_start(self, air: Airborne) -> Session | None:
+        """Store the start record; what may have been stored is ended before the turn is refused.
+
+        If the session is not as it was thought to be, nothing is stored and it is returned.
+        """
+        flight = air.flight
         try:
-            await self._store.start_turn(air.session, air.turn)
+            moved = await self._store.start_turn(air.session, air.turn)
+            self._ownership.keep(flight.key, flight.turn_id, flight.oust)
+            return moved
         except asyncio.CancelledError:
             await self._landing.record_dropped(air)
             raise
@@ -229,10 +327,12 @@ class Conductor:
                 await self._landing.record_failed(air, refusal)
             raise
 
-    def _start_record(self, flight: Flight, lease: Lease, boarding: Boarding, departure: Departure) -> Turn:
+    def _to_airborne(
+        self, flight: Flight, lease: Lease, boarding: Boarding, departure: Departure
+    ) -> Airborne:
         session, place = boarding.session, boarding.place
         provider, model = self._factory.model_of(session)
-        return Turn(
+        turn = Turn(
             turn_id=flight.turn_id,
             parent=place.head,
             depth=place.depth + 1,
@@ -248,6 +348,7 @@ class Conductor:
             queued_ms=max(0, round((self._clock.monotonic() - flight.accepted_at) * 1000)),
             binding=departure.binding,
         )
+        return Airborne(flight, lease, session, turn, boarding.resets_state)
 
 
 def _started(turn: Turn, session: Session) -> TurnStarted:

@@ -2,13 +2,14 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 from app.domain.chat import OnBusy
 from app.domain.ids import SessionKey
 from app.domain.turn import CancelReason
 from app.pool.manager import AgentManager
+from app.services.ownership import Manners, Ownership
 from app.services.turns import Turns
 
 INTERRUPTS = {OnBusy.INTERRUPT: CancelReason.INTERRUPT, OnBusy.ROLLBACK: CancelReason.ROLLBACK}
@@ -21,6 +22,7 @@ class Holds:
 
     pool: AgentManager
     turns: Turns
+    ownership: Ownership = field(default_factory=Ownership)
 
     @asynccontextmanager
     async def hold(self, key: SessionKey, on_busy: OnBusy = OnBusy.QUEUE) -> AsyncIterator[None]:
@@ -36,7 +38,9 @@ class Holds:
             front=reason is not None,
             on_entered=partial(self.make_way, key, reason),
         ):
-            yield
+            manners = Manners(on_busy is not OnBusy.REJECT, reason)
+            async with self.ownership.hold(key, manners):
+                yield
 
     def make_way(self, key: SessionKey, reason: CancelReason | None, turn_id: str | None = None) -> None:
         """Cancel the turn that has the session for ``reason``, if there is one; one that commits has won.

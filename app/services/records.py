@@ -158,6 +158,7 @@ class SessionRecords(SessionBase):
             if user_id is not None:  # whose it is cannot be told
                 raise
         self._cancel_turns(key)
+        await self._ownership.cancel_holder(key, CancelReason.DELETED)
         # Turns that come from now on wait behind this hold, and then find no session.
         async with self._pool.hold(key, front=True):
             if not await self._store.delete_session(key):

@@ -9,6 +9,7 @@ from app.pool.manager import AgentManager
 from app.ports import AgentFactory, SessionStore
 from app.services.admission import Admission
 from app.services.holds import Holds
+from app.services.ownership import Ownership
 from app.services.turns import Turns
 
 SessionRef = SessionKey | str
@@ -56,13 +57,15 @@ class SessionBase:
         pool: AgentManager,
         turns: Turns,
         admission: Admission,
+        ownership: Ownership | None = None,
     ) -> None:
         self._store = store
         self._factory = factory
         self._pool = pool
         self._turns = turns
         self._admission = admission
-        self._holds = Holds(pool, turns)
+        self._ownership = ownership or Ownership()
+        self._holds = Holds(pool, turns, self._ownership)
 
     async def _get(self, ref: SessionRef, user_id: str | None) -> Session:
         return await self._admission.get(to_key(ref), user_id)

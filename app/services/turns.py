@@ -19,7 +19,7 @@ from app.domain.events import TerminalEvent, TurnEvent, TurnFailed
 from app.domain.idempotency import Binding
 from app.domain.ids import SessionKey
 from app.domain.session import Session
-from app.domain.turn import CancelReason, Turn, TurnError
+from app.domain.turn import CancelOrder, CancelReason, Turn, TurnError
 from app.ports import Clock, LiveAgent
 from app.services.turn_log import TurnLog
 
@@ -42,6 +42,7 @@ class Flight:
     record, once it runs, and ``body`` the task of its agent. ``cancel_reason`` is set
     when it is to end early. ``ends_unwatched``: it is to end when nobody watches any more.
     ``claim`` is its idempotency key, which it gives back when it ends.
+    ``is_ousted``: another process has its session now, so it can only fail.
     """
 
     __slots__ = (
@@ -55,6 +56,7 @@ class Flight:
         "claim",
         "ends_unwatched",
         "has_timed_out",
+        "is_ousted",
         "is_partial_wanted",
         "key",
         "log",
@@ -81,6 +83,7 @@ class Flight:
         self.cancel_reason: CancelReason | None = None
         self.is_partial_wanted = False
         self.has_timed_out = False
+        self.is_ousted = False
         self.ends_unwatched = ends_unwatched
         self.claim: Claim | None = None
         self._watchers = 0
@@ -147,6 +150,8 @@ class Flight:
         self._agent, self.body, self._settled = agent, body, loop.create_future()
         body.add_done_callback(lambda _: self._give_up())
         deadline = loop.call_later(timeout_s, self._time_out)
+        if self.is_ousted:
+            self._stop()
         try:
             await self._settled
         finally:
@@ -167,6 +172,12 @@ class Flight:
         elif self.task is not None:
             self.task.cancel()
         return True
+
+    def oust(self) -> None:
+        """End the turn, which can not be committed any more."""
+        self.is_ousted = True
+        if self.state is FlightState.RUNNING:
+            self._stop()
 
     def refuse(self, error: AgentPoolError) -> None:
         """End a turn that could not start, or whose conductor broke."""
@@ -287,6 +298,15 @@ class Turns:
         """Return the session's turns in flight, those that have or had the lease first."""
         flights = self._by_session.get(key, [])
         return sorted(flights, key=lambda flight: flight.state is FlightState.ACCEPTED)
+
+    def cancel(self, key: SessionKey, order: CancelOrder) -> tuple[str, ...]:
+        """Ask turns of the session in flight to end; return which were asked, the running one first."""
+        flights = self.of_session(key)
+        if not order.all:
+            flights = [f for f in flights if order.turn_id in (None, f.turn_id)][:1]
+        for flight in flights:
+            flight.cancel(order.reason, keep_partial=order.keep_partial)
+        return tuple(flight.turn_id for flight in flights)
 
     def all(self) -> list[Flight]:
         return list(self._flights.values())

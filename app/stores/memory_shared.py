@@ -11,10 +11,11 @@ from typing import Self
 
 from app.domain.checkpoint import AutoCheckpoint
 from app.domain.errors import HeadMoved, KeyTaken, LeasedElsewhere
+from app.domain.idempotency import Binding
 from app.domain.ids import SessionKey
 from app.domain.lease import LEASE_S, Holder, Node
 from app.domain.session import LifeSpan, Session
-from app.domain.turn import Turn, TurnStatus
+from app.domain.turn import BoundTurn, Turn, TurnStatus
 from app.stores import rules
 from app.stores.memory import MemoryStore
 from app.stores.memory_record import Record
@@ -44,6 +45,7 @@ class SharedMemoryStore(MemoryStore):
         self._content = _Content()
         self._lease_s = lease_s
         self._leases = MemoryLeases(self, self._content, lease_s)
+        self._seen: dict[SessionKey, Session] = {}
 
     @property
     def leases(self) -> "MemoryLeases":  # type: ignore[override]  # there are some here
@@ -53,7 +55,18 @@ class SharedMemoryStore(MemoryStore):
         """Return another store of the same content, for another runtime to open."""
         other = copy(self)
         other._leases = MemoryLeases(other, self._content, self._lease_s)
+        other._seen = {}
         return other
+
+    def recall_session(self, key: SessionKey) -> Session | None:  # type: ignore[override]
+        return self._seen.get(key)
+
+    async def find_session(self, key: SessionKey) -> Session | None:
+        return self._see(key, await super().find_session(key))
+
+    async def delete_session(self, key: SessionKey) -> bool:
+        self._seen.pop(key, None)
+        return await super().delete_session(key)
 
     async def open(self, boot_id: str, node_url: str | None = None) -> None:
         self._is_closed = False
@@ -61,6 +74,7 @@ class SharedMemoryStore(MemoryStore):
         self._leases.node = Node(boot_id, node_url)
 
     async def start_turn(self, session: Session, turn: Turn) -> Session | None:
+        self._see(session.key, None)  # whatever it was, it is compared now
         record = self._get(session)
         self._check_key(turn, record)
         self._leases.take_now(session.key, Holder(self._leases.node, turn.turn_id, is_turn=True))
@@ -70,6 +84,7 @@ class SharedMemoryStore(MemoryStore):
                 self._leases.give_back_now(session.key, turn.turn_id)
                 raise HeadMoved(session_id=session.key.session_id, turn_id=turn.turn_id)
             return None
+        self._see(session.key, record.session)
         if _version(record.session) != _version(session):
             return record.session
         self._put(record, turn)
@@ -86,11 +101,21 @@ class SharedMemoryStore(MemoryStore):
     ) -> Session:
         committed = await super().commit_turn(session, turn, resets_state=resets_state, checkpoint=checkpoint)
         self._leases.give_back_now(session.key, turn.turn_id)
+        self._see(session.key, committed)
         return committed
 
     async def record_turn(self, session: Session, turn: Turn) -> None:
         await super().record_turn(session, turn)
         self._leases.give_back_now(session.key, turn.turn_id)
+
+    async def find_bound(self, owner: str, key: str) -> BoundTurn | None:
+        self._check_open()
+        bound = self._keys.find(Binding(owner, key, b""))
+        if bound is not None and not bound.record.turns[bound.turn_id].is_committed:
+            holder = self._leases.find(bound.record.session.key)
+            if holder is not None and holder.nonce == bound.turn_id:
+                raise KeyTaken(holder, turn_id=bound.turn_id)
+        return await super().find_bound(owner, key)
 
     def end_abandoned(self, key: SessionKey, turn_id: str) -> bool:
         """Fail the turn of a lease that has run out, if it is still said to run."""
@@ -108,6 +133,13 @@ class SharedMemoryStore(MemoryStore):
         if record is not None and turn is not None and turn.status is TurnStatus.RUNNING:
             self._keys.release(record, turn_id)
             del record.turns[turn_id], record.sizes[turn_id]
+
+    def _see(self, key: SessionKey, session: Session | None) -> Session | None:
+        if session is None:
+            self._seen.pop(key, None)
+        else:
+            self._seen[key] = session
+        return session
 
     def _has_running(self, record: Record) -> bool:
         lease = self._leases.find(record.session.key)

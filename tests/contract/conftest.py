@@ -8,13 +8,17 @@ import pytest
 from app.domain.session import LifeSpan
 from app.ports import SessionStore
 from app.stores.memory import MemoryStore
+from app.stores.memory_shared import SharedMemoryStore
+from app.stores.postgres import PostgresStore
 from app.stores.redis.store import RedisStore
 from app.stores.sqlite import SqliteStore
+from tests.postgresserver import PostgresServer, find_binaries
 from tests.redisserver import RedisServer
 
 from .builders import BOOT, LIFE
 
 CUTS = 20
+URL = "http://127.0.0.1:1001"
 
 
 class Place:
@@ -22,63 +26,88 @@ class Place:
 
     def __init__(self, make: Callable[[], SessionStore]) -> None:
         self._make = make
-        self._boot_id = BOOT
         self.store: SessionStore = make()
 
     async def restart(self, boot_id: str) -> SessionStore:
         """Close the store and return one of the same content, as another process would see it."""
         await self.store.close()
-        if boot_id != self._boot_id:
-            self.end_leases()
-        self._boot_id = boot_id
         self.store = self._make()
         await self.store.open(boot_id)
         return self.store
 
-    def end_leases(self) -> None:
-        """Let the leases of a boot that is gone have run out, where there are leases."""
 
-
-class RedisPlace(Place):
-    def __init__(self, server: RedisServer, life: LifeSpan) -> None:
-        self._server = server
-        self.prefix = f"test-{uuid4().hex}"
-        super().__init__(lambda: RedisStore(server.url, life, prefix=self.prefix))
-
-    def end_leases(self) -> None:
-        lapse = (
-            "for _, tag in ipairs(redis.call('ZRANGE', ARGV[1] .. ':leases', 0, -1)) do"
-            " redis.call('ZADD', ARGV[1] .. ':leases', 1, tag)"
-            " redis.call('HSET', ARGV[1] .. ':{' .. tag .. '}:l', 'x', 1) end"
-        )
-        self._server.command("EVAL", lapse, "0", self.prefix)
-
-
-def _memory_place(request: pytest.FixtureRequest, life: LifeSpan) -> Place:
+def memory_place(request: pytest.FixtureRequest, life: LifeSpan) -> Place:
     store = MemoryStore(life)
     return Place(lambda: store)
 
 
-def _sqlite_place(request: pytest.FixtureRequest, life: LifeSpan) -> Place:
+def sqlite_place(request: pytest.FixtureRequest, life: LifeSpan) -> Place:
     path = str(request.getfixturevalue("tmp_path") / "agentpool.db")
     return Place(lambda: SqliteStore(path, life))
 
 
-def _redis_place(request: pytest.FixtureRequest, life: LifeSpan) -> Place:
-    return RedisPlace(request.getfixturevalue("redis_server"), life)
+def postgres_place(request: pytest.FixtureRequest, life: LifeSpan) -> Place:
+    url = request.getfixturevalue("postgres_url")
+    return Place(lambda: PostgresStore(url, life, accept_volatile=True))
 
 
-PLACES = {"memory": _memory_place, "sqlite": _sqlite_place, "redis": _redis_place}
+def redis_place(request: pytest.FixtureRequest, life: LifeSpan) -> Place:
+    url, prefix = request.getfixturevalue("redis_server").url, fresh_prefix()
+    return Place(lambda: RedisStore(url, life, prefix=prefix))
 
 
-@pytest.fixture(scope="session")
-def redis_server() -> Iterator[RedisServer]:
-    """A Redis that all tests share; each has keys of its own."""
-    server = RedisServer()
-    try:
-        yield server.start()
-    finally:
-        server.close()
+def fresh_prefix() -> str:
+    """Return what keeps one test's keys apart from the others' on the server that they share."""
+    return f"test-{uuid4().hex}"
+
+
+PLACES = {"memory": memory_place, "sqlite": sqlite_place, "postgres": postgres_place, "redis": redis_place}
+
+
+class SharedPlace:
+    """Where one kind of store keeps what several processes share; ``store`` is opened by ``BOOT``."""
+
+    def __init__(self, store: SessionStore, beside: Callable[[], SessionStore]) -> None:
+        self.store = store
+        self._beside = beside
+        self._opened = [store]
+
+    async def beside(self, boot_id: str, url: str | None = None) -> SessionStore:
+        """Return another store of the same content, opened as another process would."""
+        other = self._beside()
+        await other.open(boot_id, url)
+        self._opened.append(other)
+        return other
+
+    async def close(self) -> None:
+        for store in self._opened:
+            await store.close()
+
+
+def share_memory(request: pytest.FixtureRequest, life: LifeSpan, lease_s: float) -> SharedPlace:
+    store = SharedMemoryStore(life, lease_s=lease_s)
+    return SharedPlace(store, store.beside)
+
+
+def share_postgres(request: pytest.FixtureRequest, life: LifeSpan, lease_s: float) -> SharedPlace:
+    url = request.getfixturevalue("postgres_url")
+
+    def make() -> SessionStore:
+        return PostgresStore(url, life, lease_s=lease_s, accept_volatile=True)
+
+    return SharedPlace(make(), make)
+
+
+def share_redis(request: pytest.FixtureRequest, life: LifeSpan, lease_s: float) -> SharedPlace:
+    url, prefix = request.getfixturevalue("redis_server").url, fresh_prefix()
+
+    def make() -> SessionStore:
+        return RedisStore(url, life, prefix=prefix, lease_s=lease_s)
+
+    return SharedPlace(make(), make)
+
+
+SHARED = {"memory": share_memory, "postgres": share_postgres, "redis": share_redis}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -97,6 +126,33 @@ def life() -> LifeSpan:
     return LIFE
 
 
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """A server for all tests that do it no harm."""
+    binaries = find_binaries()
+    if binaries is None:
+        pytest.skip("there is no PostgreSQL here")
+    with PostgresServer(binaries) as server:
+        yield server
+
+
+@pytest.fixture
+def postgres_url(postgres: PostgresServer) -> Iterator[str]:
+    """The URL of a schema without content."""
+    with postgres.empty_schema() as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def redis_server() -> Iterator[RedisServer]:
+    """A Redis for all tests that do it no harm; each has keys of its own."""
+    server = RedisServer()
+    try:
+        yield server.start()
+    finally:
+        server.close()
+
+
 @pytest.fixture(params=PLACES)
 async def place(request: pytest.FixtureRequest, life: LifeSpan) -> AsyncIterator[Place]:
     place = PLACES[request.param](request, life)
@@ -108,3 +164,19 @@ async def place(request: pytest.FixtureRequest, life: LifeSpan) -> AsyncIterator
 @pytest.fixture
 def store(place: Place) -> SessionStore:
     return place.store
+
+
+@pytest.fixture
+def lease_s() -> float:
+    """How long leases hold; a test that is parametrised with ``lease_s`` has other ones."""
+    return 30.0
+
+
+@pytest.fixture(params=SHARED)
+async def shared_place(
+    request: pytest.FixtureRequest, life: LifeSpan, lease_s: float
+) -> AsyncIterator[SharedPlace]:
+    place = SHARED[request.param](request, life, lease_s)
+    await place.store.open(BOOT, URL)
+    yield place
+    await place.close()

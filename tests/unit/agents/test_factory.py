@@ -1,6 +1,7 @@
 """From a session's record to a live agent."""
 
 import logging
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from app.agents.factory import AutogenFactory
 from app.agents.profiles import builtin_profiles, pick_params, with_revision
 from app.domain.catalog import WHOLE_CONTEXT, AgentProfile, ContextPolicy
 from app.domain.errors import AgentNotFound, InvalidInput, UnknownModel
-from app.domain.session import DEFAULT_AGENT_ID, Path, Stamp
+from app.domain.session import DEFAULT_AGENT_ID, Path
 from app.domain.state import SharedState, Surroundings
 from app.domain.turn import AssistantText, ToolCall, ToolCalls, UserText
 from app.models.providers import demo_provider, make_provider
@@ -82,7 +83,7 @@ async def test_refitting_keeps_the_context() -> None:
     factory = make_factory()
     agent = factory.build(make_session(), make_path(UserText("我叫张三"), AssistantText("好")))
     factory.refit(agent, make_session(rev=2, params={"temperature": 0.1}))
-    assert agent.stamp == Stamp("head", None, 2, factory.profiles()[0].revision)
+    assert agent.stamp == replace(factory.stamp_of(make_session(rev=2)), head="head")
     answer, _ = await run(agent, "我叫什么？")
     assert answer.messages[1] == AssistantText("你叫张三。")
 
@@ -291,6 +292,6 @@ def test_a_live_agent_follows_a_changed_profile() -> None:
     changed = AutogenFactory(demo_models(), [new])
     assert agent.stamp != changed.stamp_of(make_session())
     changed.refit(agent, make_session())
-    assert agent.stamp == Stamp("head", None, 1, new.revision)
+    assert agent.stamp == replace(changed.stamp_of(make_session()), head="head")
     assert (agent._context.policy, agent._shell._max_tool_iterations) == (WHOLE_CONTEXT, 3)
     assert agent._context.mark() == 1

@@ -1,0 +1,129 @@
+"""A request that belongs to another node goes there as it came, and the answer comes back as it is."""
+
+import logging
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from typing import Any, Protocol
+
+import orjson
+from fastapi import FastAPI, Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from app.api.departure import ClientLeft, client_watched
+from app.api.errors import problem_response
+from app.api.exchange import Exchange, Missing, exchange_of
+from app.api.peer.gate import HOPS_KEY
+from app.domain.errors import RunsElsewhere
+from app.domain.lease import Node
+
+MAX_HOPS = 3
+"""A turn may end, and another node take the session, while a request is on its way."""
+ANSWER_S = 900.0
+"""For a whole answer: the longest turn that is usual, and its wait."""
+SILENT_HEARTBEATS = 3
+_HOP_BY_HOP = frozenset(
+    {b"connection", b"keep-alive", b"transfer-encoding", b"te", b"trailer", b"upgrade", b"proxy-connection"}
+)
+_NOT_SENT = _HOP_BY_HOP | {b"host", b"content-length", b"x-request-id", b"accept-encoding", b"expect"}
+_NOT_PASSED = _HOP_BY_HOP | {b"x-request-id", b"date", b"server"}
+
+Headers = list[tuple[bytes, bytes]]
+
+_log = logging.getLogger(__name__)
+
+
+class Answer(Protocol):
+    """What another node says."""
+
+    status_code: int
+
+    @property
+    def headers(self) -> Any: ...
+
+    def aiter_raw(self) -> AsyncIterator[bytes]: ...
+
+
+class Forwarder(Protocol):
+    """How a request gets to another node."""
+
+    def forward(
+        self, node: Node, method: str, target: str, headers: Headers, body: bytes | None, *, idle_s: float
+    ) -> AbstractAsyncContextManager[Answer]: ...
+
+
+def install_forwarding(app: FastAPI, forwarder: Forwarder) -> None:
+    """Have requests answered by the node that ``RunsElsewhere`` names."""
+
+    async def forward(request: Request, error: Exception) -> Response:
+        assert isinstance(error, RunsElsewhere)
+        exchange = exchange_of(request.scope)
+        exchange.turn_id = None  # of the turn that was not to be; the other node's answer names its own
+        hops: int = request.scope.get(HOPS_KEY, 0)
+        if error.node.url is None or hops >= MAX_HOPS:
+            return problem_response(error, exchange)
+        return await _ask(forwarder, error, request, exchange, hops)
+
+    app.add_exception_handler(RunsElsewhere, forward)
+
+
+async def _ask(
+    forwarder: Forwarder, error: RunsElsewhere, request: Request, exchange: Exchange, hops: int
+) -> Response:
+    scope = request.scope
+    query: bytes = scope["query_string"]
+    stack = AsyncExitStack()
+    try:
+        async with client_watched(request.receive):
+            answer = await stack.enter_async_context(
+                forwarder.forward(
+                    error.node,
+                    scope["method"],
+                    exchange.path + (f"?{query.decode('latin-1')}" if query else ""),
+                    _headers_to_send(scope, exchange, hops),
+                    None if isinstance(exchange.body, Missing) else orjson.dumps(exchange.body),
+                    idle_s=_patience(scope, request),
+                )
+            )
+    except RunsElsewhere:
+        return problem_response(error, exchange)
+    return ForwardedResponse(answer, stack)
+
+
+class ForwardedResponse(Response):
+    """Another node's answer, passed on as it comes; what it came from is closed with it."""
+
+    def __init__(self, answer: Answer, source: AsyncExitStack) -> None:
+        self.status_code = answer.status_code
+        self.background = None
+        self.raw_headers = [
+            (name.lower(), value) for name, value in answer.headers.raw if name.lower() not in _NOT_PASSED
+        ]
+        self._answer = answer
+        self._source = source
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with self._source:
+            try:
+                async with client_watched(receive):
+                    start = {"type": "http.response.start", "status": self.status_code}
+                    await send({**start, "headers": self.raw_headers})
+                    async for part in self._answer.aiter_raw():
+                        await send({"type": "http.response.body", "body": part, "more_body": True})
+                    await send({"type": "http.response.body", "body": b""})
+            except (ClientLeft, OSError):
+                pass
+            except Exception as error:
+                # Without its last part the server breaks the answer off, and the client comes again.
+                _log.warning("another node broke its answer off: %r", error)
+
+
+def _headers_to_send(scope: Scope, exchange: Exchange, hops: int) -> Headers:
+    kept = [(name, value) for name, value in scope["headers"] if name not in _NOT_SENT]
+    return [*kept, (b"x-request-id", exchange.request_id.encode()), (b"x-agentpool-hops", b"%d" % (hops + 1))]
+
+
+def _patience(scope: Scope, request: Request) -> float:
+    if scope["path"].endswith("/stream"):
+        return float(SILENT_HEARTBEATS * request.app.state.api_options.heartbeat_s)
+    return ANSWER_S

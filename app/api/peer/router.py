@@ -1,0 +1,63 @@
+"""What nodes ask each other about turns in flight; not in the schema, and not there for anybody else."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Body, Depends, Request
+from pydantic import BaseModel, ConfigDict
+
+from app.api.errors import NotFound
+from app.api.peer.gate import HOPS_KEY
+from app.api.route import StrictRoute
+from app.domain.ids import SessionKey
+from app.domain.turn import CancelOrder, CancelReason
+from app.services import Services
+
+
+async def _require_node(request: Request) -> Services:
+    if HOPS_KEY not in request.scope:
+        raise NotFound()
+    services: Services = request.app.state.services
+    return services
+
+
+NodeDep = Annotated[Services, Depends(_require_node)]
+
+router = APIRouter(route_class=StrictRoute, include_in_schema=False)
+
+
+class SessionQuestion(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    owner: str
+    session_id: str
+
+    def key(self) -> SessionKey:
+        return SessionKey(self.owner, self.session_id)
+
+
+class CancelQuestion(SessionQuestion):
+    reason: str
+    keep_partial: bool
+    turn_id: str | None
+    all: bool
+
+    def order(self) -> CancelOrder:
+        return CancelOrder(CancelReason(self.reason), self.keep_partial, self.turn_id, self.all)
+
+
+@router.post("/node/turns")
+async def turns(services: NodeDep, question: Annotated[SessionQuestion, Body()]) -> dict[str, list[str]]:
+    """The session's turns that are in flight here, the running one first."""
+    return {"turns": list(services.chat.turns_here(question.key()))}
+
+
+@router.post("/node/cancel")
+async def cancel(services: NodeDep, question: Annotated[CancelQuestion, Body()]) -> dict[str, list[str]]:
+    """End turns that are in flight here; returns which."""
+    return {"turns": list(services.chat.cancel_here(question.key(), question.order()))}
+
+
+@router.post("/node/live")
+async def live(services: NodeDep, question: Annotated[SessionQuestion, Body()]) -> dict[str, bool]:
+    """Whether the session has a live agent here."""
+    return {"live": services.admin.is_live(question.key())}

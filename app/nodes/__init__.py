@@ -1,0 +1,1 @@
+"""What the processes of one store ask each other, over HTTP."""

@@ -1,0 +1,383 @@
+"""Two nodes in one process, over one store in memory: any of them serves any session, over HTTP."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
+from typing import Any
+
+import httpx2
+import pytest
+import uvicorn
+
+from app.config import Settings
+from app.domain.ids import SessionKey
+from app.domain.session import LifeSpan
+from app.domain.turn import TurnStatus
+from app.main import create_app
+from app.nodes.address import url_of
+from app.runtime import Runtime
+from app.server import bind
+from app.stores.memory_shared import SharedMemoryStore
+from tests.modelserver import ModelServer
+
+LEASE_S = 1.0
+PROMPTLY_S = 5.0
+SLOW = '[[{"mode": "text", "text": "one two three four five six", "chunks": 6, "delay_s": 0.15}]]'
+STUCK = '[[{"mode": "stall_mid", "text": "begun", "comments": true}]]'
+
+
+class LoopServer(uvicorn.Server):
+    """A server that shares the loop with others and leaves the signals alone."""
+
+    capture_signals = nullcontext  # type: ignore[assignment]
+
+
+class LocalNode:
+    """One node: its runtime, and a client of its public port."""
+
+    def __init__(self, runtime: Runtime, client: httpx2.AsyncClient, private_url: str) -> None:
+        self.runtime = runtime
+        self.client = client
+        self.private_url = private_url
+
+    async def chat(self, session_id: str, message: str, **body: Any) -> httpx2.Response:
+        return await self.client.post("/chat", json={"session_id": session_id, "message": message, **body})
+
+
+@pytest.fixture(scope="module")
+def model() -> Iterator[ModelServer]:
+    with ModelServer() as server:
+        yield server
+
+
+@pytest.fixture
+def store() -> SharedMemoryStore:
+    return SharedMemoryStore(LifeSpan(), lease_s=LEASE_S)
+
+
+@pytest.fixture
+async def nodes(model: ModelServer, store: SharedMemoryStore) -> AsyncIterator[tuple[LocalNode, LocalNode]]:
+    model.reset()
+    async with AsyncExitStack() as stack:
+        first = await stack.enter_async_context(serve_node(store, model))
+        yield first, await stack.enter_async_context(serve_node(store.beside(), model))
+
+
+@asynccontextmanager
+async def serve_node(store: SharedMemoryStore, model: ModelServer) -> AsyncIterator[LocalNode]:
+    settings = Settings(
+        _env_file=None, openai_api_key="k", openai_base_url=model.base_url, session_queue_wait_s=10.0
+    )
+    public, private = bind("127.0.0.1", 0), bind("127.0.0.1", 0)
+    runtime = Runtime(settings, store=store, node_url=url_of(private))
+    app = create_app(runtime=runtime, node_port=private.getsockname()[1])
+    config = uvicorn.Config(app, lifespan="off", log_config=None, timeout_graceful_shutdown=1)
+    server = LoopServer(config)
+    async with runtime, asyncio.TaskGroup() as tasks:
+        tasks.create_task(server.serve(sockets=[public, private]))
+        async with httpx2.AsyncClient(base_url=url_of(public), timeout=20) as client:
+            yield LocalNode(runtime, client, url_of(private))
+        server.should_exit = True
+
+
+async def until(condition: Any) -> None:
+    """Return once ``condition()`` holds; what it waits for happens in this very loop."""
+    async with asyncio.timeout(PROMPTLY_S):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0)
+
+
+async def begin_turn(node: LocalNode, session_id: str, message: str, **headers: str) -> tuple[Any, str]:
+    """Return the response of a stream that has begun, and its turn's id."""
+    request = node.client.build_request(
+        "POST", "/chat/stream", json={"session_id": session_id, "message": message}, headers=headers
+    )
+    response = await node.client.send(request, stream=True)
+    assert response.status_code == 200, await response.aread()
+    return response, response.headers["x-turn-id"]
+
+
+async def read_events(response: Any) -> list[dict[str, Any]]:
+    lines = [line async for line in response.aiter_lines()]
+    await response.aclose()
+    return [json.loads(line.removeprefix("data: ")) for line in lines if line.startswith("data: ")]
+
+
+def text_of(events: list[dict[str, Any]]) -> str:
+    return "".join(event["text"] for event in events if event["type"] == "text.delta")
+
+
+async def test_a_conversation_goes_on_wherever_it_is_sent(nodes: tuple[LocalNode, LocalNode]) -> None:
+    """Eight turns by turns on two nodes: the model is sent the whole path each time, whoever asks."""
+    for number in range(8):
+        reply = await nodes[number % 2].chat("s", f"message {number}")
+        assert reply.status_code == 200, reply.text
+        told = json.loads(reply.json()["reply"])
+        assert [text for text in told["texts"] if text.startswith("message")] == [
+            f"message {n}" for n in range(number + 1)
+        ]
+        assert reply.json()["turn_count"] == number + 1
+
+
+async def test_a_session_deleted_elsewhere_is_made_anew(nodes: tuple[LocalNode, LocalNode]) -> None:
+    """What one node remembers of a session that another deleted is not believed."""
+    here, there = nodes
+    await here.chat("s", "before")
+    assert (await there.client.delete("/sessions/s")).status_code == 200
+    reply = await here.chat("s", "after")
+    assert reply.status_code == 200, reply.text
+    assert "before" not in reply.json()["reply"]
+    assert (await there.client.delete("/sessions/s")).status_code == 200
+    await there.chat("s", "again", user_id="u")
+    assert (await here.chat("s", "mine", user_id="u")).json()["turn_count"] == 2
+
+
+async def test_a_change_made_elsewhere_counts_in_the_next_turn(nodes: tuple[LocalNode, LocalNode]) -> None:
+    """An archived session refuses, a reopened one answers, and an old head is told, on either node."""
+    here, there = nodes
+    first = (await here.chat("s", "one")).json()
+    await there.client.patch("/sessions/s", json={"status": "archived"})
+    assert (await here.chat("s", "two")).json()["code"] == "SESSION_ARCHIVED"
+    await there.client.patch("/sessions/s", json={"status": "active"})
+    assert (await here.chat("s", "two")).status_code == 200
+    await there.chat("s", "three")
+    body = {"session_id": "s", "message": "four"}
+    etag = (await there.client.get("/sessions/s")).headers["etag"]
+    for node in nodes:
+        late = await node.client.post("/chat", json=body, headers={"If-Match": f'"{first["head"]}.1"'})
+        assert (late.status_code, late.json()["code"]) == (409, "HEAD_MOVED")
+    assert (await here.client.post("/chat", json=body, headers={"If-Match": etag})).status_code == 200
+
+
+async def test_a_turn_is_watched_from_another_node(nodes: tuple[LocalNode, LocalNode]) -> None:
+    """A stream is followed live through the other node, from the start and from the middle."""
+    here, there = nodes
+    own, turn_id = await begin_turn(here, "s", SLOW)
+    path = f"/sessions/s/turns/{turn_id}/stream"
+    async with there.client.stream("GET", path) as whole:
+        assert whole.headers["x-turn-id"] == turn_id
+        seen = await read_events(whole)
+    assert [event["seq"] for event in seen] == list(range(1, len(seen) + 1))
+    assert text_of(seen) == "one two three four five six"
+    assert await read_events(own) == seen
+    late = await there.client.get(path, headers={"Last-Event-ID": f"{turn_id}:2"})
+    assert parse(late)[-1] == seen[-1]
+
+
+def parse(response: httpx2.Response) -> list[dict[str, Any]]:
+    lines = response.text.splitlines()
+    return [json.loads(line.removeprefix("data: ")) for line in lines if line.startswith("data: ")]
+
+
+async def test_a_resume_in_the_middle_goes_to_the_running_turn(nodes: tuple[LocalNode, LocalNode]) -> None:
+    """With Last-Event-ID the other node sends what came after it, live, and nothing twice."""
+    here, there = nodes
+    own, turn_id = await begin_turn(here, "s", SLOW)
+    headers = {"Last-Event-ID": f"{turn_id}:2"}
+    async with there.client.stream("GET", f"/sessions/s/turns/{turn_id}/stream", headers=headers) as rest:
+        seen = await read_events(rest)
+    assert (await read_events(own))[2:] == seen
+
+
+async def test_a_turn_is_cancelled_and_listed_from_another_node(nodes: tuple[LocalNode, LocalNode]) -> None:
+    """The other node knows who runs and who waits, and a cancel there ends the turn here."""
+    here, there = nodes
+    own, turn_id = await begin_turn(here, "s", STUCK)
+    waiting = asyncio.ensure_future(here.chat("s", "next"))
+    await until(lambda: here.runtime.turns_in_flight == 2)
+    active = (await there.client.get("/sessions/s/turns/active")).json()
+    assert active["turn_id"] == turn_id
+    assert len(active["waiting"]) == 1
+    cancelled = await there.client.post("/sessions/s/cancel", json={"keep_partial": True})
+    assert (cancelled.status_code, cancelled.json()["turn_id"]) == (202, turn_id)
+    assert (await read_events(own))[-1]["type"] == "turn.cancelled"
+    assert (await waiting).status_code == 200
+    gone = await there.client.post("/sessions/s/cancel", json={})
+    assert gone.json()["code"] == "NO_ACTIVE_TURN"
+
+
+async def test_busy_policies_count_on_every_node(nodes: tuple[LocalNode, LocalNode]) -> None:
+    """While a turn runs on one node another one refuses, waits or interrupts, as it is told to."""
+    here, there = nodes
+    own, turn_id = await begin_turn(here, "s", STUCK)
+    busy = await there.chat("s", "no", on_busy="reject")
+    assert (busy.status_code, busy.json()["code"], busy.json()["turn_id"]) == (409, "SESSION_BUSY", turn_id)
+    interrupting = await there.chat("s", "stop that", on_busy="interrupt")
+    assert interrupting.status_code == 200, interrupting.text
+    ended = (await read_events(own))[-1]
+    assert (ended["type"], ended["reason"]) == ("turn.cancelled", "interrupt")
+    assert interrupting.json()["turn_count"] == 2  # the partial answer was kept
+    own, _ = await begin_turn(there, "s", SLOW)
+    queued = await here.chat("s", "me too")
+    assert queued.json()["turn_count"] == 4
+    assert (await read_events(own))[-1]["type"] == "turn.finished"
+
+
+async def test_a_repeat_gets_the_turn_of_another_node(
+    nodes: tuple[LocalNode, LocalNode], model: ModelServer
+) -> None:
+    """A key used on one node is known on the other, while its turn runs and afterwards."""
+    here, there = nodes
+    own, turn_id = await begin_turn(here, "s", SLOW, **{"Idempotency-Key": "k"})
+    repeat, same = await begin_turn(there, "s", SLOW, **{"Idempotency-Key": "k"})
+    assert same == turn_id
+    events = await read_events(own)
+    assert await read_events(repeat) == events
+    body = {"session_id": "s", "message": SLOW}
+    again = await there.client.post("/chat", json=body, headers={"Idempotency-Key": "k"})
+    assert (again.json()["turn_id"], again.json()["reply"]) == (turn_id, "one two three four five six")
+    other = await there.client.post(
+        "/chat", json=body | {"message": "else"}, headers={"Idempotency-Key": "k"}
+    )
+    assert other.json()["code"] == "IDEMPOTENCY_MISMATCH"
+    assert len(model.requests()) == 1
+
+
+async def test_a_delete_ends_the_turn_of_another_node(nodes: tuple[LocalNode, LocalNode]) -> None:
+    """The turn of a session that is deleted elsewhere is cancelled, and leaves nothing."""
+    here, there = nodes
+    own, _ = await begin_turn(here, "s", STUCK)
+    assert (await there.client.delete("/sessions/s")).status_code == 200
+    events = await read_events(own)
+    assert events[-1]["type"] in ("turn.cancelled", "turn.failed")
+    assert (await here.client.get("/sessions/s")).status_code == 404
+
+
+async def test_a_rewind_waits_for_the_turn_of_another_node(nodes: tuple[LocalNode, LocalNode]) -> None:
+    """A move of the head and a turn elsewhere come one after the other."""
+    here, there = nodes
+    await here.chat("s", "one")
+    own, turn_id = await begin_turn(here, "s", SLOW)
+    refused = await there.client.post("/sessions/s/rewind", json={"turns": 1, "on_busy": "reject"})
+    assert refused.json()["code"] == "SESSION_BUSY"
+    moved = await there.client.post("/sessions/s/rewind", json={"turns": 1})
+    assert moved.status_code == 200, moved.text
+    events = await read_events(own)
+    assert events[-1]["head"] == turn_id
+    assert (await here.chat("s", "two")).json()["turn_count"] == 2
+
+
+async def test_a_turn_whose_lease_is_lost_ends(
+    nodes: tuple[LocalNode, LocalNode], store: SharedMemoryStore
+) -> None:
+    """Once another process has the session the turn is stopped, its agent dropped, its client told."""
+    here, there = nodes
+    await here.chat("s", "one")
+    own, turn_id = await begin_turn(here, "s", STUCK)
+    key = SessionKey("", "s")
+    store._content.leases.clear()  # as a store that was restored: nobody has anything
+    leases = there.runtime._store.leases
+    assert leases is not None
+    await leases.take(key, "another")
+    ended = (await read_events(own))[-1]
+    assert (ended["type"], ended["code"]) == ("turn.failed", "HEAD_MOVED")
+    assert not here.runtime.agents.is_live(key)
+    await leases.give_back(key, "another")
+    assert (await there.chat("s", "two")).status_code == 200
+    turns = (await there.client.get("/sessions/s/turns")).json()["turns"]
+    assert [t["status"] for t in turns if t["turn_id"] == turn_id] == [TurnStatus.FAILED]
+
+
+async def test_a_long_turn_keeps_its_lease(nodes: tuple[LocalNode, LocalNode]) -> None:
+    """A turn that takes several leases' time is renewed, and committed."""
+    here, there = nodes
+    own, _ = await begin_turn(
+        here, "s", '[[{"mode": "text", "text": "a b c d e f", "chunks": 6, "delay_s": 0.5}]]'
+    )
+    waiting = asyncio.ensure_future(there.chat("s", "then"))
+    events = await read_events(own)
+    assert events[-1]["type"] == "turn.finished"
+    assert (await waiting).json()["turn_count"] == 2
+
+
+async def test_what_a_store_has_lost_is_told(
+    nodes: tuple[LocalNode, LocalNode], store: SharedMemoryStore
+) -> None:
+    """If the store comes back without a turn that a node has seen, the next turn there is refused, once."""
+    here, there = nodes
+    await here.chat("s", "one")
+    record = store._records[SessionKey("", "s")]
+    older = record.session
+    lost = (await here.chat("s", "two")).json()["head"]
+    del record.turns[lost], record.sizes[lost], record.states[lost]
+    record.session = older
+    told = await here.chat("s", "three")
+    assert (told.status_code, told.json()["code"]) == (409, "HEAD_MOVED")
+    after = await here.chat("s", "three")
+    assert (after.status_code, after.json()["turn_count"]) == (200, 2)
+    assert "two" not in after.json()["reply"]
+    assert (await there.chat("s", "four")).status_code == 200
+
+
+async def test_strangers_learn_nothing_on_the_nodes_port(nodes: tuple[LocalNode, LocalNode]) -> None:
+    """Without the secret the private port says 404 to all, and the public one knows no such routes."""
+    here, _ = nodes
+    assert here.runtime.link is not None
+    secret = here.runtime.link.secret
+    question = {"owner": "", "session_id": "s"}
+    async with httpx2.AsyncClient() as stranger:
+        for headers in ({}, {"X-AgentPool-Node": "x" * 43}, {"X-AgentPool-Node": ""}):
+            for path in ("/health", "/node/turns", "/sessions"):
+                answer = await stranger.post(here.private_url + path, json=question, headers=headers)
+                assert (answer.status_code, answer.content) == (404, b"")
+        known = {"X-AgentPool-Node": secret}
+        answer = await stranger.post(here.private_url + "/node/turns", json=question, headers=known)
+        assert answer.json() == {"turns": []}
+    refused = await here.client.post("/node/turns", json=question)
+    assert (refused.status_code, refused.json()["code"]) == (404, "NOT_FOUND")
+    schema = (await here.client.get("/openapi.json")).text
+    assert "/node/" not in schema
+
+
+async def test_a_node_that_is_gone_is_named_as_such(nodes: tuple[LocalNode, LocalNode]) -> None:
+    """A turn of a node that does not answer cannot be watched now: 503, and to be tried again."""
+    here, there = nodes
+    own, turn_id = await begin_turn(here, "s", STUCK)
+    link = there.runtime.link
+    assert link is not None
+    await link.close()  # as if no node could be reached from there
+    answer = await there.client.get(f"/sessions/s/turns/{turn_id}/stream")
+    assert (answer.status_code, answer.json()["code"]) == (503, "NODE_UNREACHABLE")
+    assert answer.headers["retry-after"] == "1"
+    answer = await there.client.post("/sessions/s/cancel", json={})
+    assert answer.json()["code"] == "NODE_UNREACHABLE"
+    await here.client.post("/sessions/s/cancel", json={})
+    assert (await read_events(own))[-1]["type"] == "turn.cancelled"
+
+
+async def test_one_of_two_resumes_makes_the_session(nodes: tuple[LocalNode, LocalNode]) -> None:
+    """Of resumes of one user on both nodes at once one makes the session, and all get it."""
+    resumes = [nodes[n % 2].client.post("/sessions/resume", json={"user_id": "u"}) for n in range(8)]
+    answers = await asyncio.gather(*resumes)
+    assert len({answer.json()["session_id"] for answer in answers}) == 1
+    assert sorted(answer.status_code for answer in answers)[-1] == 201
+
+
+async def test_an_operator_sees_and_steers_every_node_from_each(nodes: tuple[LocalNode, LocalNode]) -> None:
+    """Nodes are listed with their counters; lists, cleanups and evictions reach the node that is meant."""
+    here, there = nodes
+    await here.chat("a", "one")
+    await there.chat("b", "one")
+    listed = (await here.client.get("/agent-nodes")).json()["nodes"]
+    assert [node["is_here"] for node in listed] == [True, False]
+    assert [node["stats"]["idle_agents"] for node in listed] == [1, 1]
+    other = listed[1]["node"]
+    live = (await here.client.get("/agent-sessions", params={"node": other})).json()
+    assert [one["session_id"] for one in live["sessions"]] == ["b"]
+    cleanup = await here.client.post(
+        "/agent-cleanup", params={"node": other}, json={"mode": "oldest", "count": 5, "dry_run": True}
+    )
+    assert cleanup.json()["removed"] == 1
+    assert (await here.client.delete("/agent-sessions/b")).status_code == 200
+    assert not there.runtime.agents.is_live(SessionKey("", "b"))
+    assert (await here.client.delete("/agent-sessions/b")).json()["code"] == "AGENT_NOT_FOUND"
+    unknown = await here.client.get("/agent-stats", params={"node": "nobody"})
+    assert (unknown.status_code, unknown.json()["code"]) == (422, "VALIDATION_ERROR")
+    link = here.runtime.link
+    assert link is not None
+    await link.close()
+    listed = (await here.client.get("/agent-nodes")).json()["nodes"]
+    assert [node["stats"] is None for node in listed] == [False, True]
+    gone = await here.client.get("/agent-stats", params={"node": other})
+    assert gone.json()["code"] == "NODE_UNREACHABLE"
