@@ -111,6 +111,21 @@ async def test_a_frozen_server_is_unavailable_soon(own_server: RedisServer, stor
     assert (await store.list_turns(session, 9)).total == 1
 
 
+async def test_those_who_wait_their_turn_fail_together(own_server: RedisServer, store: RedisStore) -> None:
+    """Twenty patches of one session and of one shared state, frozen, all end within 1.5 s."""
+    session = await stored_session(store)
+    own_server.freeze()
+    try:
+        await asyncio.gather(
+            *(refused(store.patch_state(session.key, {"n": n}, T0)) for n in range(20)),
+            *(refused(store.patch_shared(SCOPE, {"n": n}, T0)) for n in range(20)),
+        )
+    finally:
+        own_server.thaw()
+    await recovered(store)
+    assert (await store.patch_state(session.key, {"n": 1}, T0)).state == {"n": 1}
+
+
 async def test_a_server_that_is_gone_comes_back(own_server: RedisServer, store: RedisStore) -> None:
     """While it is gone calls fail at once; once it is back they work, without a restart, nothing lost."""
     session, turns = await extend(store, await stored_session(store), 3)

@@ -144,6 +144,7 @@ class Database:
         """Let this process's writers to the same thing go one after the other, in the order they came.
 
         They need not: it spares those that would begin anew. Cancelled, a waiter lets the next go.
+        What Redis did not do for one is not asked for by those behind: each would wait as long again.
         """
         queue = self._queues.setdefault(what, [])
         mine = asyncio.get_running_loop().create_future()
@@ -152,6 +153,11 @@ class Database:
             if queue[0] is not mine:
                 await mine
             yield
+        except StoreUnavailable as error:
+            for waiting in queue:
+                if waiting is not mine and not waiting.done():
+                    waiting.set_exception(StoreUnavailable(error.detail))
+            raise
         finally:
             is_first = queue[0] is mine
             queue.remove(mine)
