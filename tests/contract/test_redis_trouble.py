@@ -102,8 +102,10 @@ async def test_a_frozen_server_is_unavailable_soon(own_server: RedisServer, stor
             refused(store.commit_turn(session, turn)), refused(store.find_session(session.key))
         )
         assert (lost.outcome_unknown, read.outcome_unknown) == (True, False)
+        began = time.monotonic()
         await refused(store.ping())
         await refused(store.start_turn(session, running(turn)))
+        assert time.monotonic() - began < SOON_S / 2  # who asks again in the same request
     finally:
         own_server.thaw()
     assert await recovered(store) < RECOVERY_S
