@@ -222,6 +222,38 @@ async def test_a_lost_reply_doubles_nothing(
     assert stats.created - began[1].created == stats.total - began[1].total <= 1
 
 
+@pytest.mark.parametrize("kind", ["session", "shared"])
+async def test_a_lost_reply_behind_which_others_wrote_is_unknown(
+    wire: FaultyWire, behind: RedisStore, redis_server: RedisServer, kind: str
+) -> None:
+    """A patch whose reply was lost, and over which another process has written, is not patched again."""
+    other = RedisStore(redis_server.url, LIFE, prefix=behind._prefix)
+    await other.open("other")
+    session = await stored_session(behind)
+    tell = behind._db.tell
+
+    async def lose(*words: object, **options: object) -> object:
+        wire.swallow = True
+        return await tell(*words, **options)  # type: ignore[arg-type]
+
+    behind._db.tell = lose  # type: ignore[method-assign, assignment]
+    if kind == "session":
+        wire.meanwhile = lambda: other.patch_state(session.key, {"b": 1}, T0)
+        call: Awaitable[object] = behind.patch_state(session.key, {"a": 1}, T0)
+    else:
+        wire.meanwhile = lambda: other.patch_shared(SCOPE, {"b": 1}, T0)
+        call = behind.patch_shared(SCOPE, {"a": 1}, T0)
+    assert (await refused(call)).outcome_unknown
+    behind._db.tell = tell  # type: ignore[method-assign]
+    both = {"a": 1, "b": 1}
+    if kind == "session":
+        assert (await current(other, session)).state == both
+        assert len(await other.list_entries(session, None, 9, newest_first=False)) == 2
+    else:
+        assert await other.get_shared(SCOPE) == SharedState(both, 2)
+    await other.close()
+
+
 async def test_a_cut_connection_costs_nobody_anything(wire: FaultyWire, behind: RedisStore) -> None:
     """Whatever was under way when the connection ended is done, once, on the next one."""
     sessions = [await stored_session(behind, f"s{number}") for number in range(30)]

@@ -128,6 +128,17 @@ class Database:
             raise SessionNotFound(session_id=session.key.session_id)
         return None
 
+    def check_heard(self, repeated: int) -> None:
+        """Refuse to begin a write anew that says it did not happen, but was sent twice.
+
+        It may have happened unheard, if somebody wrote in between. ``repeated`` is from before it.
+
+        Raises:
+            StoreUnavailable: calls were repeated meanwhile.
+        """
+        if self.wire.repeated != repeated:
+            raise StoreUnavailable("Whether a write happened is not known.", outcome_unknown=True)
+
     async def change(self, read: Callable[[], Awaitable[T]], attempt: Callable[[T], Awaitable[bool]]) -> None:
         """Read and attempt until an attempt says that it is done.
 

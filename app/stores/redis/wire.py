@@ -143,6 +143,8 @@ class Wire:
         self._connecting: asyncio.Task[_Line] | None = None
         self._is_silent = False
         self._is_closed = False
+        self.repeated = 0
+        """How many calls were sent again because their connection was lost."""
 
     async def call(self, *words: Word, repeats: bool = True, writes: bool = False) -> Any:
         """Return the reply to a command.
@@ -216,6 +218,7 @@ class Wire:
             self._is_silent = self._is_silent or not lost.may_repeat
             if not repeats or not lost.may_repeat:
                 raise
+        self.repeated += 1
         return await (await self._get_line()).send(words)
 
     async def _get_line(self) -> _Line:
