@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.postgresserver import PostgresServer, find_binaries
+from tests.redisserver import RedisServer
 from tests.serverprocess import ServerProcess
 
 KILLS = 20
@@ -35,3 +36,12 @@ def postgres() -> Iterator[PostgresServer]:
         pytest.skip("there is no PostgreSQL here")
     with PostgresServer(binaries) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def redis_server() -> Iterator[RedisServer]:
+    server = RedisServer()
+    try:
+        yield server.start()
+    finally:
+        server.close()

@@ -63,6 +63,12 @@ def postgres_target(request: pytest.FixtureRequest) -> Iterator[Target]:
         yield shared_target(request, url)
 
 
+def redis_target(request: pytest.FixtureRequest) -> Iterator[Target]:
+    server = request.getfixturevalue("redis_server")
+    server.command("FLUSHALL")
+    yield shared_target(request, server.url)
+
+
 def shared_target(request: pytest.FixtureRequest, url: str) -> Target:
     """Return a store that the test may look into while others use it; the tests' servers are volatile."""
     environment = request.getfixturevalue("monkeypatch")
@@ -80,7 +86,7 @@ def shared_target(request: pytest.FixtureRequest, url: str) -> Target:
     return Target(url, lambda: asyncio.run(count()))
 
 
-SHARED = {"postgres": postgres_target}
+SHARED = {"postgres": postgres_target, "redis": redis_target}
 TARGETS = {"sqlite": sqlite_target} | SHARED
 
 
