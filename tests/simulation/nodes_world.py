@@ -35,7 +35,15 @@ CLIENTS = 6
 REQUESTS_PER_CLIENT = 5
 LEASE_S = 3.0
 LONGEST_WORLD_S = 1500.0
-WRITES = {"create_session", "update_session", "delete_session", "start_turn", "commit_turn", "record_turn"}
+WRITES = {
+    "create_session",
+    "ensure_session",
+    "update_session",
+    "delete_session",
+    "start_turn",
+    "commit_turn",
+    "record_turn",
+}
 
 
 class SimulatedNode:

@@ -20,6 +20,7 @@ from app.domain.stats import SessionStats, UserUsage
 from app.domain.turn import BoundTurn, JsonObject, Turn, TurnPage, Usage
 from app.stores import rules
 from app.stores.codec import to_turn_body
+from app.stores.ensuring import EnsuresInTwoSteps
 from app.stores.postgres import (
     boot,
     branches,
@@ -54,7 +55,7 @@ Reading = Callable[Concatenate[Connection, P], Coroutine[Any, Any, T]]
 Writing = Callable[Concatenate[Unit, P], Coroutine[Any, Any, T]]
 
 
-class PostgresStore:
+class PostgresStore(EnsuresInTwoSteps):
     """Sessions in the schema that the connection's ``search_path`` names first; others may share it.
 
     ``target`` is a URL, or a pool that ``close`` leaves open (its connections should reset nothing
