@@ -243,10 +243,10 @@ async def test_a_waiter_outlives_the_connection_that_it_listened_on(
 
 
 QUERIES = [
-    ({"owner": ""}, "sessions_by_owner"),
+    ({"owner": "o1"}, "sessions_by_owner"),
     ({"owner": None}, "sessions_by_time"),
-    ({"owner": "", "user_id": "u1"}, "sessions_by_user"),
-    ({"owner": "", "status": SessionStatus.ACTIVE}, "sessions_by_"),
+    ({"owner": "o1", "user_id": "u1"}, "sessions_by_user"),
+    ({"owner": "o1", "status": SessionStatus.ACTIVE}, "sessions_by_owner"),
 ]
 
 
@@ -255,10 +255,11 @@ async def test_pages_of_sessions_go_by_index(
     store: PostgresStore, fields: dict[str, Any], index: str
 ) -> None:
     """No page is sorted, whatever the filter: rows come in an index's order, from where the last ended."""
-    await store.create_sessions(
-        [make_session(f"s{n}", user_id=f"u{n % 50}", now=T0 + n) for n in range(1500)]
+    made = [make_session(f"s{n}", owner=f"o{n % 10}", user_id=f"u{n % 50}", now=T0 + n) for n in range(1500)]
+    await store.create_sessions(made)
+    first = await store.list_sessions(
+        SessionQuery(now=T0, limit=5, owner="o1", user_id=fields.get("user_id"))
     )
-    first = await store.list_sessions(SessionQuery(now=T0, limit=5, owner="", user_id=fields.get("user_id")))
     sql, values = listing.page_of(SessionQuery(now=T0, limit=5, cursor=first.next_cursor, **fields), LIFE)
     plan = await explain(store, sql, *values)
     assert index in plan
