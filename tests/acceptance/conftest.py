@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.postgresserver import PostgresServer, find_binaries
 from tests.serverprocess import ServerProcess
 
 KILLS = 20
@@ -25,3 +26,12 @@ def kills(pytestconfig: pytest.Config) -> int:
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     with ServerProcess(tmp_path_factory.mktemp("server"), MODEL_PROVIDER="demo") as process:
         yield process
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    binaries = find_binaries()
+    if binaries is None:
+        pytest.skip("there is no PostgreSQL here")
+    with PostgresServer(binaries) as server:
+        yield server
