@@ -1,16 +1,21 @@
 """A server process on the demo model, shared by the tests of one module."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
 from tests.serverprocess import ServerProcess
+from tests.storeserver import STORES, StoreServer, open_store_server, url_through
 
 KILLS = 20
+CLUSTER_S = 10.0
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--kills", type=int, default=KILLS, help="how often a server under load is killed")
+    parser.addoption(
+        "--cluster-s", type=float, default=CLUSTER_S, help="how long a cluster is troubled for, in seconds"
+    )
     parser.addoption("--stalled", type=int, default=0, help="how many watchers do not read")
     parser.addoption("--stalled-s", type=float, default=60.0, help="how long the turns take that they watch")
 
@@ -25,3 +30,21 @@ def kills(pytestconfig: pytest.Config) -> int:
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     with ServerProcess(tmp_path_factory.mktemp("server"), MODEL_PROVIDER="demo") as process:
         yield process
+
+
+@pytest.fixture
+def cluster_s(pytestconfig: pytest.Config) -> float:
+    return float(pytestconfig.getoption("--cluster-s", default=CLUSTER_S))
+
+
+@pytest.fixture(params=STORES)
+def store_server(request: pytest.FixtureRequest) -> Iterator[StoreServer]:
+    """A server of each kind that nodes can share, with nothing in it."""
+    with open_store_server(request.param) as server:
+        yield server
+
+
+@pytest.fixture
+def store_url_port(store_server: StoreServer) -> tuple[Callable[[int], str], int]:
+    """How the store's URL is by way of another port, and its own port."""
+    return lambda port: url_through(store_server, port), store_server.port

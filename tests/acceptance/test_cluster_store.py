@@ -1,0 +1,171 @@
+"""A store that is frozen, gone, or comes back with less: told at once, over in a moment, nothing broken."""
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cluster import Cluster, says, until
+from tests.modelserver import ModelServer
+from tests.serverprocess import Reply, ServerProcess
+from tests.storeserver import StoreServer, bring_back, take_copy
+
+REFUSED_S = 1.5
+BACK_S = 3.0
+HEALTH_S = 0.5
+"""Milliseconds alone; beside other tests the machine's own hiccups."""
+
+
+@pytest.fixture
+def model() -> Iterator[ModelServer]:
+    with ModelServer() as model:
+        yield model
+
+
+@pytest.fixture
+def cluster(store_server: StoreServer, model: ModelServer, tmp_path: Path) -> Iterator[Cluster]:
+    with Cluster(tmp_path, [store_server.url] * 2, model) as cluster:
+        yield cluster
+
+
+def say(node: ServerProcess, session_id: str, text: str, **headers: str) -> Reply:
+    sent = {name.replace("_", "-"): value for name, value in headers.items()}
+    return node.request("POST", "/chat", {"session_id": session_id, "message": says(text)}, sent)
+
+
+def timed(node: ServerProcess, method: str, path: str, body: Any = None) -> tuple[Reply, float]:
+    began = time.monotonic()
+    reply = node.request(method, path, body)
+    return reply, time.monotonic() - began
+
+
+REQUESTS = [
+    ("POST", "/chat", {"session_id": "known", "message": says("x")}),
+    ("POST", "/chat", {"session_id": "new", "message": says("x")}),
+    ("POST", "/chat/stream", {"session_id": "known", "message": says("x")}),
+    ("GET", "/sessions", None),
+    ("GET", "/sessions/known", None),
+    ("GET", "/sessions/known/history", None),
+    ("GET", "/sessions/known/turns", None),
+    ("GET", "/sessions/known/turns/active", None),
+    ("PATCH", "/sessions/known", {"title": "t"}),
+    ("PATCH", "/sessions/known/state", {"a": 1}),
+    ("POST", "/sessions/known/rewind", {"turns": 1}),
+    ("POST", "/sessions/known/cancel", {}),
+    ("DELETE", "/sessions/known", None),
+    ("GET", "/sessions/stats", None),
+    ("GET", "/ready", None),
+]
+
+
+@pytest.mark.parametrize("trouble", ["frozen", "killed"])
+def test_a_store_that_does_not_answer(store_server: StoreServer, cluster: Cluster, trouble: str) -> None:
+    """All that needs it is refused in 1.5 s, /health is not; 3 s after its return all goes on, with all turns."""
+    for number in range(6):
+        assert say(cluster.nodes[number % 2], "known", f"turn {number}").status == 200
+    store_server.freeze() if trouble == "frozen" else store_server.kill()
+    try:
+        for node in cluster.nodes:
+            with ThreadPoolExecutor(len(REQUESTS)) as threads:
+                asked = [threads.submit(timed, node, *request) for request in REQUESTS]
+                health = [timed(node, "GET", "/health") for _ in range(10)]
+            assert {reply.status for reply, _ in health} == {200}
+            assert max(seconds for _, seconds in health) < HEALTH_S
+            for request, done in zip(REQUESTS, asked, strict=True):
+                reply, seconds = done.result()
+                assert (request, reply.status, reply.body["code"]) == (request, 503, "STORE_UNAVAILABLE")
+                assert seconds < REFUSED_S, request
+    finally:
+        store_server.thaw() if trouble == "frozen" else store_server.start()
+    began = time.monotonic()
+    for node in cluster.nodes:
+        until(lambda: node.request("GET", "/ready").status == 200, BACK_S)  # noqa: B023
+        until(lambda: say(node, "other", "back").status == 200, BACK_S)  # noqa: B023
+    assert time.monotonic() - began < BACK_S
+    # Of what was refused the deletion and the rewind may have been carried out: the store had been asked.
+    shown = [m["content"] for m in cluster.history("known")][1::2]
+    assert shown in ([], *([f"turn {n}" for n in range(6)][:kept] for kept in (5, 6)))
+    assert "Traceback" not in cluster.logs()
+
+
+@pytest.mark.parametrize("trouble", ["frozen", "killed"])
+def test_a_turn_that_runs_meanwhile_is_committed(
+    store_server: StoreServer, cluster: Cluster, trouble: str
+) -> None:
+    """A turn whose model answers through it all, and whose end the store knows of late, is not lost."""
+    node = cluster.nodes[0]
+    for name in ("calm", "acknowledged"):
+        assert say(node, name, "before").status == 200
+    body = {"session_id": "calm", "message": says("slow", chunks=3, delay_s=0.4)}
+    events = iter(node.stream("/chat/stream", body))
+    next(events)
+    next(events)
+    store_server.freeze() if trouble == "frozen" else store_server.kill()
+    refused, seconds = timed(node, "POST", "/chat", {"session_id": "acknowledged", "message": says("x")})
+    assert (refused.status, refused.body["code"], seconds < REFUSED_S) == (503, "STORE_UNAVAILABLE", True)
+    store_server.thaw() if trouble == "frozen" else store_server.start()
+    end = list(events)[-1]
+    told = (end["type"], end.get("code"), end.get("outcome"))
+    shown = [m["content"] for m in cluster.history("calm", 1)][1::2]
+    if told == ("turn.failed", "STORE_UNAVAILABLE", None):
+        assert shown == ["before"]
+    else:
+        assert (told, shown) == (("turn.finished", None, None), ["before", "slow"])
+    assert [m["content"] for m in cluster.history("acknowledged", 1)][1::2] == ["before"]
+
+
+def heads_and_parents(cluster: Cluster, session_id: str, node: int) -> None:
+    """Check that each turn of the session stands on one that is there."""
+    turns = cluster.turns(session_id, node)
+    ids = {turn["turn_id"] for turn in turns if turn["status"] == "finished"}
+    assert [turn for turn in turns if turn["parent"] is not None and turn["parent"] not in ids] == []
+    shown = cluster.nodes[node].request("GET", f"/sessions/{session_id}").body
+    assert shown["head"] in ids
+    assert {message["turn_id"] for message in cluster.history(session_id, node)} <= ids
+
+
+def test_a_store_that_comes_back_without_its_last_writes(
+    store_server: StoreServer, cluster: Cluster, tmp_path: Path
+) -> None:
+    """Who saw a newer head is told HEAD_MOVED, on either node; no turn ever stands on one that is not there."""
+    a, b = cluster.nodes
+    names = [f"s{number}" for number in range(6)]
+    for name in names:
+        assert say(a, name, "kept").status == 200
+    take_copy(store_server, tmp_path / "copy")
+    until(lambda: all(node.request("GET", "/ready").status == 200 for node in cluster.nodes))
+    seen: dict[str, str] = {}
+    for number, name in enumerate(names):
+        lost = say(cluster.nodes[number % 2], name, "lost", Idempotency_Key=f"lost-{name}")
+        assert (lost.status, lost.body["turn_count"]) == (200, 2)
+        seen[name] = str(a.request("GET", f"/sessions/{name}").headers["etag"])
+    slow = {"session_id": "s0", "message": says("in the air", chunks=3, delay_s=1)}
+    events = iter(a.stream("/chat/stream", slow))
+    in_the_air = next(events)
+    next(events)
+    bring_back(store_server, tmp_path / "copy")
+    until(lambda: all(node.request("GET", "/ready").status == 200 for node in cluster.nodes))
+    # The turn that ran on a head which is gone is refused, whatever was stored of it.
+    end = list(events)[-1]
+    assert (end["type"], end["code"]) == ("turn.failed", "HEAD_MOVED")
+    for name in names:
+        for node in cluster.nodes:
+            told = say(node, name, "on what I saw", If_Match=seen[name])
+            assert (told.status, told.body["code"]) == (409, "HEAD_MOVED")
+    # The node that had the newer turn in memory says so even to who did not ask, once.
+    for number, name in enumerate(names):
+        if number:  # s0 was told already
+            told = say(cluster.nodes[number % 2], name, "unaware")
+            assert (told.status, told.body["code"]) == (409, "HEAD_MOVED")
+    for name in names:
+        repeat = say(b, name, "lost", Idempotency_Key=f"lost-{name}")
+        assert (repeat.status, repeat.body["turn_count"]) == (200, 2)
+        for node in range(2):
+            heads_and_parents(cluster, name, node)
+            assert [m["content"] for m in cluster.history(name, node)][1::2] == ["kept", "lost"]
+    gone = a.request("GET", f"/sessions/s0/turns/{in_the_air['parent' if 'parent' in in_the_air else 'turn_id']}")
+    assert gone.status in (200, 404)
+    assert "Traceback" not in cluster.logs()
