@@ -39,11 +39,18 @@ def serve(
     insecure: Annotated[
         bool, typer.Option(help="Listen beyond this machine without authentication.")
     ] = False,
+    accept_volatile: Annotated[
+        bool, typer.Option(help="Serve although the store may lose what it acknowledged [ACCEPT_VOLATILE].")
+    ] = False,
     wait_for_store: Annotated[bool, typer.Option(help="Wait while another process has the store.")] = False,
+    workers: Annotated[
+        int, typer.Option(min=1, max=256, help="Processes that serve; the store must be one they can share.")
+    ] = 1,
     fd: Annotated[
         int | None,
         typer.Option(min=0, help="Listen on this inherited socket; HOST and PORT do not count then."),
     ] = None,
+    end_with_stdin: Annotated[bool, typer.Option("--end-with-stdin", hidden=True)] = False,
 ) -> None:
     """Serve until a signal comes. Options win over the environment, that over .env.
 
@@ -63,14 +70,41 @@ def serve(
         "model_name": model_name,
         "log_level": log_level,
         "log_format": log_format,
+        "accept_volatile": True if accept_volatile else None,
     }
     settings = read_settings({name: value for name, value in given.items() if value is not None})
+    if workers > 1 and not settings.is_store_shared:
+        fail("--workers needs a store that processes can share: STORE_URL postgresql:// or redis://")
     if fd is None and not is_loopback(settings.host):
         require_permission(insecure, f"HOST {settings.host}")
     listener = listen(settings, fd)
     if fd is not None and not is_loopback(listener.getsockname()[0]):
         require_permission(insecure, f"the socket's address {listener.getsockname()[0]}")
-    run(settings, listener, wait_for_store=wait_for_store, shares_socket=fd is not None)
+    if workers > 1:
+        chosen = {name.upper(): str(value) for name, value in given.items() if value is not None}
+        supervise(settings, listener, workers, chosen, ["--insecure"] if insecure else [])
+    run(
+        settings,
+        listener,
+        wait_for_store=wait_for_store,
+        shares_socket=fd is not None,
+        ends_with_stdin=end_with_stdin,
+    )
+
+
+def supervise(
+    settings: Settings, listener: socket.socket, workers: int, chosen: dict[str, str], options: list[str]
+) -> NoReturn:
+    """Keep worker processes running until a signal comes, and end as they did."""
+    from app.server import announce
+    from app.telemetry.logs import configure_logs
+    from app.workers import Supervisor
+
+    configure_logs(settings.log_format, settings.log_level)
+    supervisor = Supervisor(
+        workers, listener, chosen, options, lambda: announce(settings, listener, workers=workers)
+    )
+    sys.exit(asyncio.run(supervisor.run()))
 
 
 def listen(settings: Settings, fd: int | None) -> socket.socket:
@@ -84,7 +118,14 @@ def listen(settings: Settings, fd: int | None) -> socket.socket:
         fail(f"cannot listen on {where}: {error.strerror or error}")
 
 
-def run(settings: Settings, listener: socket.socket, *, wait_for_store: bool, shares_socket: bool) -> None:
+def run(
+    settings: Settings,
+    listener: socket.socket,
+    *,
+    wait_for_store: bool,
+    shares_socket: bool,
+    ends_with_stdin: bool = False,
+) -> None:
     """Serve on the fastest event loop there is."""
     from app.domain.errors import StoreLocked, StoreUnavailable
     from app.server import serve
@@ -93,7 +134,15 @@ def run(settings: Settings, listener: socket.socket, *, wait_for_store: bool, sh
     configure_logs(settings.log_format, settings.log_level)
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-            runner.run(serve(settings, listener, wait_for_store=wait_for_store, shares_socket=shares_socket))
+            runner.run(
+                serve(
+                    settings,
+                    listener,
+                    wait_for_store=wait_for_store,
+                    shares_socket=shares_socket,
+                    ends_with_stdin=ends_with_stdin,
+                )
+            )
     except (StoreLocked, StoreUnavailable, ValueError) as error:
         fail(str(error))
 

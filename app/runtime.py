@@ -144,7 +144,15 @@ class Runtime:
             auto_create=config.session_auto_create,
         )
         self.sessions = SessionManager(store, factory, self.agents, turns, admission, self._ownership)
-        self.admin = AdminService(store, self.agents, turns, clock, self.sessions.cleanup, read_memory)
+        self.admin = AdminService(
+            store,
+            self.agents,
+            turns,
+            clock,
+            self.sessions.cleanup,
+            read_memory,
+            ownership=self._ownership,
+        )
 
     def _make_admission(self, factory: AgentFactory, life: LifeSpan) -> Admission:
         config = self.settings

@@ -14,6 +14,7 @@ import errno
 import gc
 import logging
 import os
+import signal
 import socket
 from collections.abc import Callable
 from functools import partial
@@ -88,6 +89,12 @@ class PoolServer(uvicorn.Server):
         self.is_wait_over = self.should_exit
         super().handle_exit(sig, frame)
 
+    def look_at_stdin(self) -> None:
+        """End, as by SIGTERM, if whoever holds the other end of standard input has gone."""
+        if not os.read(0, 1):
+            asyncio.get_running_loop().remove_reader(0)
+            self.handle_exit(signal.SIGTERM, None)
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """End in the order of this module's first lines; no wait in it is without a bound."""
         runtime = self._runtime
@@ -147,9 +154,14 @@ class PoolServer(uvicorn.Server):
 
 
 async def serve(
-    settings: Settings, listener: socket.socket, *, wait_for_store: bool = False, shares_socket: bool = False
+    settings: Settings,
+    listener: socket.socket,
+    *,
+    wait_for_store: bool = False,
+    shares_socket: bool = False,
+    ends_with_stdin: bool = False,
 ) -> None:
-    """Serve on ``listener`` until a signal comes.
+    """Serve on ``listener`` until a signal comes, or with ``ends_with_stdin`` that is closed.
 
     Everything is made ready before the store is opened, so that a process that waits for
     it serves as soon as it has it. Connections wait in the listener's backlog meanwhile.
@@ -169,6 +181,8 @@ async def serve(
     async with runtime:
         calm_collector()
         announce(settings, listener, node_url)
+        if ends_with_stdin:
+            asyncio.get_running_loop().add_reader(0, server.look_at_stdin)
         await server.serve(sockets=sockets)
 
 
@@ -225,7 +239,9 @@ def take_over(descriptor: int) -> socket.socket:
     return listener
 
 
-def announce(settings: Settings, listener: socket.socket, node_url: str | None = None) -> None:
+def announce(
+    settings: Settings, listener: socket.socket, node_url: str | None = None, *, workers: int = 1
+) -> None:
     """Print where to find what, and with which limits, on standard output."""
     url = url_of(listener)
     limits = settings.pool_limits()
@@ -237,6 +253,8 @@ def announce(settings: Settings, listener: socket.socket, node_url: str | None =
         f"  model   {provider.name}/{provider.default_model}",
         f"  pool    at most {limits.max_instances} live agents, idle ones for {limits.idle_ttl_s:g} s",
     ]
+    if workers > 1:
+        lines.insert(1, f"  workers {workers}")
     if node_url is not None:
         lines.insert(3, f"  node    {settings.node_url or node_url}")
     print("\n".join(lines), flush=True)  # noqa: T201

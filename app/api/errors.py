@@ -63,7 +63,7 @@ TABLE: dict[str, tuple[int, str]] = {
     "INTERRUPTED": (503, "The turn was interrupted"),
     "SNAPSHOT_UNREADABLE": (500, "The stored session cannot be read"),
     "STORE_UNAVAILABLE": (503, "The store does not answer"),
-    "NODE_UNREACHABLE": (503, "The turn's node does not answer"),
+    "NODE_UNREACHABLE": (503, "Another node does not answer"),
     "INTERNAL_ERROR": (500, "Something went wrong"),
 }
 _CODE_OF_STATUS = {

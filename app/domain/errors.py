@@ -148,7 +148,7 @@ class KeyTaken(AgentPoolError):
 
 
 class RunsElsewhere(AgentPoolError):
-    """The turn runs in another process, which does not answer from here."""
+    """Another process has what is asked for, and does not answer."""
 
     code = "NODE_UNREACHABLE"
 

@@ -4,9 +4,8 @@ Every request carries the secret that the nodes share (``SessionLeases.secret``)
 no address but those that nodes have stored themselves.
 """
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
 
 import httpx2
 import orjson
@@ -14,7 +13,7 @@ import orjson
 from app.domain.errors import RunsElsewhere
 from app.domain.ids import SessionKey
 from app.domain.lease import Node
-from app.domain.turn import CancelOrder
+from app.domain.turn import CancelOrder, JsonObject
 
 SECRET_HEADER = "X-AgentPool-Node"  # noqa: S105  # the header's name
 HOPS_HEADER = "X-AgentPool-Hops"
@@ -50,8 +49,14 @@ class NodeClient:
         if client is not None:
             await client.aclose()
 
+    async def stats_of(self, node: Node) -> JsonObject:
+        return await self._ask(node, "GET", "/agent-stats")
+
+    async def has_live(self, node: Node, key: SessionKey) -> bool:
+        return bool((await self._ask(node, "POST", "/node/live", _of_key(key))).get("live"))
+
     async def turns_of(self, node: Node, key: SessionKey) -> tuple[str, ...]:
-        return await self._ask(node, "/node/turns", _of_key(key))
+        return await self._ask_turns(node, "/node/turns", _of_key(key))
 
     async def cancel(self, node: Node, key: SessionKey, order: CancelOrder) -> tuple[str, ...]:
         asked = {
@@ -60,7 +65,7 @@ class NodeClient:
             "turn_id": order.turn_id,
             "all": order.all,
         }
-        return await self._ask(node, "/node/cancel", _of_key(key) | asked)
+        return await self._ask_turns(node, "/node/cancel", _of_key(key) | asked)
 
     @asynccontextmanager
     async def forward(
@@ -91,20 +96,25 @@ class NodeClient:
         finally:
             await response.aclose()
 
-    async def _ask(self, node: Node, path: str, question: Mapping[str, Any]) -> tuple[str, ...]:
-        if self._client is None or node.url is None:
-            raise RunsElsewhere(node)
-        try:
-            answer = await self._client.post(
-                node.url + path,
-                content=orjson.dumps(question),
-                headers={"Content-Type": "application/json", SECRET_HEADER: self.secret},
-            )
-            answer.raise_for_status()
-            return tuple(str(turn_id) for turn_id in orjson.loads(answer.content)["turns"])
-        except (httpx2.HTTPError, ValueError, KeyError, TypeError) as error:
-            raise RunsElsewhere(node) from error
+    async def _ask_turns(self, node: Node, path: str, question: JsonObject) -> tuple[str, ...]:
+        answer = await self._ask(node, "POST", path, question)
+        return tuple(str(turn_id) for turn_id in answer.get("turns", ()))
+
+    async def _ask(
+        self, node: Node, method: str, path: str, question: JsonObject | None = None
+    ) -> JsonObject:
+        """Return the JSON object that the node answers."""
+        content = None if question is None else orjson.dumps(question)
+        headers = [(b"content-type", b"application/json")] if content is not None else []
+        async with self.forward(node, method, path, headers, content, idle_s=ASK_S) as response:
+            try:
+                body = orjson.loads(await response.aread())
+            except (httpx2.TransportError, ValueError) as error:
+                raise RunsElsewhere(node) from error
+            if response.status_code != 200 or not isinstance(body, dict):
+                raise RunsElsewhere(node)
+            return body
 
 
-def _of_key(key: SessionKey) -> dict[str, Any]:
+def _of_key(key: SessionKey) -> JsonObject:
     return {"owner": key.owner, "session_id": key.session_id}

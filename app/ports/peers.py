@@ -4,7 +4,7 @@ from typing import Protocol
 
 from app.domain.ids import SessionKey
 from app.domain.lease import Node
-from app.domain.turn import CancelOrder
+from app.domain.turn import CancelOrder, JsonObject
 
 
 class Peers(Protocol):
@@ -13,6 +13,12 @@ class Peers(Protocol):
     Raises:
         RunsElsewhere: the node does not answer.
     """
+
+    async def stats_of(self, node: Node) -> JsonObject:
+        """Return what that node's ``GET /agent-stats`` says."""
+
+    async def has_live(self, node: Node, key: SessionKey) -> bool:
+        """Say whether the session has a live agent there."""
 
     async def turns_of(self, node: Node, key: SessionKey) -> tuple[str, ...]:
         """Return the session's turns in flight there; the one that runs comes first."""

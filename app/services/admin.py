@@ -8,12 +8,14 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from app.domain.errors import AgentNotFound, AgentPoolError, InvalidInput, SessionBusy
+from app.domain.errors import AgentNotFound, AgentPoolError, InvalidInput, RunsElsewhere, SessionBusy
 from app.domain.ids import SessionKey
+from app.domain.lease import Node
 from app.domain.stats import LiveSession, LiveStatus, PoolStats, ProcessMemory, SweepResult
-from app.domain.turn import CancelReason
+from app.domain.turn import CancelReason, JsonObject
 from app.pool.manager import AgentManager
 from app.ports import Clock, SessionStore
+from app.services.ownership import Ownership
 from app.services.turns import Turns
 
 PING_TIMEOUT_S = 1.0
@@ -50,6 +52,15 @@ class AdminStats:
 
 
 @dataclass(frozen=True, slots=True)
+class NodeStats:
+    """A process and what its ``GET /agent-stats`` says; ``None``: this one, or it does not answer."""
+
+    node: Node
+    stats: JsonObject | None
+    is_here: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Health:
     """``status`` is the worst of ``checks``."""
 
@@ -79,6 +90,7 @@ class AdminService:
         purge: Callable[[], Awaitable[tuple[int, int]]],
         memory: Callable[[], ProcessMemory],
         is_model_healthy: Callable[[], bool] = lambda: True,
+        ownership: Ownership | None = None,
     ) -> None:
         self._store = store
         self._pool = pool
@@ -87,6 +99,7 @@ class AdminService:
         self._purge = purge
         self._memory = memory
         self._is_model_healthy = is_model_healthy
+        self._ownership = ownership or Ownership()
         self._started = clock.monotonic()
         self.loop_lag_s = 0.0  # kept by the runtime's timer
 
@@ -95,6 +108,30 @@ class AdminService:
         memory = self._memory()
         uptime = self._clock.monotonic() - self._started
         return AdminStats(self._pool.stats(), memory.rss_bytes, memory.limit_bytes, uptime)
+
+    async def require_node(self, boot_id: str | None) -> None:
+        """Return if the node of that name is this one, or none is named.
+
+        Raises:
+            RunsElsewhere: it is another one, which is to answer.
+            InvalidInput: there is no such node.
+        """
+        if boot_id in (None, self._ownership.here.boot_id):
+            return
+        for node in await self._ownership.nodes():
+            if node.boot_id == boot_id:
+                raise RunsElsewhere(node)
+        raise InvalidInput("node", "is no node of this store")
+
+    async def nodes(self) -> tuple[NodeStats, ...]:
+        """Return every process that shares the store, this one first, with what its pool counts."""
+        first, *others = await self._ownership.nodes()
+        told = await self._ownership.stats_elsewhere()
+        return NodeStats(first, None, is_here=True), *(NodeStats(node, told.get(node)) for node in others)
+
+    def is_live(self, key: SessionKey) -> bool:
+        """Whether the session has a live agent in this process."""
+        return self._pool.is_live(key)
 
     def session_count(self) -> int | None:
         return self._store.session_count_nowait()
@@ -122,10 +159,13 @@ class AdminService:
         Raises:
             AgentNotFound: it has none.
             SessionBusy: it is in use, and not ``force``, or not by a turn.
+            RunsElsewhere: another node has it.
         """
         if self._pool.evict(key):
             return
         if not self._pool.is_live(key):
+            if (node := await self._ownership.locate_live(key)) is not None:
+                raise RunsElsewhere(node, session_id=key.session_id)
             raise AgentNotFound("This session has no live agent.", session_id=key.session_id)
         running = self._turns.get(self._pool.owner_of(key))
         if running is None or not force:

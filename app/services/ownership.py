@@ -21,7 +21,7 @@ from app.domain.errors import (
 )
 from app.domain.ids import SessionKey
 from app.domain.lease import Node
-from app.domain.turn import CancelOrder, CancelReason
+from app.domain.turn import CancelOrder, CancelReason, JsonObject
 from app.ports import NewId, Peers, SessionLeases
 
 RENEWALS = 3
@@ -200,6 +200,23 @@ class Ownership:
         found = await self._ask(await self._others(), lambda peers, node: peers.turns_of(node, key))
         turn_ids = (turn_id for turns in found.values() for turn_id in turns)
         return running, tuple(turn_id for turn_id in turn_ids if turn_id != running)
+
+    async def nodes(self) -> tuple[Node, ...]:
+        """Return the processes of the store, this one first."""
+        return self.here, *(await self._others() if self._leases is not None else ())
+
+    async def locate_live(self, key: SessionKey) -> Node | None:
+        """Return another node on which the session has a live agent."""
+        if self._leases is None:
+            return None
+        found = await self._ask(await self._others(), lambda peers, node: peers.has_live(node, key))
+        return next((node for node, is_live in found.items() if is_live), None)
+
+    async def stats_elsewhere(self) -> dict[Node, JsonObject]:
+        """Return what each other node that answers says of its pool."""
+        if self._leases is None:
+            return {}
+        return await self._ask(await self._others(), lambda peers, node: peers.stats_of(node))
 
     def referral(self, taken: KeyTaken) -> RunsElsewhere:
         """Return where to repeat a request whose key has a turn already: here, if that has ended."""

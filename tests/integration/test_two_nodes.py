@@ -352,3 +352,32 @@ async def test_one_of_two_resumes_makes_the_session(nodes: tuple[LocalNode, Loca
     answers = await asyncio.gather(*resumes)
     assert len({answer.json()["session_id"] for answer in answers}) == 1
     assert sorted(answer.status_code for answer in answers)[-1] == 201
+
+
+async def test_an_operator_sees_and_steers_every_node_from_each(nodes: tuple[LocalNode, LocalNode]) -> None:
+    """Nodes are listed with their counters; lists, cleanups and evictions reach the node that is meant."""
+    here, there = nodes
+    await here.chat("a", "one")
+    await there.chat("b", "one")
+    listed = (await here.client.get("/agent-nodes")).json()["nodes"]
+    assert [node["is_here"] for node in listed] == [True, False]
+    assert [node["stats"]["idle_agents"] for node in listed] == [1, 1]
+    other = listed[1]["node"]
+    live = (await here.client.get("/agent-sessions", params={"node": other})).json()
+    assert [one["session_id"] for one in live["sessions"]] == ["b"]
+    cleanup = await here.client.post(
+        "/agent-cleanup", params={"node": other}, json={"mode": "oldest", "count": 5, "dry_run": True}
+    )
+    assert cleanup.json()["removed"] == 1
+    assert (await here.client.delete("/agent-sessions/b")).status_code == 200
+    assert not there.runtime.agents.is_live(SessionKey("", "b"))
+    assert (await here.client.delete("/agent-sessions/b")).json()["code"] == "AGENT_NOT_FOUND"
+    unknown = await here.client.get("/agent-stats", params={"node": "nobody"})
+    assert (unknown.status_code, unknown.json()["code"]) == (422, "VALIDATION_ERROR")
+    link = here.runtime.link
+    assert link is not None
+    await link.close()
+    listed = (await here.client.get("/agent-nodes")).json()["nodes"]
+    assert [node["stats"] is None for node in listed] == [False, True]
+    gone = await here.client.get("/agent-stats", params={"node": other})
+    assert gone.json()["code"] == "NODE_UNREACHABLE"

@@ -15,6 +15,9 @@ from app.api.native.pool import (
     HealthAnswer,
     LiveList,
     LiveListQuery,
+    NodeAnswer,
+    NodeList,
+    NodeQuery,
     StatsAnswer,
 )
 from app.api.native.responses import SessionMessage
@@ -31,15 +34,24 @@ _CLEANUP_EXAMPLES = {
 }
 
 
-@router.get("/agent-stats", summary="Count the live agents", responses=problems())
-async def get_stats(call: CallDep, _query: Annotated[NoQuery, Query()]) -> StatsAnswer:
+@router.get("/agent-stats", summary="Count the live agents", responses=problems("NODE_UNREACHABLE"))
+async def get_stats(call: CallDep, query: Annotated[NodeQuery, Query()]) -> StatsAnswer:
     """The pool's counters; cheap however many agents live."""
+    await call.services.admin.require_node(query.node)
     return StatsAnswer.of(call.services.admin.stats())
 
 
-@router.get("/agent-sessions", summary="List the live agents", responses=problems())
+@router.get("/agent-nodes", summary="List the processes", responses=problems("STORE_UNAVAILABLE"))
+async def list_nodes(call: CallDep, _query: Annotated[NoQuery, Query()]) -> NodeList:
+    """The processes that share the store, each with its pool's counters; one that is alone lists itself."""
+    admin = call.services.admin
+    return NodeList(nodes=[NodeAnswer.of(told, admin.stats()) for told in await admin.nodes()])
+
+
+@router.get("/agent-sessions", summary="List the live agents", responses=problems("NODE_UNREACHABLE"))
 async def list_live(call: CallDep, query: Annotated[LiveListQuery, Query()]) -> LiveList:
     """The sessions whose agents are in this process's pool."""
+    await call.services.admin.require_node(query.node)
     live, total, next_cursor = call.services.admin.live_sessions(
         limit=query.limit, cursor=open_cursor(query.cursor, "live", query.by), by=LiveOrder(query.by)
     )
@@ -49,7 +61,7 @@ async def list_live(call: CallDep, query: Annotated[LiveListQuery, Query()]) -> 
 @router.delete(
     "/agent-sessions/{session_id}",
     summary="Drop a live agent",
-    responses=problems("AGENT_NOT_FOUND", "SESSION_BUSY"),
+    responses=problems("AGENT_NOT_FOUND", "SESSION_BUSY", "NODE_UNREACHABLE"),
 )
 async def evict(key: SessionKeyDep, call: CallDep, query: Annotated[EvictQuery, Query()]) -> SessionMessage:
     """Drop a session's live agent. The session stays; its next turn restores the agent."""
@@ -60,14 +72,15 @@ async def evict(key: SessionKeyDep, call: CallDep, query: Annotated[EvictQuery, 
 @router.post(
     "/agent-cleanup",
     summary="Drop idle agents",
-    responses=problems(*WITH_BODY, "STORE_UNAVAILABLE"),
+    responses=problems(*WITH_BODY, "STORE_UNAVAILABLE", "NODE_UNREACHABLE"),
 )
 async def clean_up(
     call: CallDep,
-    _query: Annotated[NoQuery, Query()],
+    query: Annotated[NodeQuery, Query()],
     body: Annotated[CleanupBody | None, Body(openapi_examples=_CLEANUP_EXAMPLES)] = None,
 ) -> CleanupAnswer:
     """Drop idle live agents, and expire and purge sessions that are due. A busy agent is never removed."""
+    await call.services.admin.require_node(query.node)
     asked = body or CleanupBody()
     cleanup = await call.services.admin.cleanup(
         CleanupMode(asked.mode or "expired"),

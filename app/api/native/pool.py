@@ -7,9 +7,19 @@ from pydantic import BaseModel, Field
 from app.api.native.fields import TTL_MAX_S, Body, Flag, NoQuery, PageQuery
 from app.api.native.responses import NextCursor, Total
 from app.domain.stats import DiscardCause, EvictionCause, LiveSession
-from app.services.admin import AdminStats, Cleanup, Health
+from app.services.admin import AdminStats, Cleanup, Health, NodeStats
 
 HealthName = Literal["healthy", "degraded", "unhealthy"]
+
+
+class NodeQuery(NoQuery):
+    """Which node is asked."""
+
+    node: str | None = Field(
+        default=None,
+        max_length=64,
+        description="One of `GET /agent-nodes`; left out: whichever gets the request.",
+    )
 
 
 class CleanupBody(Body):
@@ -32,7 +42,7 @@ class CleanupBody(Body):
     )
 
 
-class LiveListQuery(PageQuery):
+class LiveListQuery(PageQuery, NodeQuery):
     """Which live agents come first."""
 
     by: Literal["idle", "busy", "recent"] = Field(
@@ -204,3 +214,25 @@ class HealthAnswer(BaseModel):
     def of(cls, health: Health) -> "HealthAnswer":
         checks = {name: status.value for name, status in health.checks.items()}
         return cls(status=health.status.value, checks=ChecksAnswer.model_validate(checks))
+
+
+class NodeAnswer(BaseModel):
+    """One process."""
+
+    node: str = Field(description="Its name, new with each start.", examples=["0199c1f2-…"])
+    url: str | None = Field(description="Where the others reach it.", examples=["http://10.0.0.5:40113"])
+    is_here: bool = Field(description="Whether it is the one that answers.", examples=[True])
+    stats: StatsAnswer | None = Field(description="Its pool; `null`: it does not answer.")
+
+    @classmethod
+    def of(cls, told: NodeStats, here: AdminStats) -> "NodeAnswer":
+        stats = (
+            StatsAnswer.of(here) if told.is_here else told.stats and StatsAnswer.model_validate(told.stats)
+        )
+        return cls(node=told.node.boot_id, url=told.node.url, is_here=told.is_here, stats=stats or None)
+
+
+class NodeList(BaseModel):
+    """The processes that share the store."""
+
+    nodes: list[NodeAnswer] = Field(description="This one first.")

@@ -55,3 +55,9 @@ async def turns(services: NodeDep, question: Annotated[SessionQuestion, Body()])
 async def cancel(services: NodeDep, question: Annotated[CancelQuestion, Body()]) -> dict[str, list[str]]:
     """End turns that are in flight here; returns which."""
     return {"turns": list(services.chat.cancel_here(question.key(), question.order()))}
+
+
+@router.post("/node/live")
+async def live(services: NodeDep, question: Annotated[SessionQuestion, Body()]) -> dict[str, bool]:
+    """Whether the session has a live agent here."""
+    return {"live": services.admin.is_live(question.key())}
