@@ -1,28 +1,33 @@
 """Every store behind one fixture: what is true of one must be true of all."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Iterator
+from itertools import count
 from pathlib import Path
 
+import asyncpg
 import pytest
 
 from app.domain.session import LifeSpan
 from app.ports import SessionStore
 from app.stores.memory import MemoryStore
-from app.stores.memory_shared import SharedMemoryStore
+from app.stores.postgres import PostgresStore
 from app.stores.sqlite import SqliteStore
+from tests.postgresserver import PostgresServer, find_binaries
 
 from .builders import BOOT, LIFE
 
 CUTS = 20
-URL = "http://127.0.0.1:1001"
+KINDS = ("memory", "sqlite", "postgres")
+_schemas = count()
 
 
 class Place:
     """Where one kind of store keeps its content, so that it can be opened again after an end."""
 
-    def __init__(self, kind: str, folder: Path, life: LifeSpan) -> None:
+    def __init__(self, kind: str, folder: Path, life: LifeSpan, url: str = "") -> None:
         self._kind = kind
         self._folder = folder
+        self._url = url
         self._life = life
         self.store: SessionStore = self._make()
 
@@ -37,35 +42,9 @@ class Place:
     def _make(self) -> SessionStore:
         if self._kind == "memory":
             return MemoryStore(self._life)
+        if self._kind == "postgres":
+            return PostgresStore(self._url, self._life, accept_volatile=True)
         return SqliteStore(str(self._folder / "agentpool.db"), self._life)
-
-
-class SharedPlace:
-    """Where one kind of store keeps what several processes share; ``store`` is opened by ``BOOT``."""
-
-    def __init__(self, store: SessionStore, beside: Callable[[], SessionStore]) -> None:
-        self.store = store
-        self._beside = beside
-        self._opened = [store]
-
-    async def beside(self, boot_id: str, url: str | None = None) -> SessionStore:
-        """Return another store of the same content, opened as another process would."""
-        other = self._beside()
-        await other.open(boot_id, url)
-        self._opened.append(other)
-        return other
-
-    async def close(self) -> None:
-        for store in self._opened:
-            await store.close()
-
-
-def share_memory(life: LifeSpan, lease_s: float) -> tuple[SessionStore, Callable[[], SessionStore]]:
-    store = SharedMemoryStore(life, lease_s=lease_s)
-    return store, store.beside
-
-
-SHARED = {"memory": share_memory}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -84,9 +63,34 @@ def life() -> LifeSpan:
     return LIFE
 
 
-@pytest.fixture(params=["memory", "sqlite"])
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """A server for all tests that do it no harm."""
+    binaries = find_binaries()
+    if binaries is None:
+        pytest.skip("there is no PostgreSQL here")
+    with PostgresServer(binaries) as server:
+        yield server
+
+
+@pytest.fixture
+async def schema(postgres: PostgresServer) -> str:
+    """The URL of an empty schema."""
+    return await make_schema(postgres)
+
+
+async def make_schema(server: PostgresServer) -> str:
+    name = f"test_{next(_schemas)}"
+    connection = await asyncpg.connect(server.url)
+    await connection.execute(f"CREATE SCHEMA {name}")
+    await connection.close()
+    return f"{server.url}?search_path={name}"
+
+
+@pytest.fixture(params=KINDS)
 async def place(request: pytest.FixtureRequest, tmp_path: Path, life: LifeSpan) -> AsyncIterator[Place]:
-    place = Place(request.param, tmp_path, life)
+    url = await make_schema(request.getfixturevalue("postgres")) if request.param == "postgres" else ""
+    place = Place(request.param, tmp_path, life, url)
     await place.store.open(BOOT)
     yield place
     await place.store.close()
@@ -95,19 +99,3 @@ async def place(request: pytest.FixtureRequest, tmp_path: Path, life: LifeSpan) 
 @pytest.fixture
 def store(place: Place) -> SessionStore:
     return place.store
-
-
-@pytest.fixture
-def lease_s() -> float:
-    """How long leases hold; a test that is parametrised with ``lease_s`` has other ones."""
-    return 30.0
-
-
-@pytest.fixture(params=list(SHARED))
-async def shared_place(
-    request: pytest.FixtureRequest, life: LifeSpan, lease_s: float
-) -> AsyncIterator[SharedPlace]:
-    place = SharedPlace(*SHARED[request.param](life, lease_s))
-    await place.store.open(BOOT, URL)
-    yield place
-    await place.close()

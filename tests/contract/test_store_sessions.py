@@ -1,5 +1,6 @@
 """What every store promises about session records."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -143,7 +144,8 @@ async def test_a_recreated_session_has_nothing_of_the_old_one(store: SessionStor
     await store.create_session(new)
     with pytest.raises(SessionNotFound):
         await store.commit_turn(old, make_turn(old))
-    await store.start_turn(old, running(make_turn(old)))
+    with nullcontext() if store.leases is None else pytest.raises(SessionNotFound):
+        await store.start_turn(old, running(make_turn(old)))
     await store.record_turn(old, dropped(make_turn(old)))
     assert await store.find_session(new.key) == new
     assert (await store.list_turns(new, 10)).turns == ()

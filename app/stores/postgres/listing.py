@@ -1,0 +1,209 @@
+"""Listings and sums over sessions. Pages go by index; totals are counters, or counted up to a bound."""
+
+import logging
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+from app.domain.errors import SnapshotUnreadable
+from app.domain.ids import SessionKey
+from app.domain.session import LifeSpan, Session, SessionPage, SessionQuery, SessionStatus
+from app.domain.stats import DayUsage, SessionStats, UserUsage
+from app.stores import rules
+from app.stores.buckets import P95, percentile
+from app.stores.cursor import from_cursor, to_cursor
+from app.stores.postgres.link import Connection
+from app.stores.postgres.rows import RECORD_COLUMNS, from_record_row
+from app.stores.postgres.unit import Unit
+
+EVER = 2**62
+SWEEP_ROWS = 1000
+PURGE_SESSIONS = 20
+
+_LIST_OLDEST = (
+    f"SELECT {RECORD_COLUMNS} FROM sessions WHERE user_id = $1 AND owner = $2"  # noqa: S608
+    " ORDER BY last_accessed, id LIMIT $3"
+)
+_KEPT_TOTAL = (
+    "SELECT coalesce(sum(count), 0)::bigint FROM session_counts WHERE owner = $1 AND kind = $2 AND name = $3"
+)
+_LIST_USAGE = (
+    "SELECT day, sum(turns)::bigint, sum(prompt_tokens)::bigint, sum(completion_tokens)::bigint"
+    " FROM usage_days WHERE owner = $1 AND user_id = $2 AND day {which}"
+    " GROUP BY day ORDER BY day DESC LIMIT $3"
+)
+COUNTERS = (
+    "sessions", "active", "idle", "archived", "expired", "created", "lifetime_ms", "turns", "turns_failed",
+    "turns_finished", "response_ms", "prompt_tokens", "completion_tokens",
+)  # fmt: skip
+_SUMS = ", ".join(f"sum({name})::bigint AS {name}" for name in COUNTERS)
+_SUM_COUNTERS = f"SELECT {_SUMS} FROM counters"  # noqa: S608
+_SUM_TIMES = "SELECT bucket, sum(count)::bigint FROM response_times GROUP BY bucket"
+COUNT_SESSIONS = "SELECT sum(sessions)::bigint FROM counters"
+_SWEEP = "SELECT * FROM sweep($1, $2)"
+_PURGE = "SELECT purge($1, $2)"
+
+_ALIVE = "NOT archived AND (expires_at IS NULL OR expires_at > {now})"
+_IDLE = "(marked_idle OR last_accessed <= {idle_line})"
+_STATUS_TERMS = {
+    SessionStatus.ARCHIVED: "archived",
+    SessionStatus.EXPIRED: "NOT archived AND expires_at <= {now}",
+    SessionStatus.IDLE: f"{_ALIVE} AND {_IDLE}",
+    SessionStatus.ACTIVE: f"{_ALIVE} AND NOT {_IDLE}",
+}
+
+_log = logging.getLogger(__name__)
+
+
+class Search:
+    """A query's conditions, and their values in the order of the placeholders."""
+
+    def __init__(self, query: SessionQuery, life: LifeSpan) -> None:
+        self.values: list[Any] = []
+        self.terms = ["true"]
+        for name in ("owner", "user_id", "agent_id", "window_id"):
+            value = getattr(query, name)
+            if value is not None:
+                self.terms.append(f"{name} = {self.mark(value.encode())}")
+        if query.status is not None:
+            line = rules.idle_line(query.now, life)
+            marks = {"now": "", "idle_line": ""}
+            for name, value in (("now", query.now), ("idle_line", -EVER if line is None else line)):
+                if f"{{{name}}}" in _STATUS_TERMS[query.status]:
+                    marks[name] = f"{self.mark(value)}::bigint"
+            self.terms.append(_STATUS_TERMS[query.status].format(**marks))
+        if query.text is not None:
+            folded, begin = self.mark(query.text.casefold().encode()), self.mark(query.text.encode())
+            self.terms.append(
+                f"(position({folded}::bytea IN coalesce(title_folded, title)) > 0"
+                f" OR substring(session_id FROM 1 FOR length({begin}::bytea)) = {begin}::bytea)"
+            )
+
+    def mark(self, value: Any) -> str:
+        self.values.append(value)
+        return f"${len(self.values)}"
+
+    @property
+    def where(self) -> str:
+        return " AND ".join(self.terms)
+
+
+async def list_sessions(connection: Connection, query: SessionQuery, life: LifeSpan) -> SessionPage:
+    sql, values = page_of(query, life)
+    rows: list[Any] = await connection.fetch(sql, *values)
+    page = rows[: query.limit]
+    cursor = to_cursor("s", page[-1][19], str(page[-1][31])) if len(rows) > len(page) else None
+    return SessionPage(tuple(_readable(page)), await _total(connection, query, life), cursor)
+
+
+def page_of(query: SessionQuery, life: LifeSpan) -> tuple[str, list[Any]]:
+    """Return the statement for a page and one session more, and its values."""
+    time_ms, number = _session_position(query.cursor)
+    search = Search(query, life)
+    after = f"(last_accessed, id) < ({search.mark(time_ms)}, {search.mark(number)})"
+    return (
+        f"SELECT {RECORD_COLUMNS} FROM sessions WHERE {search.where} AND {after}"  # noqa: S608
+        f" ORDER BY last_accessed DESC, id DESC LIMIT {search.mark(query.limit + 1)}",
+        search.values,
+    )
+
+
+async def list_oldest(connection: Connection, owner: str, user_id: str, limit: int) -> tuple[Session, ...]:
+    rows = await connection.fetch(_LIST_OLDEST, user_id.encode(), owner.encode(), limit)
+    return tuple(_readable(rows))
+
+
+async def list_keys(
+    connection: Connection, owner: str, user_id: str | None, agent_id: str | None, limit: int
+) -> tuple[SessionKey, ...]:
+    query = SessionQuery(owner=owner, now=0, user_id=user_id, agent_id=agent_id)
+    search = Search(query, LifeSpan())
+    sql = f"SELECT owner, session_id FROM sessions WHERE {search.where} LIMIT {search.mark(limit)}"  # noqa: S608
+    rows = await connection.fetch(sql, *search.values)
+    return tuple(SessionKey(row[0].decode(), row[1].decode()) for row in rows)
+
+
+async def get_usage(connection: Connection, owner: str, user_id: str, limit: int) -> UserUsage:
+    user = owner.encode(), user_id.encode()
+    total: Any = await connection.fetchrow(_LIST_USAGE.format(which="= -1"), *user, 1)
+    days = await connection.fetch(_LIST_USAGE.format(which=">= 0"), *user, limit)
+    turns, read, written = tuple(total)[1:] if total else (0, 0, 0)
+    return UserUsage(turns, read, written, tuple(DayUsage(*row) for row in days))
+
+
+async def get_session_stats(connection: Connection) -> SessionStats:
+    counts = Counter(dict(await connection.fetchrow(_SUM_COUNTERS)))
+    buckets = {row[0]: row[1] for row in await connection.fetch(_SUM_TIMES)}
+    same = [name for name in COUNTERS if name not in ("sessions", "prompt_tokens", "completion_tokens")]
+    return SessionStats(
+        total=counts["sessions"],
+        tokens=counts["prompt_tokens"] + counts["completion_tokens"],
+        p95_response_ms=percentile(buckets, P95),
+        **{name: counts[name] for name in same},
+    )
+
+
+async def get_totals(connection: Connection) -> dict[str, int]:
+    """Return every counter that is of all time, sessions there are now included; times by bucket."""
+    counts = dict(await connection.fetchrow(_SUM_COUNTERS))
+    buckets = {f"ms:{row[0]}": row[1] for row in await connection.fetch(_SUM_TIMES)}
+    return counts | buckets
+
+
+async def sweep(unit: Unit, now: int) -> tuple[int, bool]:
+    """Move the statuses on towards ``now`` by some rows; return how many have expired, and if that is all."""
+    expired, is_last = await unit.connection.fetchrow(_SWEEP, now, SWEEP_ROWS)
+    return expired, is_last
+
+
+async def purge(unit: Unit, line: int, limit: int) -> int:
+    """Remove some sessions that expired up to ``line``, the oldest first; return how many."""
+    found: Any = await unit.connection.fetchval(_PURGE, line, min(limit, PURGE_SESSIONS))
+    for owner, session_id in found or ():
+        unit.note_gone(SessionKey(owner.decode(), session_id.decode()))
+    return len(found or ())
+
+
+async def _total(connection: Connection, query: SessionQuery, life: LifeSpan) -> int | None:
+    is_exact = rules.has_exact_total(query)
+    if is_exact and query.owner is not None and None in (query.user_id, query.agent_id):
+        return await _kept_total(connection, query)
+    search = Search(query, life)
+    if is_exact:
+        total: int = await connection.fetchval(
+            f"SELECT count(*) FROM sessions WHERE {search.where}",  # noqa: S608
+            *search.values,
+        )
+        return total
+    counted: int = await connection.fetchval(
+        f"SELECT count(*) FROM (SELECT 1 FROM sessions WHERE {search.where}"  # noqa: S608
+        f" LIMIT {search.mark(rules.TOTAL_LIMIT + 1)}) AS some",
+        *search.values,
+    )
+    return counted if counted <= rules.TOTAL_LIMIT else None
+
+
+async def _kept_total(connection: Connection, query: SessionQuery) -> int:
+    assert query.owner is not None
+    if query.user_id is not None:
+        kind, name = "u", query.user_id
+    else:
+        kind, name = ("", "") if query.agent_id is None else ("a", query.agent_id)
+    total: int = await connection.fetchval(_KEPT_TOTAL, query.owner.encode(), kind, name.encode())
+    return total
+
+
+def _readable(rows: Iterable[Any]) -> Iterable[Session]:
+    """Yield the sessions in ``rows``; a broken one is left out, so that its neighbours stay listed."""
+    for row in rows:
+        try:
+            yield from_record_row(row).session
+        except SnapshotUnreadable as error:
+            _log.error("session %r is unreadable and left out of a listing", error.session_id)
+
+
+def _session_position(cursor: str | None) -> tuple[int, int]:
+    if cursor is None:
+        return EVER, EVER
+    time_ms, tie = from_cursor("s", cursor)
+    return time_ms, int(tie) if tie.isascii() and tie.isdigit() and len(tie) < 19 else 0

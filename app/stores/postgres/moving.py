@@ -1,0 +1,254 @@
+"""A store's whole content, session by session, out of PostgreSQL and into it."""
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+from app.domain.checkpoint import Checkpoint
+from app.domain.dump import CheckpointDump, RestDump, SessionDump, SharedDump, TurnDump, UsageDump
+from app.domain.errors import SessionNotFound, SnapshotUnreadable
+from app.domain.idempotency import Binding
+from app.domain.ids import SessionKey, to_id_bytes
+from app.domain.journal import LoggedFact
+from app.domain.state import StateScope
+from app.domain.stats import DayUsage
+from app.domain.turn import JsonObject, Turn, TurnStatus
+from app.stores import rules
+from app.stores.buckets import PREFIX
+from app.stores.codec import to_turn_body
+from app.stores.postgres import branches, checkpoints, journal, listing, notes, records, states, turns
+from app.stores.postgres.link import Connection
+from app.stores.postgres.rows import (
+    TURN_COLUMNS,
+    Record,
+    from_turn_row,
+    is_committed,
+    new_record,
+    to_turn_row,
+)
+from app.stores.postgres.tree import get_by_key, get_state, raw_key
+from app.stores.postgres.unit import Unit
+from app.stores.sqlite_side_rows import (
+    CHECKPOINT_COLUMNS,
+    FACT_COLUMNS,
+    from_checkpoint_row,
+    from_fact_row,
+    from_shared_row,
+    to_fact_row,
+    to_shared_body,
+    to_state_body,
+)
+
+_LIST_AFTER = (
+    "SELECT owner, session_id FROM sessions WHERE (owner, session_id) > ($1, $2)"
+    " ORDER BY owner, session_id LIMIT $3"
+)
+_LIST_FIRST = "SELECT owner, session_id FROM sessions ORDER BY owner, session_id LIMIT $1"
+_TURNS = f"SELECT {TURN_COLUMNS} FROM turns WHERE session = $1 ORDER BY turn_id"  # noqa: S608
+_KEYS = "SELECT turn_id, owner, key, fingerprint, created_at, seal FROM idempotency_keys WHERE session = $1"
+_FACTS = f"SELECT {FACT_COLUMNS} FROM session_events WHERE session = $1 ORDER BY number"  # noqa: S608
+_CHECKPOINTS = f"SELECT {CHECKPOINT_COLUMNS} FROM checkpoints WHERE session = $1 ORDER BY checkpoint_id"  # noqa: S608
+_SHARED = (
+    "SELECT app_name, owner, user_id, rev, updated_at, body FROM shared_state"
+    " ORDER BY app_name, owner, user_id"
+)
+_USAGE = (
+    "SELECT owner, user_id, day, sum(turns)::bigint, sum(prompt_tokens)::bigint,"
+    " sum(completion_tokens)::bigint FROM usage_days WHERE day >= 0"
+    " GROUP BY owner, user_id, day ORDER BY owner, user_id, day"
+)
+_LIVED = "SELECT count(*), coalesce(sum(last_accessed - created_at), 0)::bigint FROM sessions"
+_ADD_KEY = (
+    "INSERT INTO idempotency_keys (owner, key, fingerprint, session, turn_id, created_at, seal)"
+    " VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT (owner, key) DO UPDATE SET"
+    " fingerprint = excluded.fingerprint, session = excluded.session, turn_id = excluded.turn_id,"
+    " created_at = excluded.created_at, seal = excluded.seal"
+)
+_ADD_TIME = "INSERT INTO response_times (shard, bucket, count) VALUES (0, $1, $2)"
+_OF_ALL_TIME = (
+    "created", "lifetime_ms", "turns", "turns_failed", "turns_finished", "prompt_tokens", "completion_tokens",
+    "response_ms",
+)  # fmt: skip
+_CLEAR_TOTALS = f"UPDATE counters SET {', '.join(f'{name} = 0' for name in _OF_ALL_TIME)}"  # noqa: S608
+_SET_TOTALS = "UPDATE counters SET {names} WHERE shard = 0"
+
+
+async def list_after(connection: Connection, key: SessionKey | None, limit: int) -> tuple[SessionKey, ...]:
+    if key is None:
+        rows = await connection.fetch(_LIST_FIRST, limit)
+    else:
+        rows = await connection.fetch(_LIST_AFTER, *raw_key(key), limit)
+    return tuple(SessionKey(row[0].decode(), row[1].decode()) for row in rows)
+
+
+async def dump_session(connection: Connection, key: SessionKey) -> SessionDump | None:
+    try:
+        record = await get_by_key(connection, key)
+    except SessionNotFound:
+        return None
+    known = _States(connection, record)
+    found: list[Any] = await connection.fetch(_CHECKPOINTS, record.number)
+    facts = await connection.fetch(_FACTS, record.number)
+    noted = await notes.list_notes(connection, record)
+    try:
+        return SessionDump(
+            session=record.session,
+            root_state=await known.get(record.root_state),
+            turns=tuple(await _turns_of(connection, record, known)),
+            notes=tuple(sorted((one.note for one in noted), key=lambda note: note.note_id)),
+            facts=tuple(from_fact_row(record.uid, row) for row in facts),
+            checkpoints=tuple(
+                [
+                    CheckpointDump(from_checkpoint_row(record.uid, row), await known.get(row[2]))
+                    for row in found
+                ]
+            ),
+        )
+    except SnapshotUnreadable as error:
+        raise SnapshotUnreadable(session_id=key.session_id) from error
+
+
+async def load_session(unit: Unit, dump: SessionDump) -> None:
+    """Store what a dump holds in the place of what is there."""
+    await records.delete_session(unit, dump.session.key)
+    numbers = _Numbers()
+    root = numbers.of(dump.root_state)
+    states_of = {one.turn.turn_id: numbers.of(one.state) for one in dump.turns}
+    named = [(one.checkpoint, numbers.of(one.state)) for one in dump.checkpoints]
+    here = numbers.of(dump.session.state)
+    record = await records.add(
+        unit, new_record(dump.session, state_number=here, root_state=root, last_state=numbers.last)
+    )
+    await unit.connection.executemany(
+        branches.ADD_STATE,
+        [
+            (record.number, number, to_state_body(record.uid, number, state))
+            for number, state in numbers.states
+        ],
+    )
+    for one in dump.turns:
+        await _load_turn(unit, record, one.turn, states_of[one.turn.turn_id])
+    await _load_beside(unit, record, dump, named)
+
+
+async def dump_rest(connection: Connection) -> RestDump:
+    shared = []
+    for app_name, owner, user_id, *row in await connection.fetch(_SHARED):
+        scope = StateScope(app_name.decode(), owner.decode(), user_id.decode() or None)
+        shared.append(SharedDump(scope, from_shared_row(scope, row)))
+    usage = [
+        UsageDump(row[0].decode(), row[1].decode(), DayUsage(*row[2:]))
+        for row in await connection.fetch(_USAGE)
+    ]
+    counts = await listing.get_totals(connection)
+    there, lived = await connection.fetchrow(_LIVED)
+    totals = {name: counts[name] for name in _OF_ALL_TIME}
+    totals["created"] -= there
+    totals["lifetime_ms"] -= lived
+    totals |= {name: count for name, count in sorted(counts.items()) if name.startswith(PREFIX)}
+    return RestDump(tuple(shared), tuple(usage), totals)
+
+
+async def load_rest(unit: Unit, rest: RestDump) -> None:
+    connection = unit.connection
+    await connection.execute("DELETE FROM shared_state")
+    for one in rest.shared:
+        body = to_shared_body(one.scope, one.shared, 0)
+        await connection.execute(states.SET, *states.to_scope_row(one.scope), one.shared.rev, 0, body)
+    await connection.execute("DELETE FROM usage_days")
+    for used in rest.usage:
+        user, spent = (used.owner.encode(), used.user_id.encode()), used.usage
+        await connection.execute(
+            "SELECT count_usage($1, $2, $3, $4, $5, $6)",
+            *user, spent.day, spent.turns, spent.prompt_tokens, spent.completion_tokens,
+        )  # fmt: skip
+    there, lived = await connection.fetchrow(_LIVED)
+    totals = {name: rest.totals.get(name, 0) for name in _OF_ALL_TIME}
+    totals["created"] += there
+    totals["lifetime_ms"] += lived
+    await connection.execute(_CLEAR_TOTALS)
+    names = ", ".join(f"{name} = ${place}" for place, name in enumerate(totals, 1))
+    await connection.execute(_SET_TOTALS.format(names=names), *totals.values())
+    await connection.execute("DELETE FROM response_times")
+    times = {name: count for name, count in rest.totals.items() if name.startswith(PREFIX)}
+    await connection.executemany(
+        _ADD_TIME, [(int(name.removeprefix(PREFIX)), count) for name, count in times.items()]
+    )
+
+
+class _States:
+    """The states of a session that is dumped, each read once."""
+
+    def __init__(self, connection: Connection, record: Record) -> None:
+        self._connection = connection
+        self._record = record
+        self._known: dict[int | None, JsonObject] = {}
+
+    async def get(self, number: int | None) -> JsonObject:
+        if number not in self._known:
+            self._known[number] = await get_state(self._connection, self._record, number)
+        return self._known[number]
+
+
+class _Numbers:
+    """Numbers for the states of a session that is loaded: one that follows its equal shares its number."""
+
+    def __init__(self) -> None:
+        self.states: list[tuple[int, JsonObject]] = []
+
+    @property
+    def last(self) -> int:
+        return len(self.states)
+
+    def of(self, state: JsonObject | None) -> int | None:
+        if not state:
+            return None
+        body = to_state_body(bytes(16), 0, state)
+        for number, known in reversed(self.states[-8:]):
+            if to_state_body(bytes(16), 0, known) == body:
+                return number
+        self.states.append((len(self.states) + 1, state))
+        return len(self.states)
+
+
+async def _turns_of(connection: Connection, record: Record, known: _States) -> list[TurnDump]:
+    session_id, dumped = record.session.key.session_id, []
+    keys = {}
+    for turn_id, owner, key, fingerprint, created_at, sealed in await connection.fetch(_KEYS, record.number):
+        bound = Binding(owner.decode(), key.decode(), fingerprint)
+        if turns.key_seal(bound.owner, bound.key, fingerprint, record.number, turn_id, created_at) != sealed:
+            raise SnapshotUnreadable(session_id=session_id)
+        keys[turn_id] = bound
+    for row in await connection.fetch(_TURNS, record.number):
+        turn = replace(from_turn_row(row, session_id), binding=keys.get(row[0]))
+        state = await known.get(row[11]) if is_committed(row[3], row[4]) else None
+        dumped.append(TurnDump(turn, state))
+    return dumped
+
+
+async def _load_turn(unit: Unit, record: Record, turn: Turn, state: int | None) -> None:
+    ended = rules.interrupted(turn, turn.started_at) if turn.status is TurnStatus.RUNNING else turn
+    row = to_turn_row(ended, to_turn_body(ended), state)
+    await unit.connection.execute(branches.ADD_TURN, record.number, *row)
+    bound = ended.binding
+    if bound is not None and ended.is_committed:
+        turn_id, at = to_id_bytes(ended.turn_id), ended.started_at
+        sealed = turns.key_seal(bound.owner, bound.key, bound.fingerprint, record.number, turn_id, at)
+        await unit.connection.execute(
+            _ADD_KEY, bound.owner.encode(), bound.key.encode(), bound.fingerprint, record.number, turn_id, at,
+            sealed,
+        )  # fmt: skip
+
+
+async def _load_beside(
+    unit: Unit, record: Record, dump: SessionDump, named: Iterable[tuple[Checkpoint, int | None]]
+) -> None:
+    depths = {one.turn.turn_id: one.turn.depth for one in dump.turns}
+    noted = [notes.Noted(note, depths.get(note.turn_id, 0), 0) for note in dump.notes]
+    await notes.copy_notes(unit, record, noted)
+    facts: list[LoggedFact] = list(dump.facts)
+    await unit.connection.executemany(
+        journal.ADD, [(record.number, *to_fact_row(record.uid, fact)) for fact in facts]
+    )
+    for checkpoint, number in named:
+        await checkpoints.add(unit.connection, record, checkpoint, number)

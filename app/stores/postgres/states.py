@@ -1,0 +1,68 @@
+"""State in PostgreSQL: how a session's is patched, and that of users and applications."""
+
+from app.domain.errors import PreconditionFailed
+from app.domain.ids import SessionKey
+from app.domain.journal import StateChanged
+from app.domain.session import Session
+from app.domain.state import SharedState, StateScope
+from app.domain.turn import JsonObject
+from app.stores import rules
+from app.stores.postgres import journal, records
+from app.stores.postgres.link import Connection
+from app.stores.postgres.tree import get_by_key
+from app.stores.postgres.unit import Unit
+from app.stores.sqlite_side_rows import from_shared_row, to_shared_body
+
+_FIND = "SELECT rev, updated_at, body FROM shared_state WHERE app_name = $1 AND owner = $2 AND user_id = $3"
+# There may be no row to lock yet, so its name is.
+_LOCK = (
+    "SELECT pg_advisory_xact_lock(hashtextextended("
+    "encode($1 || '\\000'::bytea || $2 || '\\000'::bytea || $3, 'hex'), 1))"
+)
+SET = (
+    "INSERT INTO shared_state (app_name, owner, user_id, rev, updated_at, body)"
+    " VALUES ($1, $2, $3, $4, $5, $6)"
+    " ON CONFLICT (app_name, owner, user_id) DO UPDATE SET"
+    " rev = excluded.rev, updated_at = excluded.updated_at, body = excluded.body"
+)
+
+
+async def patch_state(
+    unit: Unit, key: SessionKey, patch: JsonObject, now: int, expected_rev: int | None
+) -> Session:
+    record = await get_by_key(unit.connection, key, lock=True)
+    if expected_rev is not None and record.session.state_rev != expected_rev:
+        raise PreconditionFailed(session_id=key.session_id)
+    now = rules.fact_time(record.session, now)
+    patched = rules.after_patch(record.session, patch, now)
+    await journal.log(unit, record, StateChanged(patch), now)
+    await records.save(unit, record, patched, state_number=None)
+    return patched
+
+
+async def get_shared(connection: Connection, scope: StateScope) -> SharedState:
+    """Return the state.
+
+    Raises:
+        SnapshotUnreadable: its row is broken.
+    """
+    row = await connection.fetchrow(_FIND, *to_scope_row(scope))
+    return SharedState() if row is None else from_shared_row(scope, row)
+
+
+async def patch_shared(
+    unit: Unit, scope: StateScope, patch: JsonObject, now: int, expected_rev: int | None
+) -> SharedState:
+    await unit.connection.execute(_LOCK, *to_scope_row(scope))
+    shared = await get_shared(unit.connection, scope)
+    if expected_rev is not None and shared.rev != expected_rev:
+        raise PreconditionFailed
+    patched = shared.patched(patch)
+    body = to_shared_body(scope, patched, now)
+    await unit.connection.execute(SET, *to_scope_row(scope), patched.rev, now, body)
+    return patched
+
+
+def to_scope_row(scope: StateScope) -> tuple[bytes, bytes, bytes]:
+    """Return how the scope is stored."""
+    return scope.app_name.encode(), scope.owner.encode(), (scope.user_id or "").encode()
