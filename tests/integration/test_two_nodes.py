@@ -11,8 +11,9 @@ import pytest
 import uvicorn
 
 from app.config import Settings
+from app.domain.errors import SnapshotUnreadable
 from app.domain.ids import SessionKey
-from app.domain.session import LifeSpan
+from app.domain.session import LifeSpan, Path, Session
 from app.domain.turn import TurnStatus
 from app.main import create_app
 from app.nodes.address import url_of
@@ -308,6 +309,38 @@ async def test_what_a_store_has_lost_is_told(
     assert (after.status_code, after.json()["turn_count"]) == (200, 2)
     assert "two" not in after.json()["reply"]
     assert (await there.chat("s", "four")).status_code == 200
+
+
+class RememberingStore(SharedMemoryStore):
+    """Remembers one record, and misses a turn that is gone, as stores do that are far away."""
+
+    remembered: Session | None = None
+
+    def recall_session(self, key: SessionKey) -> Session | None:  # type: ignore[override]
+        return self.remembered
+
+    async def load_path(self, session: Session) -> Path:
+        try:
+            return await super().load_path(session)
+        except KeyError:
+            raise SnapshotUnreadable(session_id=session.key.session_id) from None
+
+
+async def test_a_record_that_outlived_its_turns_is_told(model: ModelServer) -> None:
+    """A node that has read of a turn, but not the turn, says so too when the store comes back without it."""
+    store = RememberingStore(LifeSpan(), lease_s=LEASE_S)
+    async with serve_node(store, model) as here, serve_node(store.beside(), model) as there:
+        await here.chat("s", "one")
+        record = store._records[SessionKey("", "s")]
+        older = record.session
+        lost = (await there.chat("s", "two")).json()["head"]
+        store.remembered = record.session
+        del record.turns[lost], record.sizes[lost], record.states[lost]
+        record.session = older
+        told = await here.chat("s", "three")
+        assert (told.status_code, told.json()["code"]) == (409, "HEAD_MOVED")
+        store.remembered = None
+        assert (await here.chat("s", "three")).json()["turn_count"] == 2
 
 
 async def test_strangers_learn_nothing_on_the_nodes_port(nodes: tuple[LocalNode, LocalNode]) -> None:
