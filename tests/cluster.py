@@ -56,7 +56,7 @@ class Cluster:
             "LOG_LEVEL": "warning",
             # Compiled modules are kept, as an installation keeps them: half of a start is compiling.
             "PYTHONDONTWRITEBYTECODE": "",
-            "PYTHONPYCACHEPREFIX": str(folder / "compiled"),
+            "PYTHONPYCACHEPREFIX": str(folder.parent / "compiled"),
         }
         if model is not None:
             common |= {"OPENAI_API_KEY": "k", "OPENAI_BASE_URL": model.base_url, "OPENAI_MODEL": "m"}

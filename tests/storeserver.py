@@ -1,10 +1,14 @@
 """The store that the nodes of a cluster share, whichever it is: what can befall it, by one set of names."""
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
-from tests.postgresserver import PostgresServer
+import pytest
+
+from tests.postgresserver import PostgresServer, find_binaries
 from tests.redisserver import RedisServer
 
 
@@ -58,4 +62,21 @@ def bring_back(server: StoreServer, folder: Path) -> None:
     server.start()
 
 
-STORES = {"redis": RedisServer, "postgres": PostgresServer}
+STORES = ("redis", "postgres")
+
+
+@contextmanager
+def open_store_server(kind: str) -> Iterator[StoreServer]:
+    """Start a server of that kind with nothing in it; skip where there is none."""
+    if kind == "postgres":
+        binaries = find_binaries()
+        if binaries is None:
+            pytest.skip("no PostgreSQL here")
+        with PostgresServer(binaries, fsync=True) as server:
+            yield server
+        return
+    server = RedisServer()
+    try:
+        yield server.start()
+    finally:
+        server.close()

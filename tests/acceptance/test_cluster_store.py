@@ -52,7 +52,7 @@ REQUESTS = [
     ("GET", "/sessions/known/turns", None),
     ("GET", "/sessions/known/turns/active", None),
     ("PATCH", "/sessions/known", {"title": "t"}),
-    ("PATCH", "/sessions/known/state", {"a": 1}),
+    ("PATCH", "/sessions/known/state", {"state": {"a": 1}}),
     ("POST", "/sessions/known/rewind", {"turns": 1}),
     ("POST", "/sessions/known/cancel", {}),
     ("DELETE", "/sessions/known", None),
