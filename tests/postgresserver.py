@@ -4,6 +4,7 @@ Its binaries come from the PATH, from Debian's folders, or from the ``pixeltable
 PostgreSQL refuses to be run by root, root runs it as ``nobody``.
 """
 
+import asyncio
 import os
 import pwd
 import shutil
@@ -12,11 +13,15 @@ import socket
 import subprocess
 import tempfile
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
 from typing import Self
+
+import asyncpg
 
 START_S = 30.0
 _USER = "agentpool"
@@ -29,6 +34,26 @@ _SETTINGS = {
     "autovacuum_naptime": "10s",
     "log_min_messages": "warning",
 }
+# As a replica: no trigger counts what goes.
+_EMPTY = """
+SET search_path = {schema};
+SET session_replication_role = replica;
+DO $$
+DECLARE
+    name text;
+BEGIN
+    FOR name IN SELECT tablename FROM pg_tables WHERE schemaname = '{schema}'
+        AND tablename NOT IN ('migrations', 'counters', 'sweeps')
+    LOOP
+        EXECUTE 'DELETE FROM ' || name;
+    END LOOP;
+    IF to_regclass('counters') IS NOT NULL THEN
+        UPDATE sweeps SET swept_ms = 0, idle_after_ms = 0;
+        DELETE FROM counters;
+        INSERT INTO counters (shard) SELECT generate_series(0, 63);
+    END IF;
+END $$
+"""
 
 
 def find_binaries() -> Path | None:
@@ -50,6 +75,8 @@ class PostgresServer:
     def __init__(self, binaries: Path, *, fsync: bool = False, port: int | None = None) -> None:
         self._binaries = binaries
         self._fsync = fsync
+        self._schemas: list[str] = []  # free ones
+        self._made = 0
         self.port = port or free_port()
         self._process: subprocess.Popen[bytes] | None = None
         # Not below pytest's folder, which nobody else may enter.
@@ -82,6 +109,30 @@ class PostgresServer:
     ) -> None:
         self.kill()
         shutil.rmtree(self._folder, ignore_errors=True)
+
+    @contextmanager
+    def empty_schema(self) -> Iterator[str]:
+        """Give the URL of a schema without content; one that was migrated before saves doing it again."""
+        if self._schemas:
+            name = self._schemas.pop()
+            self.execute(_EMPTY.format(schema=name))
+        else:
+            self._made += 1
+            name = f"test_{self._made}"
+            self.execute(f"CREATE SCHEMA {name}")
+        yield f"{self.url}?search_path={name}"
+        self._schemas.append(name)
+
+    def execute(self, sql: str) -> None:
+        """Carry out SQL on a connection of its own, whatever event loop runs here."""
+
+        async def work() -> None:
+            connection = await asyncpg.connect(self.url)
+            await connection.execute(sql)
+            await connection.close()
+
+        with ThreadPoolExecutor(1) as thread:
+            thread.submit(asyncio.run, work()).result()
 
     def start(self) -> None:
         """Start it and return when it answers."""

@@ -1,15 +1,13 @@
 """Every store behind one fixture: what is true of one must be true of all."""
 
-from collections.abc import AsyncIterator, Iterator
-from itertools import count
-from pathlib import Path
+from collections.abc import AsyncIterator, Callable, Iterator
 
-import asyncpg
 import pytest
 
 from app.domain.session import LifeSpan
 from app.ports import SessionStore
 from app.stores.memory import MemoryStore
+from app.stores.memory_shared import SharedMemoryStore
 from app.stores.postgres import PostgresStore
 from app.stores.sqlite import SqliteStore
 from tests.postgresserver import PostgresServer, find_binaries
@@ -17,34 +15,77 @@ from tests.postgresserver import PostgresServer, find_binaries
 from .builders import BOOT, LIFE
 
 CUTS = 20
-KINDS = ("memory", "sqlite", "postgres")
-_schemas = count()
+URL = "http://127.0.0.1:1001"
 
 
 class Place:
     """Where one kind of store keeps its content, so that it can be opened again after an end."""
 
-    def __init__(self, kind: str, folder: Path, life: LifeSpan, url: str = "") -> None:
-        self._kind = kind
-        self._folder = folder
-        self._url = url
-        self._life = life
-        self.store: SessionStore = self._make()
+    def __init__(self, make: Callable[[], SessionStore]) -> None:
+        self._make = make
+        self.store: SessionStore = make()
 
     async def restart(self, boot_id: str) -> SessionStore:
         """Close the store and return one of the same content, as another process would see it."""
         await self.store.close()
-        if self._kind != "memory":
-            self.store = self._make()
+        self.store = self._make()
         await self.store.open(boot_id)
         return self.store
 
-    def _make(self) -> SessionStore:
-        if self._kind == "memory":
-            return MemoryStore(self._life)
-        if self._kind == "postgres":
-            return PostgresStore(self._url, self._life, accept_volatile=True)
-        return SqliteStore(str(self._folder / "agentpool.db"), self._life)
+
+def memory_place(request: pytest.FixtureRequest, life: LifeSpan) -> Place:
+    store = MemoryStore(life)
+    return Place(lambda: store)
+
+
+def sqlite_place(request: pytest.FixtureRequest, life: LifeSpan) -> Place:
+    path = str(request.getfixturevalue("tmp_path") / "agentpool.db")
+    return Place(lambda: SqliteStore(path, life))
+
+
+def postgres_place(request: pytest.FixtureRequest, life: LifeSpan) -> Place:
+    url = request.getfixturevalue("postgres_url")
+    return Place(lambda: PostgresStore(url, life, accept_volatile=True))
+
+
+PLACES = {"memory": memory_place, "sqlite": sqlite_place, "postgres": postgres_place}
+
+
+class SharedPlace:
+    """Where one kind of store keeps what several processes share; ``store`` is opened by ``BOOT``."""
+
+    def __init__(self, store: SessionStore, beside: Callable[[], SessionStore]) -> None:
+        self.store = store
+        self._beside = beside
+        self._opened = [store]
+
+    async def beside(self, boot_id: str, url: str | None = None) -> SessionStore:
+        """Return another store of the same content, opened as another process would."""
+        other = self._beside()
+        await other.open(boot_id, url)
+        self._opened.append(other)
+        return other
+
+    async def close(self) -> None:
+        for store in self._opened:
+            await store.close()
+
+
+def share_memory(request: pytest.FixtureRequest, life: LifeSpan, lease_s: float) -> SharedPlace:
+    store = SharedMemoryStore(life, lease_s=lease_s)
+    return SharedPlace(store, store.beside)
+
+
+def share_postgres(request: pytest.FixtureRequest, life: LifeSpan, lease_s: float) -> SharedPlace:
+    url = request.getfixturevalue("postgres_url")
+
+    def make() -> SessionStore:
+        return PostgresStore(url, life, lease_s=lease_s, accept_volatile=True)
+
+    return SharedPlace(make(), make)
+
+
+SHARED = {"memory": share_memory, "postgres": share_postgres}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -74,23 +115,15 @@ def postgres() -> Iterator[PostgresServer]:
 
 
 @pytest.fixture
-async def schema(postgres: PostgresServer) -> str:
-    """The URL of an empty schema."""
-    return await make_schema(postgres)
+def postgres_url(postgres: PostgresServer) -> Iterator[str]:
+    """The URL of a schema without content."""
+    with postgres.empty_schema() as url:
+        yield url
 
 
-async def make_schema(server: PostgresServer) -> str:
-    name = f"test_{next(_schemas)}"
-    connection = await asyncpg.connect(server.url)
-    await connection.execute(f"CREATE SCHEMA {name}")
-    await connection.close()
-    return f"{server.url}?search_path={name}"
-
-
-@pytest.fixture(params=KINDS)
-async def place(request: pytest.FixtureRequest, tmp_path: Path, life: LifeSpan) -> AsyncIterator[Place]:
-    url = await make_schema(request.getfixturevalue("postgres")) if request.param == "postgres" else ""
-    place = Place(request.param, tmp_path, life, url)
+@pytest.fixture(params=PLACES)
+async def place(request: pytest.FixtureRequest, life: LifeSpan) -> AsyncIterator[Place]:
+    place = PLACES[request.param](request, life)
     await place.store.open(BOOT)
     yield place
     await place.store.close()
@@ -99,3 +132,19 @@ async def place(request: pytest.FixtureRequest, tmp_path: Path, life: LifeSpan) 
 @pytest.fixture
 def store(place: Place) -> SessionStore:
     return place.store
+
+
+@pytest.fixture
+def lease_s() -> float:
+    """How long leases hold; a test that is parametrised with ``lease_s`` has other ones."""
+    return 30.0
+
+
+@pytest.fixture(params=SHARED)
+async def shared_place(
+    request: pytest.FixtureRequest, life: LifeSpan, lease_s: float
+) -> AsyncIterator[SharedPlace]:
+    place = SHARED[request.param](request, life, lease_s)
+    await place.store.open(BOOT, URL)
+    yield place
+    await place.close()

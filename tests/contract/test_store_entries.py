@@ -63,6 +63,7 @@ async def make_story(store: SessionStore, session: Session) -> Session:
     await store.record_turn(session, dropped(make_turn(session, started_at=T0 + 9000)))
     session = await store.move_head(session, ToTurn(None), T0 + 10_000)
     await store.patch_state(session.key, {"a": None}, T0 + 11_000)
+    session = await current(store, session)
     await store.start_turn(session, running(make_turn(session, started_at=T0 + 12_000)))
     await store.ping()
     return await current(store, session)

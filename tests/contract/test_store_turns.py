@@ -370,8 +370,8 @@ async def test_a_cancelled_caller_does_not_undo_its_commit(store: SessionStore) 
 
 async def test_close_finishes_what_was_accepted(place: Place) -> None:
     """Commits and start records handed over before close are there after the restart."""
-    sessions = [make_session(f"s{number}") for number in range(100)]
-    for session in sessions:
+    busy, *sessions = [make_session(f"s{number}") for number in range(100)]
+    for session in (busy, *sessions):
         await place.store.create_session(session)
     turns = [make_turn(session) for session in sessions]
     loop = asyncio.get_running_loop()
@@ -380,10 +380,10 @@ async def test_close_finishes_what_was_accepted(place: Place) -> None:
         for session, turn in zip(sessions, turns, strict=True)
     ]
     await asyncio.sleep(0)
-    extra = make_turn(sessions[0], boot_id=BOOT)
-    await place.store.start_turn(sessions[0], running(extra))
+    extra = make_turn(busy, boot_id=BOOT)
+    await place.store.start_turn(busy, running(extra))
     store = await place.restart(BOOT)
     assert {call.done() for call in calls} == {True}
     for session, turn in zip(sessions, turns, strict=True):
         assert (await store.get_turn(session, turn.turn_id)).on_branch
-    assert (await store.get_turn(sessions[0], extra.turn_id)).status is TurnStatus.RUNNING
+    assert (await store.get_turn(busy, extra.turn_id)).status is TurnStatus.RUNNING

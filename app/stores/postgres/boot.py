@@ -1,6 +1,5 @@
 """What opening a database takes: its schema, a look at what it promises, and the turns of the dead."""
 
-import logging
 from importlib.resources import files
 
 import asyncpg
@@ -8,7 +7,7 @@ import asyncpg
 from app.domain.errors import StoreUnavailable
 from app.domain.lease import Node
 from app.domain.session import LifeSpan
-from app.stores.postgres.link import Connection, Link
+from app.stores.postgres.link import Connection, Link, Work
 
 OPEN_S = 60.0
 """How long opening may take: another process may be migrating."""
@@ -30,8 +29,6 @@ _RENEW_OWN = "UPDATE leases SET until = clock_timestamp() + make_interval(secs =
 _END_OWN = "UPDATE leases SET until = clock_timestamp() WHERE boot_id = $1 AND until > clock_timestamp()"
 _LEAVE = "DELETE FROM nodes WHERE boot_id = $1"
 _REAP = "SELECT reap_leases($1)"
-
-_log = logging.getLogger(__name__)
 
 
 async def open_database(
@@ -59,17 +56,14 @@ async def open_database(
         pass
 
 
-async def leave(link: Link, node: Node) -> None:
-    """Let the leases of a process that closes run out, so that nobody waits for its turns."""
+def leaving(node: Node) -> Work[None]:
+    """Return what a process does last: it lets its leases run out, so that nobody waits for its turns."""
 
-    async def end(connection: Connection) -> None:
+    async def leave(connection: Connection) -> None:
         await connection.execute(_END_OWN, node.boot_id)
         await connection.execute(_LEAVE, node.boot_id)
 
-    try:
-        await link.transact(end, repeats=True)
-    except StoreUnavailable as error:
-        _log.warning("the leases of this process stay until they run out: %s", error.detail)
+    return leave
 
 
 def migrations() -> list[str]:

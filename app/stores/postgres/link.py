@@ -14,7 +14,6 @@ import asyncio
 import logging
 import ssl
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from typing import Any, TypeVar
 
 import asyncpg
@@ -62,6 +61,7 @@ class Link:
         self._target = target
         self._size = size
         self._pool: asyncpg.Pool | None = None
+        self._writes: set[asyncio.Task[Any]] = set()  # under way, each for its limit at most
         self.is_open = False
 
     async def open(self) -> None:
@@ -94,22 +94,29 @@ class Link:
             self._pool = self._target
         self.is_open = True
 
-    async def close(self) -> None:
-        """Close the pool that was made here, within ``CLOSE_S``."""
+    async def close(self, last: Work[None] | None = None) -> None:
+        """Take no call any more, finish the writes under way, do ``last``, and close the pool if it is ours.
+
+        Takes ``TOTAL_S`` for each of the three at most.
+        """
         self.is_open = False
-        pool, self._pool = self._pool, None
-        if pool is None or pool is self._target:
-            return
+        if self._writes:
+            await asyncio.wait(self._writes)
         try:
-            async with asyncio.timeout(CLOSE_S):
-                await pool.close()
-        except TimeoutError:
-            pool.terminate()
+            if last is not None:
+                await self._run(last, _Progress(writes=True), repeats=True, limit_s=TOTAL_S)
+        finally:
+            pool, self._pool = self._pool, None
+            if pool is not None and pool is not self._target:
+                await _close(pool)
 
     async def run(
         self, work: Work[T], *, writes: bool = False, repeats: bool = True, limit_s: float = TOTAL_S
     ) -> T:
-        """Have ``work`` done on a connection. Cancelled in it, the connection ends, too.
+        """Have ``work`` done on a connection.
+
+        Cancelled, it ends with its connection; but one that ``writes`` is done all the same, in a
+        task that ``close`` waits for: so nobody need ask whether it was.
 
         Where the connection turns out to be broken it is done a second time on another one, if
         ``repeats``; in any case where the server undid it because of somebody else's.
@@ -117,7 +124,17 @@ class Link:
         Raises:
             StoreUnavailable: with ``outcome_unknown`` if it ``writes`` and was under way.
         """
-        progress = _Progress(writes)
+        if not self.is_open:
+            raise StoreUnavailable("The store is not open.")
+        if not writes:
+            return await self._run(work, _Progress(writes), repeats, limit_s)
+        running = self._run(work, _Progress(writes), repeats, limit_s)
+        task = asyncio.get_running_loop().create_task(running, name="postgres:write")
+        self._writes.add(task)
+        task.add_done_callback(self._writes.discard)
+        return await asyncio.shield(task)
+
+    async def _run(self, work: Work[T], progress: "_Progress", repeats: bool, limit_s: float) -> T:
         try:
             async with asyncio.timeout(limit_s):
                 try:
@@ -144,7 +161,7 @@ class Link:
             )
             try:
                 result = await work(connection)
-            except AgentPoolError:
+            except (AgentPoolError, ValueError):
                 await connection.execute("ROLLBACK")
                 raise
             await connection.execute("COMMIT")
@@ -167,8 +184,7 @@ class Link:
 
     async def _try(self, work: Work[T], progress: "_Progress") -> T:
         pool = self._pool
-        if pool is None:
-            raise StoreUnavailable("The store is not open.")
+        assert pool is not None
         connection = await pool.acquire()
         try:
             progress.begin()
@@ -189,9 +205,7 @@ class Link:
             connection.terminate()
             raise
         finally:
-            if connection.is_closed():
-                _let_go(connection)
-            await pool.release(connection)
+            await pool.release(connection)  # which never waits: see ``_leave_as_is``
         return result
 
 
@@ -244,6 +258,9 @@ async def _leave_as_is(connection: Connection) -> None:
     """Save the statement by which asyncpg resets a connection: nothing here changes a session's settings."""
 
 
-def _let_go(connection: Connection) -> None:
-    with suppress(asyncpg.InterfaceError):
-        connection.terminate()
+async def _close(pool: "asyncpg.Pool") -> None:
+    try:
+        async with asyncio.timeout(CLOSE_S):
+            await pool.close()
+    except TimeoutError:
+        pool.terminate()

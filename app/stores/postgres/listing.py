@@ -177,7 +177,7 @@ async def _total(connection: Connection, query: SessionQuery, life: LifeSpan) ->
         return total
     counted: int = await connection.fetchval(
         f"SELECT count(*) FROM (SELECT 1 FROM sessions WHERE {search.where}"  # noqa: S608
-        f" LIMIT {search.mark(rules.TOTAL_LIMIT + 1)}) AS some",
+        f" LIMIT {search.mark(rules.TOTAL_LIMIT + 1)}) AS found",
         *search.values,
     )
     return counted if counted <= rules.TOTAL_LIMIT else None

@@ -2,8 +2,9 @@
 
 from typing import Any
 
-from app.domain.errors import SnapshotUnreadable, TurnNotFound
+from app.domain.errors import KeyTaken, SnapshotUnreadable, TurnNotFound
 from app.domain.ids import to_id_bytes
+from app.domain.lease import Holder, Node
 from app.domain.session import Path, Session
 from app.domain.turn import BoundTurn, Turn, TurnPage
 from app.stores.cursor import from_cursor, to_cursor
@@ -27,7 +28,11 @@ from app.stores.postgres.tree import (
     walk_whole,
 )
 
-_FIND_TREE_OF = "SELECT id, head, depth, session_id FROM sessions WHERE id = $1"
+_FIND_HOLDER = (
+    "SELECT boot_id, url, nonce FROM leases"
+    " WHERE session_id = $1 AND owner = $2 AND turn_id = $3 AND until > clock_timestamp()"
+)
+_FIND_TREE_OF = "SELECT id, head, depth, session_id, owner FROM sessions WHERE id = $1"
 _COUNT_TURNS = "SELECT count(*) FROM turns WHERE session = $1"
 LIST_TURNS = (
     f"SELECT {TURN_COLUMNS} FROM turns WHERE session = $1 AND (started_at, turn_id) < ($2, $3)"  # noqa: S608
@@ -61,6 +66,7 @@ async def find_bound(connection: Connection, owner: str, key: str) -> BoundTurn 
     """Return the committed turn that the key is bound to.
 
     Raises:
+        KeyTaken: a turn that runs has it.
         SnapshotUnreadable: the key's row or the turn's is broken.
     """
     bound: Any = await connection.fetchrow(_FIND_KEY, owner.encode(), key.encode())
@@ -76,7 +82,12 @@ async def find_bound(connection: Connection, owner: str, key: str) -> BoundTurn 
     session_id = found[3].decode()
     on_branch = row[0] in await branch_ids(connection, Tree(*found[:3]), [row])
     turn = from_turn_row(row, session_id, on_branch=on_branch)
-    return BoundTurn(session_id, fingerprint, turn) if turn.is_committed else None
+    if turn.is_committed:
+        return BoundTurn(session_id, fingerprint, turn)
+    holder: Any = await connection.fetchrow(_FIND_HOLDER, *found[3:5], turn_id)
+    if holder is not None:
+        raise KeyTaken(Holder(Node(*holder[:2]), holder[2], is_turn=True), turn_id=turn.turn_id)
+    return None
 
 
 async def get_turn(connection: Connection, session: Session, turn_id: str) -> Turn:

@@ -14,17 +14,13 @@ from app.stores.postgres.unit import Unit
 from app.stores.sqlite_side_rows import from_shared_row, to_shared_body
 
 _FIND = "SELECT rev, updated_at, body FROM shared_state WHERE app_name = $1 AND owner = $2 AND user_id = $3"
-# There may be no row to lock yet, so its name is.
-_LOCK = (
-    "SELECT pg_advisory_xact_lock(hashtextextended("
-    "encode($1 || '\\000'::bytea || $2 || '\\000'::bytea || $3, 'hex'), 1))"
-)
 SET = (
     "INSERT INTO shared_state (app_name, owner, user_id, rev, updated_at, body)"
     " VALUES ($1, $2, $3, $4, $5, $6)"
     " ON CONFLICT (app_name, owner, user_id) DO UPDATE SET"
     " rev = excluded.rev, updated_at = excluded.updated_at, body = excluded.body"
 )
+_SET_NEXT = f"{SET} WHERE shared_state.rev = excluded.rev - 1 RETURNING rev"
 
 
 async def patch_state(
@@ -51,16 +47,17 @@ async def get_shared(connection: Connection, scope: StateScope) -> SharedState:
 
 
 async def patch_shared(
-    unit: Unit, scope: StateScope, patch: JsonObject, now: int, expected_rev: int | None
+    connection: Connection, scope: StateScope, patch: JsonObject, now: int, expected_rev: int | None
 ) -> SharedState:
-    await unit.connection.execute(_LOCK, *to_scope_row(scope))
-    shared = await get_shared(unit.connection, scope)
-    if expected_rev is not None and shared.rev != expected_rev:
-        raise PreconditionFailed
-    patched = shared.patched(patch)
-    body = to_shared_body(scope, patched, now)
-    await unit.connection.execute(SET, *to_scope_row(scope), patched.rev, now, body)
-    return patched
+    """Read, patch, and write unless another has done so meanwhile: then again, as long as there is time."""
+    while True:
+        shared = await get_shared(connection, scope)
+        if expected_rev is not None and shared.rev != expected_rev:
+            raise PreconditionFailed
+        patched = shared.patched(patch)
+        body = to_shared_body(scope, patched, now)
+        if await connection.fetchval(_SET_NEXT, *to_scope_row(scope), patched.rev, now, body):
+            return patched
 
 
 def to_scope_row(scope: StateScope) -> tuple[bytes, bytes, bytes]:

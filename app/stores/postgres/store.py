@@ -1,5 +1,6 @@
 """The PostgreSQL store: what each call of the port does, and in how many statements."""
 
+import logging
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -42,6 +43,8 @@ from app.stores.postgres.unit import RecordCache, Unit, is_same
 MOVE_S = 600.0
 """How long a step of a move may take: a session may be large, and nobody waits."""
 _TRIES = 4
+
+_log = logging.getLogger(__name__)
 
 _PATIENCE = "SET LOCAL statement_timeout = 0"
 
@@ -98,11 +101,13 @@ class PostgresStore:
             raise
 
     async def close(self) -> None:
-        """Let this process's leases run out and close the connections."""
+        """Finish what was begun, let this process's leases run out, close the connections."""
         if self._link.is_open:
             self._leases.close()
-            await boot.leave(self._link, self._leases.node)
-            await self._link.close()
+            try:
+                await self._link.close(boot.leaving(self._leases.node))
+            except StoreUnavailable as error:
+                _log.warning("the leases of this process stay until they run out: %s", error.detail)
 
     async def ping(self) -> None:
         await self._read(_ping)
@@ -153,7 +158,11 @@ class PostgresStore:
     async def patch_shared(
         self, scope: StateScope, patch: JsonObject, now: int, *, expected_rev: int | None = None
     ) -> SharedState:
-        return await self._write(states.patch_shared, scope, patch, now, expected_rev)
+        return await self._link.run(
+            lambda connection: states.patch_shared(connection, scope, patch, now, expected_rev),
+            writes=True,
+            repeats=False,
+        )
 
     async def touch_session(self, key: SessionKey, now: int) -> Session:
         return await self._write(records.touch_session, key, now)
