@@ -1,0 +1,7 @@
+-- Returns the turn that an idempotency key, ARGV 2, is bound to: tag, turn, seal, row, whether on the branch.
+local bound = call('HMGET', G('k:' .. ARGV[2]), 's', 't', 'f')
+if not bound[1] then return false end
+local row = call('HGET', K(bound[1], 't'), bound[2])
+if not row then return {bound[1], bound[2], bound[3] or '', '', 0} end
+local on_branch = #row >= 22 and branch(bound[1], depth_of(row))[bound[2]]
+return {bound[1], bound[2], bound[3] or '', row, on_branch and 1 or 0}

@@ -1,0 +1,96 @@
+"""What a server must be before anything is stored on it: a primary that keeps what it acknowledged."""
+
+import asyncio
+import logging
+from typing import Any
+
+from app.domain.errors import StoreUnavailable
+from app.stores.redis.wire import Wire
+
+_OLDEST = (6, 2)
+_WAITAOF_SINCE = (7, 2)
+
+_log = logging.getLogger(__name__)
+
+_POLICY = "Redis may evict sessions: maxmemory is set and maxmemory-policy is not noeviction."
+_VOLATILE = "Redis does not keep what it acknowledged: appendonly is not on."
+
+
+async def check_ground(wire: Wire, *, accept_volatile: bool, fsync_wait_ms: int) -> None:
+    """Refuse a server on which what was acknowledged could get lost.
+
+    Asks ``INFO`` alone, which managed services allow; what it does not say is warned of.
+
+    Raises:
+        ValueError: it is one, or no single primary, or too old.
+        StoreUnavailable: it does not answer.
+    """
+    info = _read(await wire.call("INFO"))
+    version = _version(info.get("redis_version", "0"))
+    if version < _OLDEST:
+        raise ValueError("Redis must be 6.2 or later.")
+    if info.get("cluster_enabled") == "1":
+        raise ValueError("Redis Cluster is not supported: the store needs one primary.")
+    if info.get("role") not in (None, "master"):
+        raise ValueError("This Redis is a replica: the store needs the primary.")
+    if fsync_wait_ms and version < _WAITAOF_SINCE:
+        raise ValueError("Waiting for the append-only file needs Redis 7.2 or later.")
+    has_limit = info.get("maxmemory", "0") != "0"
+    _judge(_POLICY, info.get("maxmemory_policy"), has_limit and info.get("maxmemory_policy") != "noeviction",
+           accept_volatile=accept_volatile)  # fmt: skip
+    appends = info.get("aof_enabled")
+    _judge(_VOLATILE, appends, appends != "1", accept_volatile=accept_volatile)
+
+
+def _judge(complaint: str, said: str | None, is_bad: bool, *, accept_volatile: bool) -> None:
+    if said is None:
+        _log.warning("Redis does not say whether this is so: %s", complaint)
+    elif is_bad and not accept_volatile:
+        raise ValueError(complaint)
+    elif is_bad:
+        _log.warning("ACKNOWLEDGED TURNS MAY GET LOST. %s", complaint)
+
+
+class Fence:
+    """Waits until what was written is on disk, with as few questions as there are answers.
+
+    ``WAITAOF`` speaks of what its own connection wrote, and blocks that. So a connection of its own
+    writes a mark behind what is to be waited for, and waits for that; who comes meanwhile shares the next.
+    """
+
+    def __init__(self, wire: Wire, prefix: str, wait_ms: int) -> None:
+        self._wire = wire
+        self._mark = f"{prefix}:fence"
+        self._wait_ms = wait_ms
+        self._lock = asyncio.Lock()
+        self._asked = 0
+        self._reached = 0
+
+    async def wait(self) -> None:
+        """Return when what was acknowledged before is in the append-only file.
+
+        Raises:
+            StoreUnavailable: not in time; it is written, but may get lost.
+        """
+        self._asked += 1
+        mine = self._asked
+        async with self._lock:
+            if self._reached >= mine:
+                return
+            upto = self._asked
+            await self._wire.call("SET", self._mark, upto, writes=True)
+            written = await self._wire.call("WAITAOF", 1, 0, self._wait_ms, writes=True)
+            if written[0] < 1:
+                raise StoreUnavailable("Redis did not get the write to disk in time.", outcome_unknown=True)
+            self._reached = upto
+
+
+def _read(raw: Any) -> dict[str, str]:
+    lines = (line.partition(":") for line in raw.decode("utf-8", "replace").splitlines())
+    return {name: value.strip() for name, separator, value in lines if separator}
+
+
+def _version(text: str) -> tuple[int, int]:
+    major, _, rest = text.partition(".")
+    minor = rest.partition(".")[0]
+    return (int(major), int(minor)) if major.isdecimal() and minor.isdecimal() else (0, 0)

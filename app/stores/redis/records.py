@@ -1,0 +1,209 @@
+"""Session records in Redis: made, changed, removed."""
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
+
+from app.domain.branch import HeadTarget
+from app.domain.errors import PreconditionFailed, SessionExists, SessionLimit
+from app.domain.ids import SessionKey
+from app.domain.journal import Fact, StateChanged
+from app.domain.session import Session, SessionCap, SessionChange
+from app.domain.state import SharedState, StateScope
+from app.domain.turn import JsonObject
+from app.stores import rules
+from app.stores.redis import keys, rows, tree
+from app.stores.redis.database import Database, new_token
+from app.stores.redis.draft import Draft, create_words, new_draft
+from app.stores.redis.rows import Record
+from app.stores.redis.wire import Word
+
+_EXISTS, _LIMIT = 1, 2
+
+Refusal = SessionExists | SessionLimit | None
+
+
+async def create(
+    db: Database, drafts: Sequence[Draft], cap: SessionCap | None = None, *, replaces: bool = False
+) -> tuple[Refusal, ...]:
+    """Store new sessions in one step; return for each why it was refused."""
+    records = [draft.to_record(new_token()) for draft in drafts]
+    victims = cap.victims if cap is not None else ()
+    words: list[Word] = [int(replaces), len(drafts), cap.most if cap is not None else 0, len(victims)]
+    for victim in victims:
+        words += (keys.tag_of(victim.key), keys.member_of(victim), victim.last_accessed)
+    for draft, record in zip(drafts, records, strict=True):
+        words += create_words(draft, record, db.life, is_capped=cap is not None)
+    db.session_count, outcomes = await db.tell("create", *words)
+    for victim in victims:
+        db.seen.drop(victim.key)
+    refusals: list[Refusal] = []
+    for record, outcome in zip(records, outcomes, strict=True):
+        session_id = record.session.key.session_id
+        if outcome == 0:
+            db.seen.put(record)
+        is_taken, is_over = outcome == _EXISTS, outcome == _LIMIT
+        refusals.append(
+            SessionExists(session_id=session_id) if is_taken
+            else SessionLimit(session_id=session_id) if is_over else None
+        )  # fmt: skip
+    return tuple(refusals)
+
+
+async def fork_session(
+    db: Database, origin: Session, target: HeadTarget | None, new: Session, cap: SessionCap | None
+) -> Session:
+    """Copy the path's rows as they are; what is sealed with the origin's uid is sealed anew."""
+    record = await db.get_record(origin)
+    place, state_number = await tree.spot_of(db, record, target)
+    at = replace(record.session, head=place.head, depth=place.depth)
+    path = await tree.read_whole(db, at, None, 0)
+    for row in path:
+        rows.messages_and_size(row, origin.key.session_id)
+    fork = new_draft(rules.after_fork(new, place), fork_of=record)
+    fork.state_number = state_number
+    numbers = {row.state for row in path} | {state_number, record.root_state}
+    for number in sorted(number for number in numbers if number):
+        fork.put_state(number, await tree.get_state(db, record, number))
+    for row in path:
+        raw = row.cover[16:] + row.body
+        fork.do("HSET", "t", row.turn_id, raw)
+        fork.do("ZADD", "i", row.started_at, row.turn_id)
+    ids = {row.turn_id for row in path}
+    for noted in await tree.list_noted(db, record.tag):
+        if noted.turn_id in ids:
+            note, _ = await tree.read_note(db, record.session, noted.note_id)
+            fork.put_note(note, noted.depth, noted.number)
+    (refusal,) = await create(db, [fork], cap)
+    if refusal is not None:
+        raise refusal
+    return fork.session
+
+
+async def update_session(
+    db: Database, key: SessionKey, change: SessionChange, now: int, expected_etag: str | None
+) -> Session:
+    def decide(draft: Draft) -> None:
+        if expected_etag is not None and draft.session.etag != expected_etag:
+            raise PreconditionFailed(session_id=key.session_id)
+        draft.save(change.apply(draft.session, now, db.life), now)
+
+    return await edit(db, key, decide)
+
+
+async def touch_session(db: Database, key: SessionKey, now: int) -> Session:
+    return await edit(db, key, lambda draft: draft.save(draft.session.touched(now, db.life), now))
+
+
+async def patch_state(
+    db: Database, key: SessionKey, patch: JsonObject, now: int, expected_rev: int | None
+) -> Session:
+    def decide(draft: Draft) -> None:
+        if expected_rev is not None and draft.session.state_rev != expected_rev:
+            raise PreconditionFailed(session_id=key.session_id)
+        at = rules.fact_time(draft.session, now)
+        draft.save(rules.after_patch(draft.session, patch, at), at)
+        draft.state_number = None
+        draft.log(StateChanged(patch), at, db.life)
+
+    return await edit(db, key, decide)
+
+
+async def move_head(db: Database, session: Session, target: HeadTarget, now: int) -> Session:
+    async def attempt(record: Record) -> Draft:
+        rules.check_unmoved(record.session, session)
+        at = rules.fact_time(record.session, now)
+        place, state_number = await tree.spot_of(db, record, target)
+        draft = Draft(record)
+        fact: Fact = rules.head_changed(record.session, target, place)
+        draft.save(rules.after_move(record.session, place, at, db.life), at)
+        draft.state_number = state_number
+        draft.log(fact, at, db.life)
+        return draft
+
+    return await rewrite(db, session.key, lambda: db.get_record(session), attempt)
+
+
+async def edit(db: Database, key: SessionKey, decide: Callable[[Draft], None]) -> Session:
+    """Read the record, let ``decide`` change it or raise, and write it; return the session then."""
+
+    async def attempt(record: Record) -> Draft:
+        draft = Draft(record)
+        decide(draft)
+        return draft
+
+    return await rewrite(db, key, lambda: db.get_by_key(key), attempt)
+
+
+async def rewrite(
+    db: Database,
+    key: SessionKey,
+    read: Callable[[], Awaitable[Record]],
+    attempt: Callable[[Record], Awaitable[Draft | None]],
+) -> Session:
+    """Write what ``attempt`` makes of the record, which is read by ``read``; ``None``: there is nothing to do.
+
+    Returns the session as it is then.
+    """
+    result: list[Session] = []
+
+    async def once(record: Record) -> bool:
+        draft = await attempt(record)
+        if draft is None:
+            result.append(record.session)
+            return True
+        written = await db.write(draft)
+        if written is not None:
+            result.append(written[0].session)
+        return written is not None
+
+    async with db.alone(key):
+        await db.change(read, once)
+    return result[0]
+
+
+async def remove(db: Database, sessions: Sequence[SessionKey]) -> int:
+    """Remove sessions with all that belongs to them; return how many were there."""
+    if not sessions:
+        return 0
+    words = [keys.tag_of(key) for key in dict.fromkeys(sessions)]
+    db.session_count, gone = await db.tell("remove", *words, repeats=False)
+    for key in sessions:
+        db.seen.drop(key)
+    return int(gone)
+
+
+async def get_shared(db: Database, scope: StateScope) -> SharedState:
+    return (await _read_shared(db, scope))[0]
+
+
+async def patch_shared(
+    db: Database, scope: StateScope, patch: JsonObject, now: int, expected_rev: int | None
+) -> SharedState:
+    result: list[SharedState] = []
+
+    async def once(found: tuple[SharedState, bytes]) -> bool:
+        shared, token = found
+        if expected_rev is not None and shared.rev != expected_rev:
+            raise PreconditionFailed
+        patched = shared.patched(patch)
+        result.append(patched)
+        return await put_shared(db, scope, patched, now, token)
+
+    async with db.alone(scope):
+        await db.change(lambda: _read_shared(db, scope), once)
+    return result[-1]
+
+
+async def put_shared(db: Database, scope: StateScope, shared: SharedState, now: int, token: bytes) -> bool:
+    """Write a shared state unless somebody has since ``token`` was read; say whether."""
+    name = keys.scope_name(scope)
+    value = rows.to_shared(name, shared, now)
+    return bool(await db.tell("shared", name, token, new_token(), value))
+
+
+async def _read_shared(db: Database, scope: StateScope) -> tuple[SharedState, bytes]:
+    name = keys.scope_name(scope)
+    value, token = await db.read("HMGET", db.name(f"h:{name}"), "v", "w")
+    if token is None:
+        return SharedState(), b""
+    return rows.from_shared(name, value), token

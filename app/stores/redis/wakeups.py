@@ -1,0 +1,113 @@
+"""Who waits for a session is told when it is given back, by whichever process.
+
+One connection of its own subscribes to what is waited for. It may be down: then nobody is told, and
+who waits looks again by itself, as it does anyway after ``LOOK_S``.
+"""
+
+import asyncio
+import logging
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from hiredis import pack_command
+from redis.asyncio.connection import AbstractConnection
+from redis.exceptions import RedisError
+
+from app.stores.redis.address import Connect
+
+AGAIN_S = 0.2
+"""How long after a loss the connection is tried anew."""
+LOOK_S = 2.0
+"""How long somebody waits to be told before looking again: a connection may be dead without a word."""
+
+_log = logging.getLogger(__name__)
+
+
+class Call:
+    """One who waits. ``ready``: whatever happens from now on is told; ``told``: something has."""
+
+    def __init__(self) -> None:
+        self.ready = asyncio.Event()
+        self.told = asyncio.Event()
+
+
+class Wakeups:
+    def __init__(self, connect: Connect, prefix: str) -> None:
+        self._connect = connect
+        self._channel = f"{prefix}:free:"
+        self._calls: dict[str, set[Call]] = {}
+        self._subscribed: set[str] = set()
+        self._changed = asyncio.Event()
+        # A store may not know TaskOwner: this one is the object's, which ends it.
+        loop = asyncio.get_running_loop()
+        self._task = loop.create_task(self._serve(), name="redis:wakeups")
+
+    async def close(self) -> None:
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+
+    @contextmanager
+    def listening(self, tag: str) -> Iterator[Call]:
+        """Be told, for as long as this lasts, when the session of this tag is given back."""
+        call = Call()
+        calls = self._calls.setdefault(tag, set())
+        calls.add(call)
+        self._changed.set()
+        if tag in self._subscribed:
+            call.ready.set()
+        try:
+            yield call
+        finally:
+            calls.discard(call)
+            if not calls:
+                del self._calls[tag]
+                self._changed.set()
+
+    async def _serve(self) -> None:
+        while True:
+            connection = self._connect()
+            try:
+                await connection.connect()
+                async with asyncio.TaskGroup() as group:
+                    group.create_task(self._subscribe(connection), name="redis:subscribe")
+                    group.create_task(self._listen(connection), name="redis:listen")
+            except* (RedisError, OSError) as errors:
+                _log.debug("no connection for wake-ups: %s", errors.exceptions)
+            finally:
+                self._subscribed.clear()
+                await connection.disconnect(nowait=True)
+            # What was given back meanwhile nobody has been told.
+            for tag in list(self._calls):
+                self._tell(tag)
+            await asyncio.sleep(AGAIN_S)
+
+    async def _subscribe(self, connection: AbstractConnection) -> None:
+        asked: set[str] = set()
+        while True:
+            self._changed.clear()
+            for verb, tags in (
+                ("SUBSCRIBE", self._calls.keys() - asked),
+                ("UNSUBSCRIBE", asked - self._calls.keys()),
+            ):
+                if tags:
+                    words = pack_command((verb, *(self._channel + tag for tag in tags)))
+                    await connection.send_packed_command(words, check_health=False)
+            self._subscribed -= asked - self._calls.keys()
+            asked = set(self._calls)
+            await self._changed.wait()
+
+    async def _listen(self, connection: AbstractConnection) -> None:
+        while True:
+            kind, channel, _ = await connection.read_response(disable_decoding=True, timeout=math.inf)
+            tag = channel.decode().removeprefix(self._channel)
+            if kind == b"message":
+                self._tell(tag)
+            elif kind == b"subscribe" and tag in self._calls:
+                self._subscribed.add(tag)
+                for call in self._calls[tag]:
+                    call.ready.set()
+
+    def _tell(self, tag: str) -> None:
+        for call in self._calls.get(tag, ()):
+            call.told.set()

@@ -1,0 +1,257 @@
+"""One connection for all: commands go out as they come, replies come back in the order of the commands.
+
+A pool takes a connection, and the event loop a wake-up, for each command; here whatever is asked for
+in one round of the event loop goes out in one write. Always true:
+
+* a command is queued when ``call`` is first awaited, before anything else may run: from then on it
+  goes out, whatever becomes of the caller;
+* each command has its place among the replies, so a caller that is cancelled leaves nothing unread;
+* a reply that takes longer than ``SOCKET_S`` is the end of the connection, and of all that wait on it;
+* the next command makes a new one; all that come meanwhile wait for the same.
+"""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Coroutine
+from typing import Any
+
+from hiredis import pack_command
+from redis.asyncio.connection import AbstractConnection
+from redis.exceptions import (
+    AuthenticationError,
+    ConnectionError as LostConnection,
+    NoPermissionError,
+    NoScriptError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+    TimeoutError as SlowReply,
+)
+
+from app.domain.errors import StoreUnavailable
+from app.stores.redis.address import Connect
+from app.stores.redis.scripts import load_scripts
+
+CALL_S = 1.2
+"""How long a call takes at most, connecting and repeating included."""
+CLOSE_S = 2.0
+
+Word = str | bytes | int | float
+
+_log = logging.getLogger(__name__)
+
+
+class _Lost(Exception):
+    """The connection ended before the reply came. ``may_repeat``: it is worth trying another one."""
+
+    def __init__(self, *, may_repeat: bool) -> None:
+        self.may_repeat = may_repeat
+
+
+class _Line:
+    """One connection that is up, until it is lost."""
+
+    def __init__(self, connection: AbstractConnection) -> None:
+        self._connection = connection
+        self._outbox: list[bytes] = []
+        self._waiting: deque[asyncio.Future[Any]] = deque()
+        self._has_words = asyncio.Event()
+        self._has_waiting = asyncio.Event()
+        self.is_lost = False
+        # A store may not know TaskOwner: these two belong to the line, which ends them.
+        loop = asyncio.get_running_loop()
+        self._tasks = [
+            loop.create_task(self._work(self._write()), name="redis:write"),
+            loop.create_task(self._work(self._read()), name="redis:read"),
+        ]
+
+    def send(self, words: tuple[Word, ...]) -> "asyncio.Future[Any]":
+        """Queue a command; the future has its reply."""
+        future = asyncio.get_running_loop().create_future()
+        self._outbox.append(pack_command(words))
+        self._waiting.append(future)
+        self._has_words.set()
+        self._has_waiting.set()
+        return future
+
+    async def wait_idle(self) -> None:
+        """Return when every reply has come, or none comes any more."""
+        while self._waiting and not self.is_lost:
+            await asyncio.wait([self._waiting[-1]])
+
+    async def close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._lose(may_repeat=False)
+        await self._connection.disconnect(nowait=True)
+
+    async def _write(self) -> None:
+        while True:
+            await self._has_words.wait()
+            self._has_words.clear()
+            outbox, self._outbox = self._outbox, []
+            await self._connection.send_packed_command(outbox, check_health=False)
+
+    async def _read(self) -> None:
+        while True:
+            if not self._waiting:
+                self._has_waiting.clear()
+                await self._has_waiting.wait()
+            try:
+                reply = await self._connection.read_response(disable_decoding=True)
+            except ReadOnlyError as error:
+                # This was the primary once; the next connection may be to what is now.
+                raise LostConnection from error
+            except ResponseError as error:
+                reply = error
+            future = self._waiting.popleft()
+            if future.done():
+                continue
+            if isinstance(reply, ResponseError):
+                future.set_exception(reply)
+            else:
+                future.set_result(reply)
+
+    async def _work(self, work: Coroutine[Any, Any, None]) -> None:
+        try:
+            await work
+        except (RedisError, OSError) as error:
+            self._lose(may_repeat=not isinstance(error, SlowReply))
+            for task in self._tasks:
+                if task is not asyncio.current_task():
+                    task.cancel()
+            await self._connection.disconnect(nowait=True)
+
+    def _lose(self, *, may_repeat: bool) -> None:
+        self.is_lost = True
+        while self._waiting:
+            future = self._waiting.popleft()
+            if not future.done():
+                future.set_exception(_Lost(may_repeat=may_repeat))
+
+
+class Wire:
+    """Calls commands and scripts, on whatever connection is up."""
+
+    def __init__(self, connect: Connect, prefix: str) -> None:
+        self._connect = connect
+        self._prefix = prefix
+        self._line: _Line | None = None
+        self._connecting: asyncio.Task[_Line] | None = None
+        self._is_closed = False
+
+    async def call(self, *words: Word, repeats: bool = True, writes: bool = False) -> Any:
+        """Return the reply to a command.
+
+        ``repeats``: it may be sent again when the connection is lost, once. ``writes``: it may have
+        happened if no reply comes.
+
+        Raises:
+            StoreUnavailable: no reply came in time, or Redis cannot do it now.
+            NoScriptError: it names a script that Redis does not have.
+        """
+        try:
+            async with asyncio.timeout(CALL_S):
+                return await self._call(words, repeats)
+        except TimeoutError:
+            raise StoreUnavailable("Redis does not answer.", outcome_unknown=writes) from None
+        except _Lost as error:
+            raise StoreUnavailable("The connection to Redis is lost.", outcome_unknown=writes) from error
+        except NoScriptError:
+            raise
+        except ResponseError as error:
+            _log.error("Redis refused %s: %s", words[0], error)
+            raise StoreUnavailable("Redis refused a command.") from error
+        except (RedisError, OSError) as error:
+            raise StoreUnavailable("Redis cannot be reached.") from error
+
+    async def run(self, name: str, *words: Word, repeats: bool = True, writes: bool = False) -> Any:
+        """Return what a script returns; a server that does not know it is told it first."""
+        script = load_scripts()[name]
+        call = script.sha, 0, self._prefix, *words
+        try:
+            return await self.call("EVALSHA", *call, repeats=repeats, writes=writes)
+        except NoScriptError:
+            await self.call("SCRIPT", "LOAD", script.text)
+        return await self.call("EVALSHA", *call, repeats=repeats, writes=writes)
+
+    async def open(self) -> None:
+        """Connect.
+
+        Raises:
+            StoreUnavailable
+        """
+        try:
+            async with asyncio.timeout(CALL_S):
+                await self._get_line()
+        except (AuthenticationError, NoPermissionError) as error:
+            raise StoreUnavailable("Redis refuses the user or the password.") from error
+        except (RedisError, OSError, TimeoutError) as error:
+            raise StoreUnavailable("Redis cannot be reached.") from error
+
+    async def close(self) -> None:
+        """Wait for the replies that are due, then close."""
+        self._is_closed = True
+        if self._connecting is not None:
+            self._connecting.cancel()
+            await asyncio.gather(self._connecting, return_exceptions=True)
+        if self._line is not None:
+            try:
+                async with asyncio.timeout(CLOSE_S):
+                    await self._line.wait_idle()
+            except TimeoutError:
+                _log.warning("closed while Redis owed replies")
+            await self._line.close()
+
+    async def _call(self, words: tuple[Word, ...], repeats: bool) -> Any:
+        line = self._line
+        if line is None or line.is_lost:
+            line = await self._get_line()
+        try:
+            return await line.send(words)
+        except _Lost as lost:
+            if not repeats or not lost.may_repeat:
+                raise
+        return await (await self._get_line()).send(words)
+
+    async def _get_line(self) -> _Line:
+        if self._is_closed:
+            raise StoreUnavailable("The store is closed.")
+        if self._line is not None and not self._line.is_lost:
+            return self._line
+        if self._connecting is None:
+            self._connecting = asyncio.get_running_loop().create_task(self._make_line(), name="redis:connect")
+            self._connecting.add_done_callback(self._connected)
+        # One attempt for all who wait: a caller that goes takes nobody's connection away.
+        return await asyncio.shield(self._connecting)
+
+    def _connected(self, task: "asyncio.Task[_Line]") -> None:
+        self._connecting = None
+        if not task.cancelled() and task.exception() is None:
+            self._line = task.result()
+
+    async def _make_line(self) -> _Line:
+        connection = self._connect()
+        try:
+            await connection.connect()
+            await _load_missing(connection)
+        except BaseException:
+            await connection.disconnect(nowait=True)
+            raise
+        return _Line(connection)
+
+
+async def _load_missing(connection: AbstractConnection) -> None:
+    scripts = list(load_scripts().values())
+    await connection.send_packed_command(
+        pack_command(("SCRIPT", "EXISTS", *(script.sha for script in scripts))), check_health=False
+    )
+    known = await connection.read_response(disable_decoding=True)
+    missing = [script for script, is_known in zip(scripts, known, strict=True) if not is_known]
+    loads = [pack_command(("SCRIPT", "LOAD", script.text)) for script in missing]
+    if loads:
+        await connection.send_packed_command(loads, check_health=False)
+        for _ in loads:
+            await connection.read_response(disable_decoding=True)
