@@ -12,7 +12,7 @@ from typing import Any
 
 from app.background import TaskOwner
 from app.domain.checkpoint import AutoCheckpoint
-from app.domain.errors import AgentPoolError, HeadMoved, SessionNotFound, StoreUnavailable
+from app.domain.errors import AgentPoolError, HeadMoved, SessionNotFound, StoreUnavailable, TurnNotFound
 from app.domain.events import MessageCompleted, TurnCancelled, TurnFailed, TurnFinished
 from app.domain.partial import keep_partial
 from app.domain.session import Session
@@ -194,7 +194,7 @@ class Landing:
         # What it had produced is shown with it, but is never on a path.
         turn = replace(turn, messages=keep_partial(turn.input, air.flight.log.events))
         try:
-            await self._store.record_turn(air.session, turn)
+            await self._store_record(air.session, turn)
         except AgentPoolError as error:
             _log.error("turn %s ended as %s but is not recorded yet: %s", turn.turn_id, turn.status, error)
             self._begin_recording(air, turn)
@@ -214,9 +214,18 @@ class Landing:
         while True:
             await asyncio.sleep(next(pauses, _RECORD_PAUSES_S[-1]))
             try:
-                return await self._store.record_turn(session, turn)
+                return await self._store_record(session, turn)
             except StoreUnavailable:
                 continue
+
+    async def _store_record(self, session: Session, turn: Turn) -> None:
+        """Record the turn; beside the root, if a store that came back older has lost what it stood on."""
+        if self._store.leases is not None and turn.parent is not None:
+            try:
+                await self._store.get_turn(session, turn.parent)
+            except TurnNotFound:
+                turn = replace(turn, parent=None, depth=1)
+        await self._store.record_turn(session, turn)
 
     def _let_go(self, air: Airborne, cause: DiscardCause) -> None:
         """Give the session back without its agent. Only now: what the store gets is in order, too."""

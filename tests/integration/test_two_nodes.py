@@ -311,6 +311,25 @@ async def test_what_a_store_has_lost_is_told(
     assert (await there.chat("s", "four")).status_code == 200
 
 
+async def test_a_turn_never_stands_on_one_that_is_lost(
+    nodes: tuple[LocalNode, LocalNode], store: SharedMemoryStore
+) -> None:
+    """What ran while the store lost its parent is on record beside the root."""
+    here, there = nodes
+    await here.chat("s", "one")
+    record = store._records[SessionKey("", "s")]
+    older = record.session
+    lost = (await here.chat("s", "two")).json()["head"]
+    own, turn_id = await begin_turn(here, "s", STUCK)
+    for kept in (record.turns, record.sizes, record.states):
+        kept.pop(lost, None), kept.pop(turn_id, None)
+    record.session = older
+    await there.client.post("/sessions/s/cancel", json={"keep_partial": False})
+    assert (await read_events(own))[-1]["type"] == "turn.cancelled"
+    turns = (await there.client.get("/sessions/s/turns")).json()["turns"]
+    assert [(turn["turn_id"], turn["parent"]) for turn in turns] == [(turn_id, None), (older.head, None)]
+
+
 class RememberingStore(SharedMemoryStore):
     """Remembers one record, and misses a turn that is gone, as stores do that are far away."""
 
