@@ -117,7 +117,9 @@ class Cluster:
         messages: list[dict[str, Any]] = []
         before = ""
         while before is not None:
-            page = self._get(node, f"/sessions/{session_id}/history?limit=200{before and f'&before={before}'}")
+            page = self._get(
+                node, f"/sessions/{session_id}/history?limit=200{before and f'&before={before}'}"
+            )
             messages = page.get("messages", []) + messages
             before = page.get("next_before")
         return messages

@@ -1,4 +1,4 @@
-"""Clients of a cluster that does not behave: each request goes to any node, and what became of it is written down."""
+"""Clients of a cluster in trouble: each request goes to any node, and what became of it is written down."""
 
 import asyncio
 import json

@@ -137,7 +137,7 @@ def world(store_url_port: tuple[Callable[[int], str], int], tmp_path: Path) -> I
 
 @pytest.mark.timeout(600)
 def test_trouble_loses_doubles_and_mixes_nothing(world: World, cluster_s: float) -> None:
-    """What was answered is there once and in order on both nodes, and no call of the model is off the record."""
+    """What was answered is there once and in order, on both nodes; no call of the model is off the record."""
     asyncio.run(world.live(cluster_s))
     assert [each.doubt for each in world.talkers if each.doubt is not None] == []
     until(lambda: not world.running(), 3 * LEASE_S)
@@ -148,6 +148,7 @@ def test_trouble_loses_doubles_and_mixes_nothing(world: World, cluster_s: float)
         shown = world.of_all(world.cluster.history, node)
         assert check(ops, {session: messages_of(shown[session]) for session in world.sessions}) == []
     assert world.find_unrecorded_calls() == []
+    assert codes["INTERNAL_ERROR"] == 0
     assert "Traceback" not in world.cluster.logs()
     # That it was a load, and that there was trouble.
     assert outcomes["ok"] > 20 * cluster_s

@@ -31,7 +31,7 @@ def said_by_user(messages: list[dict[str, str]]) -> list[str]:
 
 
 def test_the_turn_of_a_paused_owner_is_refused(cluster: Cluster, model: ModelServer) -> None:
-    """A stops in mid-turn for longer than its lease, B commits; A's client gets HEAD_MOVED, history is B's."""
+    """A stops in mid-turn beyond its lease, B commits; A's client gets HEAD_MOVED, history is B's."""
     a, b = cluster.nodes
     first = a.request("POST", "/chat", {"session_id": "s", "message": says("one")})
     stream = a.stream("/chat/stream", {"session_id": "s", "message": says("of A", **HALVES) + " A"})
