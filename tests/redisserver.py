@@ -39,7 +39,7 @@ class RedisServer:
             pytest.skip("no redis-server here")
         self._binary = binary
         self._options = options
-        self._folder = Path(tempfile.mkdtemp(prefix="redis-"))
+        self.folder = Path(tempfile.mkdtemp(prefix="redis-"))
         self._process: subprocess.Popen[bytes] | None = None
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
@@ -56,9 +56,16 @@ class RedisServer:
     def start(self, *options: str) -> "RedisServer":
         """Start, and return when it answers."""
         command = [
-            self._binary, "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self._folder),
+            self._binary, "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder),
             "--save", "", "--appendonly", "yes", *self._options, *options,
         ]  # fmt: skip
+        return self._run(command)
+
+    def start_sentinel(self, config: Path) -> "RedisServer":
+        """Start as a sentinel."""
+        return self._run([self._binary, str(config), "--sentinel", "--port", str(self.port)])
+
+    def _run(self, command: list[str]) -> "RedisServer":
         self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         end = time.monotonic() + READY_S
         while not self._answers():
@@ -95,7 +102,7 @@ class RedisServer:
         """End it, whatever state it is in, and remove its files."""
         if self._process is not None and self._process.poll() is None:
             self.kill()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def _signal(self, number: int) -> None:
         assert self._process is not None

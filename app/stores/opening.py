@@ -21,7 +21,8 @@ def open_store(
     acknowledged when the power fails.
 
     Raises:
-        ValueError: it names none. The message never repeats the URL, which may hold a password.
+        ValueError: it names none, or what it needs is not installed. The message never repeats the
+            URL, which may hold a password.
     """
     scheme, separator, rest = url.partition("://")
     if separator and scheme == "memory" and not rest:

@@ -16,7 +16,6 @@ from redis.backoff import NoBackoff
 
 SOCKET_S = 1.0
 """How long connecting, writing or a reply may take."""
-SCHEMES = ("redis", "rediss", "unix", "redis+sentinel")
 _SENTINEL_PORT = 26379
 _BAD = "The Redis URL must be redis://, rediss:// or unix://, or redis+sentinel://host:port,…/service/db."
 
@@ -24,15 +23,53 @@ Connect = Callable[[], AbstractConnection]
 """Makes a connection that is not connected yet."""
 
 
-def to_connect(address: "str | Redis") -> Connect:
-    """Return what makes connections to ``address``; nothing is touched yet.
+class Address:
+    """Where Redis is: a URL, or as a client that exists has it. Making one touches nothing.
 
     Raises:
         ValueError: it is no address. The message never repeats it: it may hold a password.
     """
-    pool = _pool_of(address) if isinstance(address, str) else address.connection_pool
-    options = {**pool.connection_kwargs, **_limits(), "decode_responses": False}
-    return lambda: pool.connection_class(**options)
+
+    def __init__(self, address: "str | Redis") -> None:
+        self._sentinels: list[Redis] = []
+        pool = self._pool_of(address) if isinstance(address, str) else address.connection_pool
+        self._pool = pool
+        self._options = {**pool.connection_kwargs, **_limits(), "decode_responses": False}
+
+    def connect(self) -> AbstractConnection:
+        """Return a connection that is not connected yet."""
+        connection: AbstractConnection = self._pool.connection_class(**self._options)
+        return connection
+
+    async def close(self) -> None:
+        """Close what was opened to find the server."""
+        for sentinel in self._sentinels:
+            await sentinel.aclose()
+
+    def _pool_of(self, url: str) -> ConnectionPool:
+        try:
+            if urlsplit(url).scheme == "redis+sentinel":
+                return self._sentinel_pool(url)
+            return ConnectionPool.from_url(url)
+        except (ValueError, TypeError) as error:
+            raise ValueError(_BAD) from error
+
+    def _sentinel_pool(self, url: str) -> ConnectionPool:
+        parts = urlsplit(url)
+        login, _, hosts = parts.netloc.rpartition("@")
+        service, _, db = parts.path.strip("/").partition("/")
+        if not service or not hosts:
+            raise ValueError(_BAD)
+        user, _, password = login.partition(":")
+        credentials = {"username": unquote(user) or None, "password": unquote(password) or None}
+        timeouts = {"socket_timeout": SOCKET_S / 2, "socket_connect_timeout": SOCKET_S / 2}
+        options: dict[str, Any] = {**timeouts, "retry": Retry(NoBackoff(), 0)}
+        addresses = [_host_of(host) for host in hosts.split(",")]
+        sentinel: Any = Sentinel(addresses, sentinel_kwargs=options)  # type: ignore[no-untyped-call]
+        self._sentinels = sentinel.sentinels
+        master = sentinel.master_for(unquote(service), db=int(db or 0), **(credentials if login else {}))
+        pool: ConnectionPool = master.connection_pool
+        return pool
 
 
 def _limits() -> dict[str, Any]:
@@ -49,34 +86,7 @@ def _limits() -> dict[str, Any]:
     }
 
 
-def _pool_of(url: str) -> ConnectionPool:
-    try:
-        if urlsplit(url).scheme == "redis+sentinel":
-            return _sentinel_pool(url)
-        return ConnectionPool.from_url(url)
-    except (ValueError, TypeError) as error:
-        raise ValueError(_BAD) from error
-
-
-def _sentinel_pool(url: str) -> ConnectionPool:
-    parts = urlsplit(url)
-    login, _, hosts = parts.netloc.rpartition("@")
-    service, _, db = parts.path.strip("/").partition("/")
-    if not service or not hosts:
-        raise ValueError(_BAD)
-    user, _, password = login.partition(":")
-    credentials = {"username": unquote(user) or None, "password": unquote(password) or None} if login else {}
-    sentinels = [_host_of(host) for host in hosts.split(",")]
-    timeouts = {"socket_timeout": SOCKET_S / 2, "socket_connect_timeout": SOCKET_S / 2}
-    sentinel = Sentinel(sentinels, sentinel_kwargs={**timeouts, "retry": Retry(NoBackoff(), 0)})
-    master = sentinel.master_for(unquote(service), db=int(db or 0), **credentials)
-    return master.connection_pool
-
-
 def _host_of(text: str) -> tuple[str, int]:
     host, colon, port = text.rpartition(":")
-    return (
-        (host.strip("[]"), int(port))
-        if colon and not text.endswith("]")
-        else (text.strip("[]"), _SENTINEL_PORT)
-    )
+    has_port = colon and not text.endswith("]")
+    return (host.strip("[]"), int(port)) if has_port else (text.strip("[]"), _SENTINEL_PORT)

@@ -11,7 +11,7 @@ from app.domain.session import LifeSpan, Session
 from app.domain.turn import JsonObject, Turn, TurnStatus, Usage
 from app.stores import rules
 from app.stores.buckets import PREFIX, bucket_of
-from app.stores.redis import keys, rows
+from app.stores.redis import keys, rows, side_rows
 from app.stores.redis.rows import Record
 from app.stores.redis.wire import Word
 
@@ -68,7 +68,7 @@ class Draft:
         return self.state_number
 
     def put_state(self, number: int, state: JsonObject) -> None:
-        self.do("HSET", "k", number, rows.to_state(to_id_bytes(self.session.uid), number, state))
+        self.do("HSET", "k", number, side_rows.to_state(to_id_bytes(self.session.uid), number, state))
 
     def log(self, fact: Fact, time_ms: int, life: LifeSpan) -> None:
         """Log a fact, its time being ``rules.fact_time``; of too many the oldest go."""
@@ -78,7 +78,7 @@ class Draft:
             self.do("ZREMRANGEBYRANK", "f", 0, -life.event_limit - 1)
 
     def put_fact(self, logged: LoggedFact) -> None:
-        self.do("ZADD", "f", logged.created_at, rows.to_fact(to_id_bytes(self.session.uid), logged))
+        self.do("ZADD", "f", logged.created_at, side_rows.to_fact(to_id_bytes(self.session.uid), logged))
 
     def put_turn(self, turn: Turn, state: int | None) -> None:
         turn_id = to_id_bytes(turn.turn_id)
@@ -114,7 +114,10 @@ class Draft:
     def put_checkpoint(self, checkpoint: Checkpoint, state: int | None) -> None:
         checkpoint_id = to_id_bytes(checkpoint.checkpoint_id)
         self.do(
-            "HSET", "c", checkpoint_id, rows.to_checkpoint(to_id_bytes(self.session.uid), checkpoint, state)
+            "HSET",
+            "c",
+            checkpoint_id,
+            side_rows.to_checkpoint(to_id_bytes(self.session.uid), checkpoint, state),
         )
         for room in "da" if checkpoint.automatic else "d":
             self.do("ZADD", room, checkpoint.created_at, checkpoint_id)
@@ -125,7 +128,7 @@ class Draft:
         self.do("trim", wanted.keep)
 
     def put_note(self, note: Note, depth: int, number: int) -> None:
-        body, noted = rows.to_note(to_id_bytes(self.session.uid), note, depth, number)
+        body, noted = side_rows.to_note(to_id_bytes(self.session.uid), note, depth, number)
         self.do("HSET", "n", to_id_bytes(note.note_id), body)
         self.do("HSET", "o", to_id_bytes(note.note_id), noted)
 
@@ -154,7 +157,8 @@ def create_words(draft: Draft, record: Record, life: LifeSpan, *, is_capped: boo
     session = record.session
     user = user_name(session) if is_capped else ""
     words: list[Word] = [
-        f"u:{user}" if user else "", record.tag, record.uid, record.token, keys.member_of(session), "\n".join(keys.indexes_of(session)),
+        f"u:{user}" if user else "", record.tag, record.uid, record.token, keys.member_of(session),
+        "\n".join(keys.indexes_of(session)),
         head_word(session), rows.to_record(record), record.json, *activity_words(session, draft.now, life),
         session.last_accessed - session.created_at, *draft.commands,
     ]  # fmt: skip
@@ -166,7 +170,7 @@ def bind_words(tag: str, turn: Turn) -> tuple[Word, Word, Word]:
     assert turn.binding is not None
     turn_id = to_id_bytes(turn.turn_id)
     name = keys.bound_name(turn.binding.owner, turn.binding.key)
-    return turn_id, name, rows.to_bound(name, tag, turn_id, turn.binding.fingerprint)
+    return turn_id, name, side_rows.to_bound(name, tag, turn_id, turn.binding.fingerprint)
 
 
 def head_word(session: Session) -> bytes:

@@ -11,7 +11,7 @@ from app.domain.turn import BoundTurn, Turn, TurnPage
 from app.stores import rules
 from app.stores.cursor import from_cursor, to_cursor
 from app.stores.memory_listing import fits
-from app.stores.redis import rows, tree
+from app.stores.redis import rows, side_rows, tree
 from app.stores.redis.database import Database
 from app.stores.redis.keys import bound_name, index_for, key_of, key_of_member, order_of, tag_of
 from app.stores.redis.rows import to_raw_id
@@ -164,7 +164,7 @@ async def find_bound(db: Database, owner: str, key: str) -> BoundTurn | None:
     if reply is None:
         return None
     tag, turn_id, sealed, raw, on_branch = reply
-    fingerprint = rows.from_bound(name, tag, turn_id, sealed)
+    fingerprint = side_rows.from_bound(name, tag, turn_id, sealed)
     if not raw:
         return None
     session_id = key_of(tag.decode()).session_id

@@ -14,7 +14,7 @@ from app.domain.stats import DayUsage
 from app.domain.turn import JsonObject, TurnStatus
 from app.stores import rules
 from app.stores.codec import to_body
-from app.stores.redis import keys, listing, records, rows, sums
+from app.stores.redis import keys, listing, records, rows, side_rows, sums
 from app.stores.redis.database import Database
 from app.stores.redis.draft import Draft
 from app.stores.redis.rows import Record
@@ -34,24 +34,27 @@ async def dump_session(db: Database, key: SessionKey) -> SessionDump | None:
 
 
 async def _dump(db: Database, record: Record) -> SessionDump:
-    uid, states = record.uid, {0: {}}
+    uid = record.uid
+    states: dict[int, JsonObject] = {0: {}}
     for number, raw in (await _pairs(db, record, "k")).items():
-        states[int(number)] = rows.from_state(uid, int(number), raw)
+        states[int(number)] = side_rows.from_state(uid, int(number), raw)
     bindings = await _bindings(db, record)
     turns = []
     for turn_id, raw in sorted((await _pairs(db, record, "t")).items()):
         turn = rows.from_turn(turn_id, raw, record.session.key.session_id)
         state = _state(states, rows.take_apart(turn_id, raw).state) if turn.is_committed else None
         turns.append(TurnDump(replace(turn, binding=bindings.get(turn_id)), state))
-    notes = [rows.from_note(uid, *pair)[0] for pair in sorted((await _pairs(db, record, "n")).items())]
+    notes = [side_rows.from_note(uid, *pair)[0] for pair in sorted((await _pairs(db, record, "n")).items())]
     facts = await db.read("ZRANGE", db.room(record.tag, "f"), 0, -1)
-    named = [rows.from_checkpoint(uid, *pair) for pair in sorted((await _pairs(db, record, "c")).items())]
+    named = [
+        side_rows.from_checkpoint(uid, *pair) for pair in sorted((await _pairs(db, record, "c")).items())
+    ]
     return SessionDump(
         session=record.session,
         root_state=_state(states, record.root_state),
         turns=tuple(turns),
         notes=tuple(notes),
-        facts=tuple(rows.from_fact(uid, member) for member in facts),
+        facts=tuple(side_rows.from_fact(uid, member) for member in facts),
         checkpoints=tuple(CheckpointDump(one, _state(states, number)) for one, number in named),
     )
 
@@ -161,7 +164,7 @@ async def _bindings(db: Database, record: Record) -> dict[bytes, Binding]:
         sealed = await db.read("HGET", full_name, "f")
         if sealed is not None:
             owner, key = keys.of_user(name)
-            fingerprint = rows.from_bound(name, record.tag.encode(), turn_id, sealed)
+            fingerprint = side_rows.from_bound(name, record.tag.encode(), turn_id, sealed)
             found[turn_id] = Binding(owner, key, fingerprint)
     return found
 

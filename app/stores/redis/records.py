@@ -11,7 +11,7 @@ from app.domain.session import Session, SessionCap, SessionChange
 from app.domain.state import SharedState, StateScope
 from app.domain.turn import JsonObject
 from app.stores import rules
-from app.stores.redis import keys, rows, tree
+from app.stores.redis import keys, rows, side_rows, tree
 from app.stores.redis.database import Database, new_token
 from app.stores.redis.draft import Draft, create_words, new_draft
 from app.stores.redis.rows import Record
@@ -140,7 +140,7 @@ async def rewrite(
     read: Callable[[], Awaitable[Record]],
     attempt: Callable[[Record], Awaitable[Draft | None]],
 ) -> Session:
-    """Write what ``attempt`` makes of the record, which is read by ``read``; ``None``: there is nothing to do.
+    """Write what ``attempt`` makes of the record that ``read`` reads; ``None``: there is nothing to do.
 
     Returns the session as it is then.
     """
@@ -197,7 +197,7 @@ async def patch_shared(
 async def put_shared(db: Database, scope: StateScope, shared: SharedState, now: int, token: bytes) -> bool:
     """Write a shared state unless somebody has since ``token`` was read; say whether."""
     name = keys.scope_name(scope)
-    value = rows.to_shared(name, shared, now)
+    value = side_rows.to_shared(name, shared, now)
     return bool(await db.tell("shared", name, token, new_token(), value))
 
 
@@ -206,4 +206,4 @@ async def _read_shared(db: Database, scope: StateScope) -> tuple[SharedState, by
     value, token = await db.read("HMGET", db.name(f"h:{name}"), "v", "w")
     if token is None:
         return SharedState(), b""
-    return rows.from_shared(name, value), token
+    return side_rows.from_shared(name, value), token

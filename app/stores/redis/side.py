@@ -14,7 +14,7 @@ from app.domain.session import Session
 from app.domain.turn import Turn, Usage
 from app.stores import rules
 from app.stores.cursor import from_cursor, to_cursor
-from app.stores.redis import records, rows, tree
+from app.stores.redis import records, rows, side_rows, tree
 from app.stores.redis.database import Database
 from app.stores.redis.draft import Draft
 from app.stores.redis.keys import tag_of
@@ -36,7 +36,7 @@ async def add_checkpoint(db: Database, session: Session, checkpoint: Checkpoint)
             db, ("HGET", db.room(record.tag, "c"), raw_id), ("ZCARD", db.room(record.tag, "d"))
         )
         if known is not None:
-            result.append(rows.from_checkpoint(record.uid, raw_id, known)[0])
+            result.append(side_rows.from_checkpoint(record.uid, raw_id, known)[0])
             return None
         if not checkpoint.automatic:
             rules.check_named(named - await db.read("ZCARD", db.room(record.tag, "a")))
@@ -55,7 +55,8 @@ async def list_checkpoints(db: Database, session: Session, limit: int, cursor: s
     if cursor is not None:
         time_ms, tie = from_cursor("c", cursor)
         after = time_ms, to_raw_id(tie) or b""
-    uid, found, total = to_id_bytes(session.uid), [], 0
+    uid, total = to_id_bytes(session.uid), 0
+    found: list[Checkpoint] = []
     while len(found) <= limit:
         most = limit + 1 - len(found)
         reply = await db.ask("page", tag_of(session.key), uid, "d", *after, most, 0, "c")
@@ -77,7 +78,7 @@ async def get_checkpoint(db: Database, session: Session, checkpoint_id: str) -> 
         raw, uid = await tree.both(db, ("HGET", db.room(tag, "c"), raw_id), ("HGET", db.room(tag, "s"), "u"))
         if raw is not None and uid == to_id_bytes(session.uid):
             try:
-                return rows.from_checkpoint(uid, raw_id, raw)[0]
+                return side_rows.from_checkpoint(uid, raw_id, raw)[0]
             except SnapshotUnreadable as error:
                 raise SnapshotUnreadable(session_id=session.key.session_id) from error
     raise CheckpointNotFound(session_id=session.key.session_id)
@@ -98,7 +99,7 @@ async def add_note(db: Database, session: Session, note: Note, usage: Usage) -> 
         note_id, turn_id = to_id_bytes(note.note_id), to_id_bytes(note.turn_id)
         if any(one.note_id == note_id for one in noted):
             return None
-        here = rows.Noted(note_id, turn_id, spot.place.depth, noted[-1].number + 1 if noted else 1)
+        here = side_rows.Noted(note_id, turn_id, spot.place.depth, noted[-1].number + 1 if noted else 1)
         newest = await tree.find_noted(db, record.session, [*noted, here])
         draft = Draft(record)
         now = rules.fact_time(record.session, note.created_at)
@@ -128,13 +129,13 @@ async def _facts(
     db: Database, session: Session, position: Position, limit: int, newest_first: bool
 ) -> AsyncIterator[LoggedFact]:
     number = _number_at(position.tie)
-    place: tuple[Word, Word] = position.time_ms, rows.fact_low(number if newest_first else number + 1)
+    place: tuple[Word, Word] = position.time_ms, side_rows.fact_low(number if newest_first else number + 1)
     tag, uid, given = tag_of(session.key), to_id_bytes(session.uid), 0
     while given < limit:
         reply = await db.ask("page", tag, uid, "f", *place, limit, int(not newest_first), "")
         for member in reply[1][::2] if reply else ():
             try:
-                yield rows.from_fact(uid, member)
+                yield side_rows.from_fact(uid, member)
                 given += 1
             except SnapshotUnreadable:
                 _log.error("an event of session %r is unreadable and left out", session.key.session_id)
@@ -167,7 +168,7 @@ def _readable(session: Session, listed: list[bytes]) -> list[Checkpoint]:
     found = []
     for checkpoint_id, raw in zip(listed[::2], listed[1::2], strict=True):
         try:
-            found.append(rows.from_checkpoint(to_id_bytes(session.uid), checkpoint_id, raw)[0])
+            found.append(side_rows.from_checkpoint(to_id_bytes(session.uid), checkpoint_id, raw)[0])
         except SnapshotUnreadable:
             _log.error("a checkpoint of session %r is unreadable and left out", session.key.session_id)
     return found

@@ -20,7 +20,7 @@ from app.domain.stats import SessionStats, UserUsage
 from app.domain.turn import BoundTurn, JsonObject, Turn, TurnPage, Usage
 from app.stores import rules
 from app.stores.redis import listing, moving, records, side, sums, tree, turns
-from app.stores.redis.address import to_connect
+from app.stores.redis.address import Address
 from app.stores.redis.database import Database
 from app.stores.redis.draft import new_draft
 from app.stores.redis.ground import Fence, check_ground
@@ -57,7 +57,7 @@ class RedisStore:
     ) -> None:
         if not 0 <= fsync_wait_ms <= MAX_FSYNC_WAIT_MS:
             raise ValueError(f"fsync_wait_ms must be 0 to {MAX_FSYNC_WAIT_MS}.")
-        self._connect = to_connect(address)
+        self._address = Address(address)
         self._life = life
         self._prefix = prefix
         self._fsync_wait_ms = fsync_wait_ms
@@ -94,7 +94,7 @@ class RedisStore:
             lease_ms = round(self._leases.duration_s * 1000)
             db = Database(wire, self._prefix, self._life, Node(boot_id, node_url), lease_ms, fence)
             db.session_count = await db.read("ZCARD", db.name("z:all"))
-            self._held.wakeups = Wakeups(self._connect, self._prefix)
+            self._held.wakeups = Wakeups(self._address.connect, self._prefix)
             self._held.db = db
             lapsed = _REAPED_AT_ONCE
             while lapsed == _REAPED_AT_ONCE:
@@ -110,12 +110,13 @@ class RedisStore:
             await wakeups.close()
         while self._wires:
             await self._wires.pop(0).close()
+        await self._address.close()
 
     async def ping(self) -> None:
         await self._db.read("PING")
 
     def session_count_nowait(self) -> int | None:
-        return self._held.db and self._held.db.session_count
+        return None if self._held.db is None else self._held.db.session_count
 
     async def create_session(self, session: Session) -> None:
         (refusal,) = await records.create(self._db, [new_draft(session)])
@@ -268,5 +269,5 @@ class RedisStore:
         await moving.load_rest(self._db, rest)
 
     def _new_wire(self) -> Wire:
-        self._wires.append(Wire(self._connect, self._prefix))
+        self._wires.append(Wire(self._address.connect, self._prefix))
         return self._wires[-1]

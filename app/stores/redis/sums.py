@@ -21,7 +21,8 @@ async def get_usage(db: Database, owner: str, user_id: str, limit: int) -> UserU
     counts = {name.decode(): int(value) for name, value in zip(found[::2], found[1::2], strict=True)}
     days = sorted({int(name.partition(":")[0]) for name in counts if name[0] != "a"}, reverse=True)
     listed = (DayUsage(day, *(counts.get(f"{day}:{kind}", 0) for kind in _KINDS)) for day in days[:limit])
-    return UserUsage(*(counts.get(f"all:{kind}", 0) for kind in _KINDS), days=tuple(listed))
+    turns, read, written = (counts.get(f"all:{kind}", 0) for kind in _KINDS)
+    return UserUsage(turns, read, written, tuple(listed))
 
 
 async def read_counts(db: Database) -> Counter[str]:

@@ -13,10 +13,11 @@ from app.domain.ids import to_id_bytes
 from app.domain.session import Path, Session
 from app.domain.turn import JsonObject
 from app.stores import rules
-from app.stores.redis import rows
+from app.stores.redis import rows, side_rows
 from app.stores.redis.database import Database
 from app.stores.redis.keys import tag_of
-from app.stores.redis.rows import Noted, Record, TurnRow, from_id, to_raw_id
+from app.stores.redis.rows import Record, TurnRow, from_id, to_raw_id
+from app.stores.redis.side_rows import Noted
 
 STEP_TURNS = 1000
 STEP_BYTES = 4 * 1024 * 1024
@@ -117,7 +118,7 @@ async def read_note(db: Database, session: Session, note_id: bytes) -> tuple[Not
     if uid != to_id_bytes(session.uid):
         raise SessionNotFound(session_id=session.key.session_id)
     try:
-        return rows.from_note(uid, note_id, body)
+        return side_rows.from_note(uid, note_id, body)
     except SnapshotUnreadable as error:
         raise SnapshotUnreadable(session_id=session.key.session_id) from error
 
@@ -125,7 +126,7 @@ async def read_note(db: Database, session: Session, note_id: bytes) -> tuple[Not
 async def list_noted(db: Database, tag: str) -> list[Noted]:
     """Return where notes hang, the oldest first."""
     found = await db.read("HGETALL", db.room(tag, "o"))
-    noted = [rows.from_noted(note_id, raw) for note_id, raw in zip(found[::2], found[1::2], strict=True)]
+    noted = [side_rows.from_noted(note_id, raw) for note_id, raw in zip(found[::2], found[1::2], strict=True)]
     return sorted((one for one in noted if one is not None), key=lambda one: one.number)
 
 
@@ -195,7 +196,7 @@ async def spot_of(db: Database, record: Record, target: HeadTarget | None) -> Sp
             if not raw_id or not raw:
                 raise CheckpointNotFound(session_id=record.session.key.session_id)
             try:
-                checkpoint, number = rows.from_checkpoint(record.uid, raw_id, raw)
+                checkpoint, number = side_rows.from_checkpoint(record.uid, raw_id, raw)
             except SnapshotUnreadable as error:
                 raise SnapshotUnreadable(session_id=record.session.key.session_id) from error
             place = (await spot_at(db, record, checkpoint.turn_id)).place
@@ -211,7 +212,9 @@ async def get_state(db: Database, record: Record, number: int | None) -> JsonObj
     if not number:
         return {}
     try:
-        return rows.from_state(record.uid, number, await db.read("HGET", db.room(record.tag, "k"), number))
+        return side_rows.from_state(
+            record.uid, number, await db.read("HGET", db.room(record.tag, "k"), number)
+        )
     except SnapshotUnreadable as error:
         raise SnapshotUnreadable(session_id=record.session.key.session_id) from error
 

@@ -64,15 +64,17 @@ def _start_words(db: Database, record: Record, turn: Turn, *, is_known: bool) ->
     draft.save(record.session.touched(turn.started_at, db.life), turn.started_at)
     touched = draft.to_record(new_token())
     lost = rules.interrupted(turn, turn.started_at)
-    turn_id, name, sealed = to_id_bytes(turn.turn_id), "", b""
+    bound: tuple[Word, ...] = to_id_bytes(turn.turn_id), "", b""
     if turn.binding is not None:
-        turn_id, name, sealed = bind_words(record.tag, turn)
+        bound = bind_words(record.tag, turn)
+    turn_id, name, sealed = bound
     words: list[Word] = [
         record.tag, record.uid, record.token if is_known else _OLD, touched.token, turn_id, turn.turn_id,
         db.node.boot_id, db.node.url or "", db.lease_ms, rows.to_record(touched),
         *activity_words(touched.session, draft.now, db.life),
         touched.session.last_accessed - record.session.last_accessed, rows.to_turn(turn, None),
-        rows.to_turn(lost, None), turn.started_at, user_name(record.session), rules.day_of(lost), name, sealed,
+        rows.to_turn(lost, None), turn.started_at, user_name(record.session), rules.day_of(lost),
+        name, sealed,
     ]  # fmt: skip
     return touched, words
 

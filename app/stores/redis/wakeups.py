@@ -10,11 +10,11 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from hiredis import pack_command
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import RedisError
 
 from app.stores.redis.address import Connect
+from app.stores.redis.wire import end_tasks, pack
 
 AGAIN_S = 0.2
 """How long after a loss the connection is tried anew."""
@@ -44,8 +44,7 @@ class Wakeups:
         self._task = loop.create_task(self._serve(), name="redis:wakeups")
 
     async def close(self) -> None:
-        self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
+        await end_tasks([self._task])
 
     @contextmanager
     def listening(self, tag: str) -> Iterator[Call]:
@@ -68,7 +67,7 @@ class Wakeups:
         while True:
             connection = self._connect()
             try:
-                await connection.connect()
+                await connection.connect()  # type: ignore[no-untyped-call]
                 async with asyncio.TaskGroup() as group:
                     group.create_task(self._subscribe(connection), name="redis:subscribe")
                     group.create_task(self._listen(connection), name="redis:listen")
@@ -91,7 +90,7 @@ class Wakeups:
                 ("UNSUBSCRIBE", asked - self._calls.keys()),
             ):
                 if tags:
-                    words = pack_command((verb, *(self._channel + tag for tag in tags)))
+                    words = pack(verb, *(self._channel + tag for tag in tags))
                     await connection.send_packed_command(words, check_health=False)
             self._subscribed -= asked - self._calls.keys()
             asked = set(self._calls)

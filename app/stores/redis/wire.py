@@ -13,21 +13,13 @@ in one round of the event loop goes out in one write. Always true:
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from typing import Any
 
 from hiredis import pack_command
+from redis import exceptions
 from redis.asyncio.connection import AbstractConnection
-from redis.exceptions import (
-    AuthenticationError,
-    ConnectionError as LostConnection,
-    NoPermissionError,
-    NoScriptError,
-    ReadOnlyError,
-    RedisError,
-    ResponseError,
-    TimeoutError as SlowReply,
-)
+from redis.exceptions import NoScriptError, ReadOnlyError, RedisError, ResponseError
 
 from app.domain.errors import StoreUnavailable
 from app.stores.redis.address import Connect
@@ -36,8 +28,16 @@ from app.stores.redis.scripts import load_scripts
 CALL_S = 1.2
 """How long a call takes at most, connecting and repeating included."""
 CLOSE_S = 2.0
+_CANCEL_S = 0.05
 
 Word = str | bytes | int | float
+
+
+def pack(*words: Word) -> bytes:
+    """Return a command as it goes over the wire."""
+    packed: bytes = pack_command(words)  # type: ignore[arg-type]  # any number of words
+    return packed
+
 
 _log = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ class _Line:
     def send(self, words: tuple[Word, ...]) -> "asyncio.Future[Any]":
         """Queue a command; the future has its reply."""
         future = asyncio.get_running_loop().create_future()
-        self._outbox.append(pack_command(words))
+        self._outbox.append(pack(*words))
         self._waiting.append(future)
         self._has_words.set()
         self._has_waiting.set()
@@ -81,9 +81,7 @@ class _Line:
             await asyncio.wait([self._waiting[-1]])
 
     async def close(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await end_tasks(self._tasks)
         self._lose(may_repeat=False)
         await self._connection.disconnect(nowait=True)
 
@@ -103,7 +101,7 @@ class _Line:
                 reply = await self._connection.read_response(disable_decoding=True)
             except ReadOnlyError as error:
                 # This was the primary once; the next connection may be to what is now.
-                raise LostConnection from error
+                raise exceptions.ConnectionError from error
             except ResponseError as error:
                 reply = error
             future = self._waiting.popleft()
@@ -118,7 +116,7 @@ class _Line:
         try:
             await work
         except (RedisError, OSError) as error:
-            self._lose(may_repeat=not isinstance(error, SlowReply))
+            self._lose(may_repeat=not isinstance(error, exceptions.TimeoutError))
             for task in self._tasks:
                 if task is not asyncio.current_task():
                     task.cancel()
@@ -186,7 +184,7 @@ class Wire:
         try:
             async with asyncio.timeout(CALL_S):
                 await self._get_line()
-        except (AuthenticationError, NoPermissionError) as error:
+        except (exceptions.AuthenticationError, exceptions.NoPermissionError) as error:
             raise StoreUnavailable("Redis refuses the user or the password.") from error
         except (RedisError, OSError, TimeoutError) as error:
             raise StoreUnavailable("Redis cannot be reached.") from error
@@ -195,8 +193,7 @@ class Wire:
         """Wait for the replies that are due, then close."""
         self._is_closed = True
         if self._connecting is not None:
-            self._connecting.cancel()
-            await asyncio.gather(self._connecting, return_exceptions=True)
+            await end_tasks([self._connecting])
         if self._line is not None:
             try:
                 async with asyncio.timeout(CLOSE_S):
@@ -235,7 +232,7 @@ class Wire:
     async def _make_line(self) -> _Line:
         connection = self._connect()
         try:
-            await connection.connect()
+            await connection.connect()  # type: ignore[no-untyped-call]
             await _load_missing(connection)
         except BaseException:
             await connection.disconnect(nowait=True)
@@ -243,14 +240,25 @@ class Wire:
         return _Line(connection)
 
 
+async def end_tasks(tasks: Sequence["asyncio.Task[Any]"]) -> None:
+    """Cancel tasks, and wait until they have ended.
+
+    More than once: redis-py uses ``asyncio.wait_for``, which may swallow a cancellation.
+    """
+    while running := [task for task in tasks if not task.done()]:
+        for task in running:
+            task.cancel()
+        await asyncio.wait(running, timeout=_CANCEL_S)
+
+
 async def _load_missing(connection: AbstractConnection) -> None:
     scripts = list(load_scripts().values())
     await connection.send_packed_command(
-        pack_command(("SCRIPT", "EXISTS", *(script.sha for script in scripts))), check_health=False
+        pack("SCRIPT", "EXISTS", *(script.sha for script in scripts)), check_health=False
     )
     known = await connection.read_response(disable_decoding=True)
     missing = [script for script, is_known in zip(scripts, known, strict=True) if not is_known]
-    loads = [pack_command(("SCRIPT", "LOAD", script.text)) for script in missing]
+    loads = [pack("SCRIPT", "LOAD", script.text) for script in missing]
     if loads:
         await connection.send_packed_command(loads, check_health=False)
         for _ in loads:

@@ -1,10 +1,13 @@
 """From a URL to a store, and which places are refused."""
 
+import sys
+
 import pytest
 
 from app.domain.session import LifeSpan
 from app.stores.memory import MemoryStore
 from app.stores.opening import open_store
+from app.stores.redis.store import RedisStore
 from app.stores.sqlite import SqliteStore
 from app.stores.sqlite_file import network_file_system
 
@@ -35,7 +38,7 @@ def test_memory_and_files_can_be_opened() -> None:
     [
         "", "memory", "memory:", "memory://x", "sqlite:", "sqlite://", "sqlite:///", "sqlite:////",
         "sqlite://host/a.db", "sqlite:///dir/", "sqlite:///:memory:", "sqlite:///a.db?mode=ro",
-        "redis://u:s3cret@h/0", "postgresql://u:s3cret@h/db", "SQLITE:///a.db", "file:///a.db", "/a/b.db",
+        "redis:/u:s3cret@h/0", "REDIS://u:s3cret@h/0", "postgresql://u:s3cret@h/db", "SQLITE:///a.db", "file:///a.db", "/a/b.db",
     ],
 )  # fmt: skip
 def test_any_other_url_is_refused(url: str) -> None:
@@ -43,6 +46,38 @@ def test_any_other_url_is_refused(url: str) -> None:
     with pytest.raises(ValueError, match="must be memory://, sqlite:///") as caught:
         open_store(url, LifeSpan())
     assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["redis://h", "redis://u:s3cret@h:1/3", "rediss://h:1", "unix:///run/redis.sock?db=2",
+     "redis+sentinel://u:s3cret@a:1,b/main/2"],
+)  # fmt: skip
+def test_redis_is_not_touched_before_it_is_opened(url: str) -> None:
+    """Whatever the kind of its address, the store is made without connecting."""
+    assert isinstance(open_store(url, LifeSpan()), RedisStore)
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["redis://u:s3cret@h:port", "redis+sentinel://u:s3cret@h:1", "redis+sentinel://u:s3cret@h:1/main/x"],
+)
+def test_a_redis_address_that_is_none_is_refused(url: str) -> None:
+    """It is a ValueError in one line that does not repeat it."""
+    with pytest.raises(ValueError) as caught:
+        open_store(url, LifeSpan())
+    assert "s3cret" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_without_its_extra_a_redis_store_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where redis-py is missing the error names the extra."""
+    for name in [name for name in sys.modules if name.startswith(("app.stores.redis", "redis"))]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "redis", None)
+    monkeypatch.setitem(sys.modules, "redis.asyncio", None)
+    with pytest.raises(ValueError, match=r"pip install 'agentpool\[redis\]'"):
+        open_store("redis://h", LifeSpan())
 
 
 @pytest.mark.parametrize(
