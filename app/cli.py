@@ -1,4 +1,4 @@
-"""The command line: ``agentpool serve``."""
+"""The command line: ``agentpool serve`` and ``agentpool migrate-store``."""
 
 import signal
 
@@ -105,6 +105,40 @@ def supervise(
         workers, listener, chosen, options, lambda: announce(settings, listener, workers=workers)
     )
     sys.exit(asyncio.run(supervisor.run()))
+
+
+@cli.command()
+def migrate_store(
+    source: Annotated[str, typer.Argument(metavar="FROM", help="The store to copy, a URL as in STORE_URL.")],
+    target: Annotated[str, typer.Argument(metavar="TO", help="The store to copy to.")],
+    force: Annotated[bool, typer.Option(help="Copy although a server announces itself there.")] = False,
+    skip_broken: Annotated[
+        bool, typer.Option(help="Succeed although some sessions cannot be read and stay behind.")
+    ] = False,
+    accept_volatile: Annotated[
+        bool, typer.Option(help="Copy although TO may lose it when the power fails [ACCEPT_VOLATILE].")
+    ] = False,
+) -> None:
+    """Copy everything from one store to another, and compare. Stop the servers first.
+
+    TO must be empty, or hold an earlier copy of FROM. Repeating it is safe, also after it was killed.
+
+    Exit codes: 0 copied and verified, 1 not, 2 wrong usage.
+    """
+    from app.migrate import WrongUsage, migrate
+    from app.telemetry.logs import configure_logs
+
+    settings = read_settings({"accept_volatile": True} if accept_volatile else {})
+    configure_logs(settings.log_format, settings.log_level)
+    try:
+        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            move = migrate(settings, source, target, force=force, skip_broken=skip_broken)
+            is_good = runner.run(move)
+    except WrongUsage as error:
+        print(f"agentpool: {error}", file=sys.stderr)
+        sys.exit(2)
+    if not is_good:
+        sys.exit(1)
 
 
 def listen(settings: Settings, fd: int | None) -> socket.socket:

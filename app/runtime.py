@@ -32,7 +32,7 @@ from app.services.landing import CheckpointPlan
 from app.services.ownership import Ownership
 from app.services.sessions import SessionManager
 from app.services.turns import CANCEL_GRACE_S, Turns
-from app.stores.opening import open_store
+from app.stores.opening import Sharing, open_store
 from app.telemetry.logs import PoolLog
 from app.telemetry.memory import read_memory
 
@@ -87,7 +87,12 @@ class Runtime:
         self.settings = config = settings if settings is not None else Settings()
         life = config.life_span()
         if store is None:
-            store = open_store(config.store_url, life, wait_for_lock=wait_for_store)
+            store = open_store(
+                config.store_url,
+                life,
+                wait_for_lock=wait_for_store,
+                sharing=Sharing(config.lease_s, config.accept_volatile, config.store_fsync_wait_ms),
+            )
         self._store = store
         self._wait_for_store = wait_for_store
         self._models = _open_models(config)

@@ -5,7 +5,7 @@ model context after it. Only *committed* turns (finished, or cancelled with the
 partial answer kept) are ever on a path.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
@@ -206,6 +206,21 @@ class Summary:
     tokens_before: int
     tokens_after: int
     usage: Usage
+
+
+INTERRUPTED = TurnError("INTERRUPTED", "The process died while the turn ran.")
+
+
+def interrupted(turn: Turn, now: int) -> Turn:
+    """Return the start record ``turn`` of a dead process as a failed turn; its events are 1 and 2."""
+    return replace(
+        turn,
+        status=TurnStatus.FAILED,
+        error=INTERRUPTED,
+        finished_at=max(now, turn.started_at),
+        tool_seqs=(),
+        last_seq=2,
+    )
 
 
 def text_of(messages: tuple[ContextMessage, ...]) -> str:

@@ -23,7 +23,8 @@ class MovableStore(SessionStore, Protocol):
     async def load_session(self, dump: SessionDump) -> None:
         """Store it as it is, in the place of what is there under its key; no usage is counted.
 
-        A turn that runs in the dump is stored as failed (``INTERRUPTED``).
+        A turn that runs in the dump is stored as failed (``SessionDump.settled``). The idempotency
+        keys are its turns' from now on, whatever other turn of the store had them.
         """
 
     async def dump_rest(self) -> RestDump:

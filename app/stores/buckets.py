@@ -19,7 +19,8 @@ def bucket_of(time_ms: int) -> int:
 def percentile(buckets: dict[int, int], share: float) -> int:
     """Return about the smallest time (ms) that at least this share of the counted ones kept to."""
     missing = math.ceil(share * sum(buckets.values()))
-    for bucket in sorted(buckets):
+    # A bucket may be left over from before the store was loaded, and have none.
+    for bucket in sorted(bucket for bucket, count in buckets.items() if count):
         missing -= buckets[bucket]
         if missing <= 0:
             return round(2 ** ((bucket - 0.5) / BUCKETS_PER_DOUBLING)) if bucket else 0

@@ -29,14 +29,14 @@ from app.domain.state import SharedState, StateScope
 from app.domain.stats import SessionStats, UserUsage
 from app.domain.turn import BoundTurn, JsonObject, Turn, TurnPage, TurnStatus, Usage
 from app.stores import rules
-from app.stores.alone import Alone
 from app.stores.memory_keys import KeyTable
 from app.stores.memory_listing import fits, page_of, session_order, turn_order
+from app.stores.memory_moving import MemoryMoving
 from app.stores.memory_record import Record, checkpoint_order
 from app.stores.memory_sums import Sums
 
 
-class MemoryStore(Alone):
+class MemoryStore(MemoryMoving):
     """Keeps its content over ``close`` and ``open``, as a file would."""
 
     def __init__(self, life: LifeSpan) -> None:

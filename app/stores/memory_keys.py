@@ -43,6 +43,18 @@ class KeyTable:
         self._bound[name] = Bound(record, turn.turn_id, turn.binding.fingerprint)
         record.keys[turn.turn_id] = name
 
+    def find_binding(self, record: Record, turn_id: str) -> Binding | None:
+        """Return what is bound to a turn."""
+        name = record.keys.get(turn_id)
+        return Binding(*name, self._bound[name].fingerprint) if name is not None else None
+
+    def take(self, record: Record, turn: Turn) -> None:
+        """Bind the turn's key, whoever has it."""
+        holder = self.find(turn.binding)
+        if holder is not None:
+            self.release(holder.record, holder.turn_id)
+        self.bind(record, turn)
+
     def release(self, record: Record, turn_id: str) -> None:
         name = record.keys.pop(turn_id, None)
         if name is not None:

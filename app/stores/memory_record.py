@@ -11,6 +11,7 @@ from itertools import islice
 from app.domain.branch import Back, HeadTarget, ToCheckpoint
 from app.domain.checkpoint import AutoCheckpoint, Checkpoint
 from app.domain.compaction import Note
+from app.domain.dump import CheckpointDump, SessionDump
 from app.domain.errors import CheckpointNotFound, SnapshotUnreadable, TurnNotFound
 from app.domain.journal import Entry, Fact, LoggedFact, Position, position_of
 from app.domain.session import Path, Session
@@ -156,6 +157,26 @@ class Record:
             self.states[turn.turn_id] = origin.states[turn.turn_id]
         self.notes = {n.note_id: n for n in origin.notes.values() if n.turn_id in self.turns}
         self._noted = {turn_id: n for turn_id, n in origin._noted.items() if turn_id in self.turns}
+
+    def load(self, dump: SessionDump) -> None:
+        """Take in all that a dump has beside its session."""
+        self.root_state = dump.root_state
+        for dumped in dump.turns:
+            self.put(dumped.turn)
+            if dumped.state is not None:
+                self.states[dumped.turn.turn_id] = dumped.state
+        for note in dump.notes:
+            self.notes[note.note_id] = self._noted[note.turn_id] = note
+        for one in dump.checkpoints:
+            self.checkpoints[one.checkpoint.checkpoint_id] = _Named(one.checkpoint, one.state)
+        self.facts = list(dump.facts)
+        if self.facts:
+            self._last_fact = self.facts[-1].number, self.facts[-1].created_at
+
+    def dump_checkpoints(self) -> tuple[CheckpointDump, ...]:
+        """Return the checkpoints in the order of their ids."""
+        ids = sorted(self.checkpoints)
+        return tuple(CheckpointDump(self.checkpoints[i].checkpoint, self.checkpoints[i].state) for i in ids)
 
     def log(self, fact: Fact, time_ms: int) -> None:
         """Log a fact, its time being ``rules.fact_time``; with a limit only the newest stay."""

@@ -45,6 +45,7 @@ class SharedMemoryStore(MemoryStore):
         self._content = _Content()
         self._lease_s = lease_s
         self._leases = MemoryLeases(self, self._content, lease_s)
+        self._seen: dict[SessionKey, Session] = {}
 
     @property
     def leases(self) -> "MemoryLeases":  # type: ignore[override]  # there are some here
@@ -54,7 +55,18 @@ class SharedMemoryStore(MemoryStore):
         """Return another store of the same content, for another runtime to open."""
         other = copy(self)
         other._leases = MemoryLeases(other, self._content, self._lease_s)
+        other._seen = {}
         return other
+
+    def recall_session(self, key: SessionKey) -> Session | None:  # type: ignore[override]
+        return self._seen.get(key)
+
+    async def find_session(self, key: SessionKey) -> Session | None:
+        return self._see(key, await super().find_session(key))
+
+    async def delete_session(self, key: SessionKey) -> bool:
+        self._seen.pop(key, None)
+        return await super().delete_session(key)
 
     async def open(self, boot_id: str, node_url: str | None = None) -> None:
         self._is_closed = False
@@ -62,6 +74,7 @@ class SharedMemoryStore(MemoryStore):
         self._leases.node = Node(boot_id, node_url)
 
     async def start_turn(self, session: Session, turn: Turn) -> Session | None:
+        self._see(session.key, None)  # whatever it was, it is compared now
         record = self._get(session)
         self._check_key(turn, record)
         self._leases.take_now(session.key, Holder(self._leases.node, turn.turn_id, is_turn=True))
@@ -71,6 +84,7 @@ class SharedMemoryStore(MemoryStore):
                 self._leases.give_back_now(session.key, turn.turn_id)
                 raise HeadMoved(session_id=session.key.session_id, turn_id=turn.turn_id)
             return None
+        self._see(session.key, record.session)
         if _version(record.session) != _version(session):
             return record.session
         self._put(record, turn)
@@ -87,6 +101,7 @@ class SharedMemoryStore(MemoryStore):
     ) -> Session:
         committed = await super().commit_turn(session, turn, resets_state=resets_state, checkpoint=checkpoint)
         self._leases.give_back_now(session.key, turn.turn_id)
+        self._see(session.key, committed)
         return committed
 
     async def record_turn(self, session: Session, turn: Turn) -> None:
@@ -118,6 +133,13 @@ class SharedMemoryStore(MemoryStore):
         if record is not None and turn is not None and turn.status is TurnStatus.RUNNING:
             self._keys.release(record, turn_id)
             del record.turns[turn_id], record.sizes[turn_id]
+
+    def _see(self, key: SessionKey, session: Session | None) -> Session | None:
+        if session is None:
+            self._seen.pop(key, None)
+        else:
+            self._seen[key] = session
+        return session
 
     def _has_running(self, record: Record) -> bool:
         lease = self._leases.find(record.session.key)

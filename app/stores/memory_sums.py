@@ -1,16 +1,17 @@
 """Sums in memory: what users' turns took, and what can be counted about all sessions."""
 
-import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
+from app.domain.dump import UsageDump
 from app.domain.session import LifeSpan, Session, SessionStatus
 from app.domain.stats import DayUsage, SessionStats, UserUsage
 from app.domain.turn import Turn, TurnStatus, Usage
 from app.stores import rules
+from app.stores.buckets import P95, PREFIX, bucket_of, percentile
 
 _NAMES = "turns", "prompt_tokens", "completion_tokens"
-_P95 = 0.95
+_TOTALS = *_NAMES, "created", "turns_failed", "turns_finished", "response_ms"
 
 
 class Sums:
@@ -19,7 +20,7 @@ class Sums:
     def __init__(self, life: LifeSpan) -> None:
         self._life = life
         self._counts: Counter[str] = Counter()
-        self._response_ms: Counter[int] = Counter()  # how many finished turns took so long
+        self._response_ms: Counter[int] = Counter()  # how many finished turns are in which bucket
         self._usage: dict[tuple[str, str | None], dict[int, Counter[str]]] = {}
         self._swept_at = 0
         self._expired: set[tuple[str, int | None]] = set()  # what the last sweep found expired, and when
@@ -35,7 +36,8 @@ class Sums:
         self._counts.update({name: counts[name] for name in (*_NAMES, "turns_failed")})
         self._day_of(session, rules.day_of(turn)).update({name: counts[name] for name in _NAMES})
         if turn.status is TurnStatus.FINISHED:
-            self._response_ms[turn.duration_ms] += 1
+            self._counts.update(turns_finished=1, response_ms=turn.duration_ms)
+            self._response_ms[bucket_of(turn.duration_ms)] += 1
 
     def count_usage(self, session: Session, usage: Usage, now: int) -> None:
         """Count tokens that no turn took."""
@@ -70,20 +72,38 @@ class Sums:
             lifetime_ms=self._counts["removed_lifetime_ms"] + living_ms,
             turns=self._counts["turns"],
             turns_failed=self._counts["turns_failed"],
-            turns_finished=self._response_ms.total(),
-            response_ms=sum(ms * count for ms, count in self._response_ms.items()),
-            p95_response_ms=self._p95_response_ms(),
+            turns_finished=self._counts["turns_finished"],
+            response_ms=self._counts["response_ms"],
+            p95_response_ms=percentile(self._response_ms, P95),
             tokens=self._counts["prompt_tokens"] + self._counts["completion_tokens"],
         )
 
-    def _p95_response_ms(self) -> int:
-        """Return the smallest time that at least 95 of 100 finished turns kept to."""
-        missing = math.ceil(_P95 * self._response_ms.total())
-        for ms in sorted(self._response_ms):
-            missing -= self._response_ms[ms]
-            if missing <= 0:
-                return ms
-        return 0
+    def dump_usage(self) -> Iterator[UsageDump]:
+        """Yield what each user's turns took, in ascending order."""
+        named = ((owner, user_id) for owner, user_id in self._usage if user_id is not None)
+        for owner, user_id in sorted(named):
+            for day, counts in sorted(self._usage[owner, user_id].items()):
+                yield UsageDump(owner, user_id, DayUsage(day, *(counts[name] for name in _NAMES)))
+
+    def dump_totals(self) -> dict[str, int]:
+        """Return the totals of a ``RestDump``, but for ``created``, which counts all."""
+        buckets = {f"{PREFIX}{bucket}": count for bucket, count in self._response_ms.items()}
+        lifetime_ms = self._counts["removed_lifetime_ms"]
+        return {name: self._counts[name] for name in _TOTALS} | {"lifetime_ms": lifetime_ms} | buckets
+
+    def load(self, usage: Iterable[UsageDump], totals: dict[str, int]) -> None:
+        """Put usage and totals, as ``dump_totals`` has them, in the place of what was counted."""
+        self._usage.clear()
+        for dumped in usage:
+            day = dumped.usage
+            took = {name: getattr(day, name) for name in _NAMES}
+            self._usage.setdefault((dumped.owner, dumped.user_id), {})[day.day] = Counter(took)
+        self._counts = Counter({name: totals.get(name, 0) for name in _TOTALS})
+        self._counts["removed_lifetime_ms"] = totals.get("lifetime_ms", 0)
+        buckets = {name: count for name, count in totals.items() if name.startswith(PREFIX)}
+        self._response_ms = Counter(
+            {int(name.removeprefix(PREFIX)): count for name, count in buckets.items()}
+        )
 
     def _day_of(self, session: Session, day: int) -> Counter[str]:
         user = session.key.owner, session.user_id

@@ -1,9 +1,11 @@
 """From the URL in the settings to a store."""
 
+from dataclasses import dataclass
 from urllib.parse import unquote
 
+from app.domain.lease import LEASE_S
 from app.domain.session import LifeSpan
-from app.ports import SessionStore
+from app.ports import MovableStore
 from app.stores.memory import MemoryStore
 from app.stores.sqlite import SqliteStore
 
@@ -12,37 +14,49 @@ _ALLOWED = (
 )
 
 
-def open_store(
-    url: str, life: LifeSpan, *, wait_for_lock: bool = False, accept_volatile: bool = False
-) -> SessionStore:
-    """Return the store that ``url`` names; it is not opened yet and nothing is touched.
+@dataclass(frozen=True, slots=True)
+class Sharing:
+    """How a store is used that several processes share.
 
-    ``accept_volatile``: one that several processes share may be served by what loses what it
-    acknowledged when the power fails.
+    ``lease_s`` is how long a lease holds. ``accept_volatile``: it may be served by what loses what
+    it acknowledged when the power fails. ``fsync_wait_ms``: how long Redis is waited for to have a
+    turn on its disk, 0 for not at all.
+    """
+
+    lease_s: float = LEASE_S
+    accept_volatile: bool = False
+    fsync_wait_ms: int = 0
+
+
+def open_store(
+    url: str, life: LifeSpan, *, wait_for_lock: bool = False, sharing: Sharing | None = None
+) -> MovableStore:
+    """Return the store that ``url`` names; it is not opened yet and nothing is touched.
 
     Raises:
         ValueError: it names none, or what it needs is not installed. The message never repeats the
             URL, which may hold a password.
     """
     scheme, separator, rest = url.partition("://")
+    sharing = sharing or Sharing()
     if separator and scheme == "memory" and not rest:
         return MemoryStore(life)
     if separator and scheme == "sqlite" and _is_file(rest):
         return SqliteStore(unquote(rest[1:]), life, wait_for_lock=wait_for_lock)
     if separator and scheme in ("postgresql", "postgres") and rest:
-        return _postgres(url, life, accept_volatile)
+        return _postgres_store(url, life, sharing)
     raise ValueError(f"The store URL must be {_ALLOWED}.")
 
 
-def _postgres(url: str, life: LifeSpan, accept_volatile: bool) -> SessionStore:
+def _postgres_store(url: str, life: LifeSpan, sharing: Sharing) -> MovableStore:
     try:
         from app.stores.postgres import PostgresStore
     except ModuleNotFoundError as error:
         if error.name != "asyncpg":
             raise
         # "from None": one line is all that the operator needs.
-        raise ValueError("PostgreSQL needs asyncpg: pip install 'agentpool[postgres]'.") from None
-    return PostgresStore(url, life, accept_volatile=accept_volatile)
+        raise ValueError("PostgreSQL needs an extra: pip install 'agentpool[postgres]'.") from None
+    return PostgresStore(url, life, lease_s=sharing.lease_s, accept_volatile=sharing.accept_volatile)
 
 
 def _is_file(rest: str) -> bool:
@@ -55,3 +69,9 @@ def _is_file(rest: str) -> bool:
         and "?" not in rest
         and "#" not in rest
     )
+
+
+def find_file(url: str) -> str | None:
+    """Return the path of the file that ``url`` names, be it there or not; ``None`` if it names none."""
+    scheme, separator, rest = url.partition("://")
+    return unquote(rest[1:]) if separator and scheme == "sqlite" and _is_file(rest) else None

@@ -9,7 +9,8 @@ from app.domain.errors import HeadMoved, InvalidInput
 from app.domain.journal import HeadChanged
 from app.domain.session import LifeSpan, Session, SessionQuery
 from app.domain.state import patched_values
-from app.domain.turn import JsonObject, Turn, TurnError, TurnStatus
+from app.domain.turn import JsonObject, Turn, TurnStatus
+from app.domain.turn import interrupted as interrupted
 
 MS_PER_DAY = 86_400_000
 TOTAL_LIMIT = 1000
@@ -23,9 +24,6 @@ class Place(NamedTuple):
     depth: int
     note: str | None
     state: JsonObject
-
-
-_INTERRUPTED = TurnError("INTERRUPTED", "The process died while the turn ran.")
 
 
 def check_committed(turn: Turn) -> None:
@@ -146,18 +144,6 @@ def automatic_checkpoint(wanted: AutoCheckpoint, turn: Turn) -> Checkpoint:
     """Return the checkpoint that is made with the commit of ``turn``."""
     return Checkpoint(
         checkpoint_id=wanted.checkpoint_id, turn_id=turn.turn_id, created_at=end_of(turn), automatic=True
-    )
-
-
-def interrupted(turn: Turn, now: int) -> Turn:
-    """Return the start record ``turn`` of a dead process as a failed turn; its events are 1 and 2."""
-    return replace(
-        turn,
-        status=TurnStatus.FAILED,
-        error=_INTERRUPTED,
-        finished_at=max(now, turn.started_at),
-        tool_seqs=(),
-        last_seq=2,
     )
 
 

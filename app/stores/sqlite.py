@@ -40,9 +40,9 @@ from app.stores import (
     sqlite_sweep,
     sqlite_writes,
 )
-from app.stores.alone import Alone
 from app.stores.codec import to_turn_body
 from app.stores.sqlite_keeper import Files
+from app.stores.sqlite_moving import SqliteMoving
 from app.stores.sqlite_starts import Starts
 from app.stores.sqlite_unit import Unit
 from app.stores.sqlite_writer import Writer
@@ -55,7 +55,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class SqliteStore(Alone):
+class SqliteStore(SqliteMoving):
     """Sessions in the file ``path``; ``<path>.lock`` keeps every other process away.
 
     With ``wait_for_lock`` ``open`` waits until the other process is gone. A store

@@ -20,7 +20,9 @@ from app.stores.sqlite_side_rows import CHECKPOINT_COLUMNS, from_checkpoint_row,
 from app.stores.sqlite_tree import find_tree, get_record, to_raw_id
 from app.stores.sqlite_unit import Unit
 
-_ADD = f"INSERT INTO checkpoints ({CHECKPOINT_COLUMNS}, session) VALUES ({marks(CHECKPOINT_COLUMNS)}, ?)"  # noqa: S608
+ADD_CHECKPOINT = (
+    f"INSERT INTO checkpoints ({CHECKPOINT_COLUMNS}, session) VALUES ({marks(CHECKPOINT_COLUMNS)}, ?)"  # noqa: S608
+)
 _FIND = f"SELECT {CHECKPOINT_COLUMNS} FROM checkpoints WHERE session = ? AND checkpoint_id = ?"  # noqa: S608
 _LIST = (
     f"SELECT {CHECKPOINT_COLUMNS} FROM checkpoints WHERE session = ?"  # noqa: S608
@@ -112,7 +114,7 @@ def delete_checkpoints(unit: Unit, session: Session, checkpoint_id: str | None) 
 
 def _add(unit: Unit, record: Record, checkpoint: Checkpoint, state_number: int | None) -> None:
     row = to_checkpoint_row(record.uid, checkpoint, state_number)
-    unit.connection.execute(_ADD, (*row, record.number))
+    unit.connection.execute(ADD_CHECKPOINT, (*row, record.number))
 
 
 def _find_row(connection: apsw.Connection, number: int, checkpoint_id: str) -> Row | None:

@@ -24,7 +24,7 @@ _FIND_LAST = (
     "SELECT number, created_at FROM session_events WHERE session = ? AND number <= ?"
     " ORDER BY number DESC LIMIT 1"
 )
-_ADD = f"INSERT INTO session_events ({FACT_COLUMNS}, session) VALUES ({marks(FACT_COLUMNS)}, ?)"  # noqa: S608
+ADD_FACT = f"INSERT INTO session_events ({FACT_COLUMNS}, session) VALUES ({marks(FACT_COLUMNS)}, ?)"  # noqa: S608
 _DROP = "DELETE FROM session_events WHERE session = ? AND number <= ?"
 _LIST_FACTS = (
     f"SELECT {FACT_COLUMNS} FROM session_events WHERE session = ?"  # noqa: S608
@@ -48,7 +48,7 @@ def log(unit: Unit, record: Record, fact: Fact, time_ms: int) -> None:
     last = unit.connection.execute(_FIND_LAST, (record.number, _MOST)).fetchone() or (0, 0)
     number, previous = last[0] + 1, last[1] if last[1] in range(LATEST_MS) else 0
     logged = LoggedFact(number, max(time_ms, previous), fact)
-    unit.connection.execute(_ADD, (*to_fact_row(record.uid, logged), record.number))
+    unit.connection.execute(ADD_FACT, (*to_fact_row(record.uid, logged), record.number))
     if unit.life.event_limit:
         unit.connection.execute(_DROP, (record.number, number - unit.life.event_limit))
 

@@ -13,12 +13,17 @@ from zlib import crc32
 import apsw
 
 from app.domain.errors import SnapshotUnreadable
+from app.domain.idempotency import Binding
 from app.domain.ids import to_id_bytes
 from app.domain.turn import Turn
 from app.stores.sqlite_rows import is_committed
 
 _FIND = (
     "SELECT session, turn_id, fingerprint, created_at, seal FROM idempotency_keys WHERE owner = ? AND key = ?"
+)
+_LIST = (
+    "SELECT owner, key, session, turn_id, fingerprint, created_at, seal FROM idempotency_keys"
+    " WHERE session = ?"
 )
 _FIND_HOLDER = (
     "SELECT k.session, k.turn_id, t.status, t.kept FROM idempotency_keys AS k"
@@ -46,17 +51,23 @@ def bind(connection: apsw.Connection, session: int, turn: Turn) -> None:
     """Bind the turn's key, unless a committed turn has it: the commit counts, not the key."""
     if turn.binding is None:
         return
-    owner, key, fingerprint = turn.binding.owner, turn.binding.key, turn.binding.fingerprint
-    turn_id = to_id_bytes(turn.turn_id)
-    holder = connection.execute(_FIND_HOLDER, (owner, key)).fetchone()
-    if holder is not None and holder[:2] == (session, turn_id):
+    holder = connection.execute(_FIND_HOLDER, (turn.binding.owner, turn.binding.key)).fetchone()
+    if holder is not None and holder[:2] == (session, to_id_bytes(turn.turn_id)):
         return
     if holder is not None and holder[2] in range(4) and is_committed(holder[2], holder[3]):
         _log.error("the idempotency key of turn %s belongs to another committed turn", turn.turn_id)
         return
-    bound = Bound(session, turn_id, fingerprint)
+    take(connection, session, turn)
+
+
+def take(connection: apsw.Connection, session: int, turn: Turn) -> None:
+    """Bind the turn's key, whoever has it."""
+    if turn.binding is None:
+        return
+    owner, key, fingerprint = turn.binding.owner, turn.binding.key, turn.binding.fingerprint
+    bound = Bound(session, to_id_bytes(turn.turn_id), fingerprint)
     sealed = _seal(owner, key, bound, turn.started_at)
-    connection.execute(_BIND, (owner, key, fingerprint, session, turn_id, turn.started_at, sealed))
+    connection.execute(_BIND, (owner, key, fingerprint, session, bound.turn_id, turn.started_at, sealed))
 
 
 def release(connection: apsw.Connection, session: int, turn_id: bytes) -> None:
@@ -70,8 +81,24 @@ def find(connection: apsw.Connection, owner: str, key: str) -> Bound | None:
         SnapshotUnreadable: the row is broken.
     """
     row: Any = connection.execute(_FIND, (owner, key)).fetchone()
-    if row is None:
-        return None
+    return None if row is None else _read(owner, key, row)
+
+
+def list_bindings(connection: apsw.Connection, session: int) -> dict[bytes, Binding]:
+    """Return what is bound to turns of a session, by their ids.
+
+    Raises:
+        SnapshotUnreadable: a row is broken.
+    """
+    found = {}
+    rows: list[Any] = connection.execute(_LIST, (session,)).fetchall()
+    for owner, key, *row in rows:
+        bound = _read(owner, key, row)
+        found[bound.turn_id] = Binding(owner, key, bound.fingerprint)
+    return found
+
+
+def _read(owner: str, key: str, row: Any) -> Bound:
     bound = Bound(*row[:3])
     try:
         is_whole = _seal(owner, key, bound, row[3]) == row[4]

@@ -53,9 +53,13 @@ def patch_shared(
     if expected_rev is not None and shared.rev != expected_rev:
         raise PreconditionFailed
     patched = shared.patched(patch)
-    body = to_shared_body(scope, patched, now)
-    unit.connection.execute(_SET_SHARED, (*_to_key(scope), patched.rev, now, body))
+    set_shared(unit, scope, patched, now)
     return patched
+
+
+def set_shared(unit: Unit, scope: StateScope, shared: SharedState, now: int) -> None:
+    body = to_shared_body(scope, shared, now)
+    unit.connection.execute(_SET_SHARED, (*_to_key(scope), shared.rev, now, body))
 
 
 def _to_key(scope: StateScope) -> tuple[str, str, str]:

@@ -64,10 +64,16 @@ def get_by_key(connection: apsw.Connection, key: SessionKey) -> Record:
     Raises:
         SessionNotFound, SnapshotUnreadable
     """
-    row = connection.execute(_FIND_RECORD, key).fetchone()
-    if row is None:
+    record = find_by_key(connection, key)
+    if record is None:
         raise SessionNotFound(session_id=key.session_id)
-    return from_record_row(row)
+    return record
+
+
+def find_by_key(connection: apsw.Connection, key: SessionKey) -> Record | None:
+    """Return the record, of whatever incarnation."""
+    row = connection.execute(_FIND_RECORD, key).fetchone()
+    return None if row is None else from_record_row(row)
 
 
 def find_record(connection: apsw.Connection, session: Session) -> Record | None:

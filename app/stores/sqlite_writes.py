@@ -18,7 +18,7 @@ from app.stores.sqlite_unit import Unit
 ADD_TURN = f"INSERT INTO turns ({TURN_COLUMNS}, session) VALUES ({marks(TURN_COLUMNS)}, ?)"  # noqa: S608
 _SET_TURN = f"UPDATE turns SET {settings(TURN_COLUMNS)} WHERE session = ? AND turn_id = ?"  # noqa: S608
 _FIND_TURN_STATUS = "SELECT status, kept FROM turns WHERE session = ? AND turn_id = ?"
-_FIND_NUMBER = "SELECT id FROM sessions WHERE owner = ? AND session_id = ?"
+FIND_NUMBER = "SELECT id FROM sessions WHERE owner = ? AND session_id = ?"
 _COUNT_OF_USER = "SELECT count FROM session_counts WHERE name = ? AND owner = ? AND kind = 'u'"
 _FIND_RUNNING = "SELECT 1 FROM turns WHERE status = 0 AND session = ?"
 _ROOT_STATE = 1
@@ -66,7 +66,7 @@ def touch_session(unit: Unit, key: SessionKey, now: int) -> Session:
 
 
 def delete_session(unit: Unit, key: SessionKey) -> bool:
-    number = unit.connection.execute(_FIND_NUMBER, key).get
+    number = unit.connection.execute(FIND_NUMBER, key).get
     if number is None:
         return False
     sqlite_records.remove(unit, number)
@@ -81,7 +81,7 @@ def start_turn(unit: Unit, session: Session, turn: Turn, body: bytes) -> None:
     record = find_record(unit.connection, session)
     if record is None or _status_of(unit, record.number, turn) is not None:
         return
-    _add_turn(unit, record.number, turn, body, None)
+    add_turn(unit, record.number, turn, body, None)
     sqlite_keys.bind(unit.connection, record.number, turn)
     _touch(unit, record, turn.started_at)
 
@@ -139,7 +139,7 @@ def end_turn(
         values = _turn_row(unit, turn, body, state)
         unit.connection.execute(_SET_TURN, (*values, number, values[0]))
     else:
-        _add_turn(unit, number, turn, body, state)
+        add_turn(unit, number, turn, body, state)
     if turn.is_committed:
         sqlite_keys.bind(unit.connection, number, turn)
     else:
@@ -149,11 +149,16 @@ def end_turn(
         sqlite_records.add_usage(unit, number, rules.day_of(turn), 1, turn.usage)
 
 
+def add_turn(unit: Unit, number: int, turn: Turn, body: bytes, state: int | None) -> None:
+    """Store the turn as it is; nothing is counted and no key bound."""
+    unit.connection.execute(ADD_TURN, (*_turn_row(unit, turn, body, state), number))
+
+
 def make_room(unit: Unit, session: Session, cap: SessionCap) -> None:
     """Remove as many victims as are in the way of ``session``; changes nothing if it raises."""
     if session.user_id is None:
         return
-    if unit.connection.execute(_FIND_NUMBER, session.key).fetchone():
+    if unit.connection.execute(FIND_NUMBER, session.key).fetchone():
         raise SessionExists(session_id=session.key.session_id)
     user = session.user_id, session.key.owner
     excess = (unit.connection.execute(_COUNT_OF_USER, user).get or 0) + 1 - cap.most
@@ -198,7 +203,3 @@ def _status_of(unit: Unit, number: int, turn: Turn) -> Any:
 def _turn_row(unit: Unit, turn: Turn, body: bytes, state: int | None) -> tuple[Any, ...]:
     strings = (turn.agent_id, turn.provider, turn.model, turn.boot_id)
     return to_turn_row(turn, body, TurnNames(*map(unit.intern, strings)), state)
-
-
-def _add_turn(unit: Unit, number: int, turn: Turn, body: bytes, state: int | None) -> None:
-    unit.connection.execute(ADD_TURN, (*_turn_row(unit, turn, body, state), number))

@@ -110,6 +110,10 @@ class Link:
             if pool is not None and pool is not self._target:
                 await _close(pool)
 
+    def wait_written(self) -> "asyncio.Future[Any]":
+        """Return what is done when all writes that are under way now have ended, well or not."""
+        return asyncio.gather(*map(asyncio.shield, self._writes), return_exceptions=True)
+
     async def run(
         self, work: Work[T], *, writes: bool = False, repeats: bool = True, limit_s: float = TOTAL_S
     ) -> T:

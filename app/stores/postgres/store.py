@@ -110,7 +110,10 @@ class PostgresStore:
                 _log.warning("the leases of this process stay until they run out: %s", error.detail)
 
     async def ping(self) -> None:
+        """Return when the database has answered, and all writes that were under way."""
+        writes = self._link.wait_written()
         await self._read(_ping)
+        await writes
 
     def session_count_nowait(self) -> int | None:
         """Return how many there were when this process last counted, and what it has changed since."""

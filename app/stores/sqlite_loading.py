@@ -1,0 +1,95 @@
+"""What a store in SQLite takes in from another, as works of the writer."""
+
+from collections import Counter
+
+from app.domain.dump import RestDump, SessionDump
+from app.domain.turn import JsonObject
+from app.stores import sqlite_keys, sqlite_notes, sqlite_records, sqlite_states
+from app.stores.buckets import PREFIX
+from app.stores.codec import to_json_text, to_turn_body
+from app.stores.sqlite_checkpoints import ADD_CHECKPOINT
+from app.stores.sqlite_dumping import TOTALS, totals_of_sessions
+from app.stores.sqlite_journal import ADD_FACT
+from app.stores.sqlite_notes import Noted
+from app.stores.sqlite_rows import to_id
+from app.stores.sqlite_side_rows import to_checkpoint_row, to_fact_row
+from app.stores.sqlite_unit import Unit
+from app.stores.sqlite_writes import FIND_NUMBER, add_turn
+
+_ADD_USAGE = (
+    "INSERT INTO usage_days (owner, user_id, day, turns, prompt_tokens, completion_tokens)"
+    " VALUES (?, ?, ?, ?, ?, ?)"
+)
+_SUM_USAGE = (
+    "INSERT INTO usage_days (owner, user_id, day, turns, prompt_tokens, completion_tokens)"
+    " SELECT owner, user_id, -1, sum(turns), sum(prompt_tokens), sum(completion_tokens)"
+    " FROM usage_days GROUP BY owner, user_id"
+)
+
+
+class _States:
+    """Numbers for the states of a session, each kept once; ``None`` is that of the empty one."""
+
+    def __init__(self) -> None:
+        self.kept: dict[int, JsonObject] = {}
+        self._numbers: dict[str, int] = {}
+
+    def keep(self, state: JsonObject) -> int | None:
+        if not state:
+            return None
+        text = to_json_text(state)
+        number = self._numbers.setdefault(text, len(self._numbers) + 1)
+        self.kept[number] = state
+        return number
+
+
+def load_session(unit: Unit, dump: SessionDump) -> None:
+    known = unit.connection.execute(FIND_NUMBER, dump.session.key).get
+    if known is not None:
+        sqlite_records.remove(unit, known)
+    states = _States()
+    root = states.keep(dump.root_state)
+    at_turns = [states.keep(dumped.state or {}) for dumped in dump.turns]
+    at_checkpoints = [states.keep(one.state) for one in dump.checkpoints]
+    number = sqlite_records.add(
+        unit, dump.session, state_number=states.keep(dump.session.state), root_state=root
+    )
+    for dumped, state in zip(dump.turns, at_turns, strict=True):
+        add_turn(unit, number, dumped.turn, to_turn_body(dumped.turn), state)
+        sqlite_keys.take(unit.connection, number, dumped.turn)
+    _load_beside(unit, number, dump, states, at_checkpoints)
+
+
+def load_rest(unit: Unit, rest: RestDump) -> None:
+    connection = unit.connection
+    connection.execute("DELETE FROM shared_state")
+    for dumped in rest.shared:
+        # When it was changed last is not told, and nobody asks.
+        sqlite_states.set_shared(unit, dumped.scope, dumped.shared, 0)
+    connection.execute("DELETE FROM usage_days")
+    days = [(one.owner, one.user_id, one.usage) for one in rest.usage]
+    connection.executemany(
+        _ADD_USAGE,
+        [(*user, d.day, d.turns, d.prompt_tokens, d.completion_tokens) for *user, d in days],
+    )
+    connection.execute(_SUM_USAGE)
+    totals = Counter(rest.totals)
+    totals.update(totals_of_sessions(connection))
+    buckets = {name for name in unit.totals if name.startswith(PREFIX)}
+    for name in {*TOTALS, *buckets, *totals}:
+        unit.count(name, totals[name] - unit.value(name))
+
+
+def _load_beside(
+    unit: Unit, number: int, dump: SessionDump, states: _States, at_checkpoints: list[int | None]
+) -> None:
+    connection, uid = unit.connection, to_id(dump.session.uid) or b""
+    for state_number, state in states.kept.items():
+        sqlite_records.add_state(unit, number, uid, state_number, state)
+    depths = {dumped.turn.turn_id: dumped.turn.depth for dumped in dump.turns}
+    sqlite_notes.copy_notes(unit, number, uid, [Noted(note, depths[note.turn_id], 0) for note in dump.notes])
+    connection.executemany(ADD_FACT, [(*to_fact_row(uid, logged), number) for logged in dump.facts])
+    named = zip(dump.checkpoints, at_checkpoints, strict=True)
+    connection.executemany(
+        ADD_CHECKPOINT, [(*to_checkpoint_row(uid, one.checkpoint, state), number) for one, state in named]
+    )
