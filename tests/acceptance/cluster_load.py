@@ -96,9 +96,8 @@ class Talker:
         self.codes[code] += 1
         if "reply" in end:
             return replace(op, outcome="ok", reply=end["reply"], turn_id=end.get("turn_id", op.turn_id))
-        if end.get("outcome") == "unknown" or code in IN_DOUBT or not code.isupper():
-            return op
-        return replace(op, outcome="fail")
+        in_doubt = end.get("outcome") == "unknown" or code in IN_DOUBT or not code.isupper()
+        return replace(op, code=code, outcome="unknown" if in_doubt else "fail")
 
 
 def last_of(raw: bytes) -> dict[str, Any]:

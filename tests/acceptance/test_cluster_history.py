@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from tests.acceptance.cluster_load import Talker, open_http
-from tests.acceptance.history import Log, check, messages_of
+from tests.acceptance.history import Fault, Log, Op, check, messages_of
 from tests.cluster import LEASE_S, Cluster, until
 from tests.faultproxy import BLACK_HOLE, HOLD, PASS, REFUSE, RESET, SWALLOW_REPLIES, FaultProxy, latency
 from tests.modelserver import ModelServer
@@ -105,6 +105,11 @@ class World:
         turns = self.of_all(self.cluster.turns, 0)
         return [turn["turn_id"] for each in turns.values() for turn in each if turn["status"] == "running"]
 
+    def all_of(self, fault: Fault, ops: list[Op]) -> list[Any]:
+        """Return what there is to be known of a fault."""
+        turns = [turn for turn in self.cluster.turns(fault.session) if turn["input"] == fault.what]
+        return [*(op for op in ops if op.text == fault.what), *turns]
+
     def find_unrecorded_calls(self) -> list[str]:
         """Return what the model was asked more often than turns are on record that asked it.
 
@@ -146,7 +151,10 @@ def test_trouble_loses_doubles_and_mixes_nothing(world: World, cluster_s: float)
     _log.info("%s, %s, %s", dict(outcomes), dict(world.trouble.done), dict(codes))
     for node in range(NODES):
         shown = world.of_all(world.cluster.history, node)
-        assert check(ops, {session: messages_of(shown[session]) for session in world.sessions}) == []
+        faults = check(ops, {session: messages_of(shown[session]) for session in world.sessions})
+        for f in faults:  # DEBUG
+            print("FAULT", f.kind, f.what[:12], *world.all_of(f, ops), sep="\n   ")  # DEBUG
+        assert [(fault, world.all_of(fault, ops)) for fault in faults] == []
     assert world.find_unrecorded_calls() == []
     assert codes["INTERNAL_ERROR"] == 0
     assert "Traceback" not in world.cluster.logs()
