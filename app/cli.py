@@ -73,29 +73,19 @@ def serve(
         "accept_volatile": True if accept_volatile else None,
     }
     settings = read_settings({name: value for name, value in given.items() if value is not None})
-    if workers > 1 and not settings.is_store_shared:
-        fail("--workers needs a store that processes can share: STORE_URL postgresql:// or redis://")
-    if fd is None and not is_loopback(settings.host):
-        require_permission(insecure, f"HOST {settings.host}")
-    listener = listen(settings, fd)
-    if fd is not None and not is_loopback(listener.getsockname()[0]):
-        require_permission(insecure, f"the socket's address {listener.getsockname()[0]}")
+    listener = listen(settings, fd, insecure=insecure)
     if workers > 1:
         chosen = {name.upper(): str(value) for name, value in given.items() if value is not None}
         supervise(settings, listener, workers, chosen, ["--insecure"] if insecure else [])
-    run(
-        settings,
-        listener,
-        wait_for_store=wait_for_store,
-        shares_socket=fd is not None,
-        ends_with_stdin=end_with_stdin,
-    )
+    run(settings, listener, wait_for_store, shares_socket=fd is not None, ends_with_stdin=end_with_stdin)
 
 
 def supervise(
     settings: Settings, listener: socket.socket, workers: int, chosen: dict[str, str], options: list[str]
 ) -> NoReturn:
     """Keep worker processes running until a signal comes, and end as they did."""
+    if not settings.is_store_shared:
+        fail("--workers needs a store that processes can share: STORE_URL postgresql:// or redis://")
     from app.server import announce
     from app.telemetry.logs import configure_logs
     from app.workers import Supervisor
@@ -141,22 +131,27 @@ def migrate_store(
         sys.exit(1)
 
 
-def listen(settings: Settings, fd: int | None) -> socket.socket:
+def listen(settings: Settings, fd: int | None, *, insecure: bool) -> socket.socket:
     """Return the socket to listen on, or end with one line that says why there is none."""
     from app.server import bind, take_over
 
+    if fd is None and not is_loopback(settings.host):
+        require_permission(insecure, f"HOST {settings.host}")
     try:
-        return bind(settings.host, settings.port) if fd is None else take_over(fd)
+        listener = bind(settings.host, settings.port) if fd is None else take_over(fd)
     except OSError as error:
         where = f"{settings.host}:{settings.port}" if fd is None else f"descriptor {fd}"
         fail(f"cannot listen on {where}: {error.strerror or error}")
+    if fd is not None and not is_loopback(listener.getsockname()[0]):
+        require_permission(insecure, f"the socket's address {listener.getsockname()[0]}")
+    return listener
 
 
 def run(
     settings: Settings,
     listener: socket.socket,
-    *,
     wait_for_store: bool,
+    *,
     shares_socket: bool,
     ends_with_stdin: bool = False,
 ) -> None:

@@ -18,7 +18,7 @@ from app.domain.ids import SessionKey
 from app.ports import Clock, MovableStore
 from app.runtime import SystemClock, new_uuid7
 from app.services.moving import Moved, Mover, MoveRefused
-from app.stores.opening import find_file, open_store
+from app.stores.opening import Sharing, find_file, open_store
 
 LINE_EVERY_S = 3.0
 """How often a line tells how far it is, where there is no terminal to draw a bar on."""

@@ -123,19 +123,7 @@ class Runtime:
             after_tokens=config.compact_after_tokens,
             timeout_s=config.turn_timeout_s,
         )
-        self._conductor = Conductor(
-            store,
-            factory,
-            self.agents,
-            turns,
-            admission,
-            self._compactor,
-            clock,
-            self._ownership,
-            boot_id=self._boot_id,
-            turn_timeout_s=config.turn_timeout_s,
-            checkpoints=_plan_checkpoints(config),
-        )
+        self._conductor = self._make_conductor(factory, admission)
         self.chat = ChatService(
             store,
             factory,
@@ -157,6 +145,21 @@ class Runtime:
             self.sessions.cleanup,
             read_memory,
             ownership=self._ownership,
+        )
+
+    def _make_conductor(self, factory: AgentFactory, admission: Admission) -> Conductor:
+        return Conductor(
+            self._store,
+            factory,
+            self.agents,
+            self._turns,
+            admission,
+            self._compactor,
+            self._clock,
+            self._ownership,
+            boot_id=self._boot_id,
+            turn_timeout_s=self.settings.turn_timeout_s,
+            checkpoints=_plan_checkpoints(self.settings),
         )
 
     def _make_admission(self, factory: AgentFactory, life: LifeSpan) -> Admission:
