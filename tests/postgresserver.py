@@ -138,7 +138,7 @@ class PostgresServer:
         """Start it and return when it answers."""
         options = {**_SETTINGS, "port": str(self.port)}
         if not self._fsync:
-            options |= {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
+            options |= {"fsync": "off", "full_page_writes": "off"}
         arguments = [part for name, value in options.items() for part in ("-c", f"{name}={value}")]
         with open(self._folder / "log", "ab") as log:
             self._process = subprocess.Popen(

@@ -1,4 +1,4 @@
-"""Real processes that work on a database and are killed by SIGKILL while they do."""
+"""Real processes that work on a database, most of them killed by SIGKILL while they do."""
 
 import asyncio
 import os
@@ -27,6 +27,13 @@ async def purge_and_die(path: str, now: int, step: int) -> int:
     await child.communicate()
     assert child.returncode is not None
     return child.returncode
+
+
+async def open_and_count(url: str, name: str) -> str:
+    """Let a child open the PostgreSQL database and make a session; return how many of its own it saw."""
+    child = await _start("contract.opening_child", url, name)
+    said, _ = await child.communicate()
+    return said.decode().strip()
 
 
 async def _start(module: str, *arguments: str) -> Process:

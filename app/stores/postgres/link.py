@@ -12,8 +12,11 @@ single statement may yet be carried out, an open transaction is rolled back by t
 
 import asyncio
 import logging
-import ssl
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import count
+from secrets import randbelow
 from typing import Any, TypeVar
 
 import asyncpg
@@ -29,6 +32,8 @@ STALE_S = 5
 """How long the server keeps a transaction open for a process that is cut off."""
 CLOSE_S = 1.0
 POOL_SIZE = 16
+SHARDS = 64
+"""As many as the schema has rows of counters."""
 
 Connection = Any  # asyncpg's pool hands out proxies without a type of their own
 
@@ -38,6 +43,7 @@ Work = Callable[[Connection], Awaitable[T]]
 _BROKEN = (
     OSError,
     asyncpg.InterfaceError,
+    asyncpg.InternalClientError,  # what a statement finds on a connection that is just being ended
     asyncpg.PostgresConnectionError,
     asyncpg.AdminShutdownError,
     asyncpg.CrashShutdownError,
@@ -61,38 +67,29 @@ class Link:
         self._target = target
         self._size = size
         self._pool: asyncpg.Pool | None = None
+        self._shards = count(randbelow(SHARDS))
         self._writes: set[asyncio.Task[Any]] = set()  # under way, each for its limit at most
         self.is_open = False
 
     async def open(self) -> None:
-        """Make the pool; nothing is connected yet.
+        """Make the pool, and see whether it can connect.
 
         Raises:
-            ValueError: the URL is none. The message never repeats it.
+            StoreUnavailable: it cannot. The message never repeats the URL.
         """
         if self.is_open:
             return
-        if isinstance(self._target, str):
-            try:
-                self._pool = await asyncpg.create_pool(
-                    self._target,
-                    min_size=0,
-                    max_size=self._size,
-                    timeout=CONNECT_S,
-                    command_timeout=None,
-                    reset=_leave_as_is,
-                    server_settings={
-                        "application_name": "agentpool",
-                        "statement_timeout": str(int(STATEMENT_S * 1000)),
-                        "idle_in_transaction_session_timeout": str(STALE_S * 1000),
-                    },
-                )
-            except (ValueError, asyncpg.InterfaceError):
-                # "from None": the error may quote the URL, and with it a password.
-                raise ValueError("The PostgreSQL URL cannot be read.") from None
-        else:
-            self._pool = self._target
+        self._pool = await self._make_pool() if isinstance(self._target, str) else self._target
         self.is_open = True
+        try:
+            await self.run(_look, repeats=False)
+        except ValueError:
+            # "from None": the error may quote the URL, and with it a password.
+            await self.close()
+            raise StoreUnavailable("The PostgreSQL URL cannot be read.") from None
+        except BaseException:
+            await self.close()
+            raise
 
     async def close(self, last: Work[None] | None = None) -> None:
         """Take no call any more, finish the writes under way, do ``last``, and close the pool if it is ours.
@@ -122,44 +119,25 @@ class Link:
         Cancelled, it ends with its connection; but one that ``writes`` is done all the same, in a
         task that ``close`` waits for: so nobody need ask whether it was.
 
-        Where the connection turns out to be broken it is done a second time on another one, if
-        ``repeats``; in any case where the server undid it because of somebody else's.
+        Where the connection turns out to be broken it is done again on another one if it ``repeats``,
+        and once more in any case where the server undid it because of somebody else's.
 
         Raises:
             StoreUnavailable: with ``outcome_unknown`` if it ``writes`` and was under way.
         """
-        if not self.is_open:
-            raise StoreUnavailable("The store is not open.")
-        if not writes:
-            return await self._run(work, _Progress(writes), repeats, limit_s)
-        running = self._run(work, _Progress(writes), repeats, limit_s)
-        task = asyncio.get_running_loop().create_task(running, name="postgres:write")
-        self._writes.add(task)
-        task.add_done_callback(self._writes.discard)
-        return await asyncio.shield(task)
-
-    async def _run(self, work: Work[T], progress: "_Progress", repeats: bool, limit_s: float) -> T:
-        try:
-            async with asyncio.timeout(limit_s):
-                try:
-                    return await self._try(work, progress)
-                except (*_BROKEN, *_ROLLED_BACK) as error:
-                    if isinstance(error, _BROKEN) and progress.is_under_way and not repeats:
-                        raise
-                    return await self._try(work, progress)
-        except TimeoutError as error:
-            raise StoreUnavailable(
-                "The database does not answer.", outcome_unknown=progress.is_unknown
-            ) from error
-        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-            raise unavailable(error, outcome_unknown=progress.is_unknown) from error
+        return await self._start(work, _Progress(writes), repeats, limit_s)
 
     async def transact(
         self, work: Work[T], *, writes: bool = True, repeats: bool = False, limit_s: float = TOTAL_S
     ) -> T:
-        """As ``run``, in one transaction; one that does not write sees one moment."""
+        """As ``run``, in one transaction; one that does not write sees one moment.
+
+        Only its end is not repeated unless it ``repeats``: what was not ended never was.
+        """
+        progress = _Progress(writes)
 
         async def bound(connection: Connection) -> T:
+            progress.is_under_way = False
             await connection.execute(
                 "BEGIN" if writes else "BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY"
             )
@@ -168,10 +146,44 @@ class Link:
             except (AgentPoolError, ValueError):
                 await connection.execute("ROLLBACK")
                 raise
+            progress.is_under_way = True
             await connection.execute("COMMIT")
             return result
 
-        return await self.run(bound, writes=writes, repeats=repeats or not writes, limit_s=limit_s)
+        return await self._start(bound, progress, repeats or not writes, limit_s)
+
+    async def _start(self, work: Work[T], progress: "_Progress", repeats: bool, limit_s: float) -> T:
+        if not self.is_open:
+            raise StoreUnavailable("The store is not open.")
+        if not progress.writes:
+            return await self._run(work, progress, repeats, limit_s)
+        running = self._run(work, progress, repeats, limit_s)
+        task = asyncio.get_running_loop().create_task(running, name="postgres:write")
+        self._writes.add(task)
+        task.add_done_callback(self._writes.discard)
+        return await asyncio.shield(task)
+
+    async def _run(self, work: Work[T], progress: "_Progress", repeats: bool, limit_s: float) -> T:
+        try:
+            async with asyncio.timeout(limit_s):
+                # A server that was restarted has broken every connection of the pool.
+                for _ in range(self._size):
+                    try:
+                        return await self._try(work, progress)
+                    except ValueError:
+                        raise  # asyncpg's complaint about the URL is one, and an InterfaceError
+                    except _ROLLED_BACK:
+                        break
+                    except _BROKEN:
+                        if not progress.was_connected or (progress.is_under_way and not repeats):
+                            raise
+                return await self._try(work, progress)
+        except TimeoutError as error:
+            raise StoreUnavailable(
+                "The database does not answer.", outcome_unknown=progress.is_unknown
+            ) from error
+        except (*_BROKEN, asyncpg.PostgresError) as error:
+            raise unavailable(error, outcome_unknown=progress.is_unknown) from error
 
     async def connect_alone(self) -> "asyncpg.Connection":
         """Return a connection for as long as the caller likes, who ends it by ``terminate``.
@@ -186,49 +198,67 @@ class Link:
                 return await asyncpg.connect(self._target, timeout=CONNECT_S)
             return await self._target.acquire()
 
+    async def _make_pool(self) -> "asyncpg.Pool":
+        return await asyncpg.create_pool(
+            self._target,
+            min_size=0,
+            max_size=self._size,
+            timeout=CONNECT_S,
+            command_timeout=None,
+            init=self._give_shard,
+            reset=_leave_as_is,
+            server_settings={
+                "application_name": "agentpool",
+                "statement_timeout": str(int(STATEMENT_S * 1000)),
+                "idle_in_transaction_session_timeout": str(STALE_S * 1000),
+            },
+        )
+
+    async def _give_shard(self, connection: Connection) -> None:
+        # In turn, from anywhere: so those of one process differ, and mostly those of all.
+        await connection.execute(f"SET agentpool.shard = {next(self._shards) % SHARDS}")
+
     async def _try(self, work: Work[T], progress: "_Progress") -> T:
         pool = self._pool
         assert pool is not None
+        progress.was_connected = False
         connection = await pool.acquire()
         try:
-            progress.begin()
+            progress.was_connected = progress.is_under_way = True
             result = await work(connection)
-            progress.end()
+            progress.is_under_way = False
         except (AgentPoolError, ValueError):
             # What we decide ourselves is decided between statements.
-            progress.end()
+            progress.is_under_way = False
             raise
         except asyncpg.PostgresError as error:
             # The server has answered; whether it goes on is told by the kind of error.
-            if isinstance(error, _BROKEN) or connection.is_in_transaction():
-                connection.terminate()
-            if not isinstance(error, _BROKEN):
-                progress.end()
+            if isinstance(error, _BROKEN):
+                _end(connection)
+            else:
+                progress.is_under_way = False
+                if connection.is_in_transaction():
+                    _end(connection)
             raise
         except BaseException:
-            connection.terminate()
+            _end(connection)
             raise
         finally:
             await pool.release(connection)  # which never waits: see ``_leave_as_is``
         return result
 
 
+@dataclass(slots=True)
 class _Progress:
-    """How far a call has come."""
+    """How far a call has come: ``is_under_way`` while what it asked may be carried out, answered or not."""
 
-    def __init__(self, writes: bool) -> None:
-        self._writes = writes
-        self.is_under_way = False
+    writes: bool
+    was_connected: bool = False
+    is_under_way: bool = False
 
     @property
     def is_unknown(self) -> bool:
-        return self._writes and self.is_under_way
-
-    def begin(self) -> None:
-        self.is_under_way = True
-
-    def end(self) -> None:
-        self.is_under_way = False
+        return self.writes and self.is_under_way
 
 
 def unavailable(error: BaseException, *, outcome_unknown: bool = False) -> StoreUnavailable:
@@ -248,7 +278,9 @@ def unavailable(error: BaseException, *, outcome_unknown: bool = False) -> Store
             detail = "The database takes too long."
         case asyncpg.InsufficientPrivilegeError():
             detail = "The database does not permit what the store needs."
-        case OSError() | asyncpg.InterfaceError() | asyncpg.PostgresConnectionError() | ssl.SSLError():
+        case OSError() | asyncpg.InterfaceError() | asyncpg.InternalClientError():
+            detail = "The database cannot be reached."
+        case asyncpg.PostgresConnectionError():
             detail = "The database cannot be reached."
         case asyncpg.OperatorInterventionError():
             detail = "The database is being shut down or started."
@@ -256,6 +288,16 @@ def unavailable(error: BaseException, *, outcome_unknown: bool = False) -> Store
             _log.error("the database refused a statement: %s: %s", type(error).__name__, error)
             detail = f"The database failed ({type(error).__name__})."
     return StoreUnavailable(detail, outcome_unknown=outcome_unknown)
+
+
+def _end(connection: Connection) -> None:
+    # The pool takes back at once what asyncpg itself finds broken.
+    with suppress(asyncpg.InterfaceError):
+        connection.terminate()
+
+
+async def _look(connection: Connection) -> None:
+    await connection.execute("SELECT 1")
 
 
 async def _leave_as_is(connection: Connection) -> None:

@@ -5,10 +5,12 @@
 --
 -- Rows are locked in this order, everywhere, so that no two transactions wait for each other: users (advisory,
 -- for caps), sessions (by id), leases, turns, keys; then the counters of one's own shard, and after those what
--- else has a shard. A shard belongs to a connection as long as there are no more of them than SHARDS, so
--- commits do not wait for each other's counters.
+-- else has a shard. Each connection of a process counts in a shard of its own, so commits do not wait for
+-- each other's counters.
 
-CREATE FUNCTION shard() RETURNS smallint LANGUAGE sql STABLE AS $$ SELECT (pg_backend_pid() % 64)::smallint $$;
+CREATE FUNCTION shard() RETURNS smallint LANGUAGE sql STABLE AS $$
+    SELECT (coalesce(nullif(current_setting('agentpool.shard', true), '')::integer, pg_backend_pid()) % 64)::smallint
+$$;
 
 -- What processes agree on: a secret between them, whatever else is made once.
 CREATE TABLE settings (
