@@ -16,6 +16,8 @@ from pathlib import Path
 import pytest
 
 READY_S = 10.0
+MOST_PORT = 55_000
+"""A node of a cluster takes a second port, 10,000 higher."""
 
 
 def find_binary() -> str | None:
@@ -41,9 +43,11 @@ class RedisServer:
         self._options = options
         self.folder = Path(tempfile.mkdtemp(prefix="redis-"))
         self._process: subprocess.Popen[bytes] | None = None
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = int(free.getsockname()[1])
+        self.port = MOST_PORT + 1
+        while self.port > MOST_PORT:
+            with socket.socket() as free:
+                free.bind(("127.0.0.1", 0))
+                self.port = int(free.getsockname()[1])
 
     @property
     def url(self) -> str:

@@ -10,8 +10,10 @@ from app.stores.memory import MemoryStore
 from app.stores.sqlite import SqliteStore
 
 _ALLOWED = (
-    "memory://, sqlite:///relative/path.db, sqlite:////absolute/path.db or postgresql://user@host/database"
+    "memory://, sqlite:///relative/path.db, sqlite:////absolute/path.db, postgresql://user@host/database,"
+    " redis://host:6379/0, rediss://, unix:///path/of.sock or redis+sentinel://host:26379/service/0"
 )
+_REDIS_SCHEMES = frozenset({"redis", "rediss", "unix", "redis+sentinel"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +47,8 @@ def open_store(
         return SqliteStore(unquote(rest[1:]), life, wait_for_lock=wait_for_lock)
     if separator and scheme in ("postgresql", "postgres") and rest:
         return _postgres_store(url, life, sharing)
+    if separator and scheme in _REDIS_SCHEMES and rest:
+        return _redis_store(url, life, sharing)
     raise ValueError(f"The store URL must be {_ALLOWED}.")
 
 
@@ -57,6 +61,22 @@ def _postgres_store(url: str, life: LifeSpan, sharing: Sharing) -> MovableStore:
         # "from None": one line is all that the operator needs.
         raise ValueError("PostgreSQL needs an extra: pip install 'agentpool[postgres]'.") from None
     return PostgresStore(url, life, lease_s=sharing.lease_s, accept_volatile=sharing.accept_volatile)
+
+
+def _redis_store(url: str, life: LifeSpan, sharing: Sharing) -> MovableStore:
+    try:
+        from app.stores.redis.store import RedisStore
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in {"redis", "hiredis"}:
+            raise
+        raise ValueError("Redis needs an extra: pip install 'agentpool[redis]'.") from None
+    return RedisStore(
+        url,
+        life,
+        lease_s=sharing.lease_s,
+        fsync_wait_ms=sharing.fsync_wait_ms,
+        accept_volatile=sharing.accept_volatile,
+    )
 
 
 def _is_file(rest: str) -> bool:

@@ -1,6 +1,7 @@
 """Every store behind one fixture: what is true of one must be true of all."""
 
 from collections.abc import AsyncIterator, Callable, Iterator
+from uuid import uuid4
 
 import pytest
 
@@ -9,8 +10,10 @@ from app.ports import SessionStore
 from app.stores.memory import MemoryStore
 from app.stores.memory_shared import SharedMemoryStore
 from app.stores.postgres import PostgresStore
+from app.stores.redis.store import RedisStore
 from app.stores.sqlite import SqliteStore
 from tests.postgresserver import PostgresServer, find_binaries
+from tests.redisserver import RedisServer
 
 from .builders import BOOT, LIFE
 
@@ -48,7 +51,17 @@ def postgres_place(request: pytest.FixtureRequest, life: LifeSpan) -> Place:
     return Place(lambda: PostgresStore(url, life, accept_volatile=True))
 
 
-PLACES = {"memory": memory_place, "sqlite": sqlite_place, "postgres": postgres_place}
+def redis_place(request: pytest.FixtureRequest, life: LifeSpan) -> Place:
+    url, prefix = request.getfixturevalue("redis_server").url, fresh_prefix()
+    return Place(lambda: RedisStore(url, life, prefix=prefix))
+
+
+def fresh_prefix() -> str:
+    """Return what keeps one test's keys apart from the others' on the server that they share."""
+    return f"test-{uuid4().hex}"
+
+
+PLACES = {"memory": memory_place, "sqlite": sqlite_place, "postgres": postgres_place, "redis": redis_place}
 
 
 class SharedPlace:
@@ -85,7 +98,16 @@ def share_postgres(request: pytest.FixtureRequest, life: LifeSpan, lease_s: floa
     return SharedPlace(make(), make)
 
 
-SHARED = {"memory": share_memory, "postgres": share_postgres}
+def share_redis(request: pytest.FixtureRequest, life: LifeSpan, lease_s: float) -> SharedPlace:
+    url, prefix = request.getfixturevalue("redis_server").url, fresh_prefix()
+
+    def make() -> SessionStore:
+        return RedisStore(url, life, prefix=prefix, lease_s=lease_s)
+
+    return SharedPlace(make(), make)
+
+
+SHARED = {"memory": share_memory, "postgres": share_postgres, "redis": share_redis}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -119,6 +141,16 @@ def postgres_url(postgres: PostgresServer) -> Iterator[str]:
     """The URL of a schema without content."""
     with postgres.empty_schema() as url:
         yield url
+
+
+@pytest.fixture(scope="session")
+def redis_server() -> Iterator[RedisServer]:
+    """A Redis for all tests that do it no harm; each has keys of its own."""
+    server = RedisServer()
+    try:
+        yield server.start()
+    finally:
+        server.close()
 
 
 @pytest.fixture(params=PLACES)

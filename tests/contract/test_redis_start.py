@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Iterator
+from contextlib import nullcontext
 
 import pytest
 from redis.asyncio import Redis
@@ -98,14 +99,11 @@ async def test_a_cluster_is_refused() -> None:
 async def test_waiting_for_the_disk_needs_a_server_that_can(own_server: RedisServer) -> None:
     """Before 7.2 there is no WAITAOF: asked for, it is refused at the start, not at the first commit."""
     store = RedisStore(own_server.url, LIFE, prefix="fence", fsync_wait_ms=500)
-    try:
+    can_wait = not own_server.command("WAITAOF").startswith(b"-ERR unknown command")
+    with nullcontext() if can_wait else pytest.raises(ValueError, match=r"7\.2"):
         await store.open(BOOT)
         await stored_session(store, "fenced")
-        assert b"redis_version:6" not in own_server.command("INFO", "server")
-    except ValueError as error:
-        assert "7.2" in str(error)
-    finally:
-        await store.close()
+    await store.close()
 
 
 @pytest.mark.parametrize("wait_ms", [-1, 901])

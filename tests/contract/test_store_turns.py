@@ -373,8 +373,6 @@ async def test_close_finishes_what_was_accepted(place: Place) -> None:
     busy, *sessions = [make_session(f"s{number}") for number in range(100)]
     for session in (busy, *sessions):
         await place.store.create_session(session)
-    other = make_session("other")
-    await place.store.create_session(other)
     turns = [make_turn(session) for session in sessions]
     loop = asyncio.get_running_loop()
     calls = [

@@ -100,13 +100,13 @@ local function release(tag, turn)
   if bound[1] == tag and bound[2] == turn then call('DEL', name) end
 end
 
--- Says whether the key is another committed turn's.
-local function bind(tag, turn, name, sealed)
+-- Says whether the key is another committed turn's, which is not done with seizes.
+local function bind(tag, turn, name, sealed, seizes)
   name = G('k:' .. name)
   local bound = call('HMGET', name, 's', 't')
   if bound[1] and (bound[1] ~= tag or bound[2] ~= turn) then
     local row = call('HGET', K(bound[1], 't'), bound[2])
-    if row and is_committed(row) then return true end
+    if row and is_committed(row) and not seizes then return true end
     release(bound[1], bound[2])
   end
   call('DEL', name)
@@ -266,7 +266,9 @@ local function carry_out(tag, at, last)
     local size = tonumber(ARGV[at])
     local name, room = ARGV[at + 1], ARGV[at + 2]
     if name == 'bind' then
-      is_taken = bind(tag, room, ARGV[at + 3], ARGV[at + 4])
+      is_taken = bind(tag, room, ARGV[at + 3], ARGV[at + 4], false)
+    elseif name == 'seize' then
+      bind(tag, room, ARGV[at + 3], ARGV[at + 4], true)
     elseif name == 'release' then
       release(tag, room)
     elseif name == 'usage' then

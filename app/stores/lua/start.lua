@@ -34,7 +34,7 @@ call('HSET', K(tag, 't'), turn, ARGV[21])
 call('ZADD', K(tag, 'i'), ARGV[23], turn)
 touched['t'], touched['i'] = true, true
 call('HSET', K(tag, 'l'), 'f', ARGV[22], 'g', ARGV[24], 'd', ARGV[25])
-if ARGV[26] ~= '' then bind(tag, turn, ARGV[26], ARGV[27]) end
+if ARGV[26] ~= '' then bind(tag, turn, ARGV[26], ARGV[27], false) end
 place(found[3], ARGV[12], ARGV[13], ARGV[14], ARGV[15], ARGV[16], ARGV[17])
 count('lifetime_ms', ARGV[20])
 keep(tag, ARGV[18], tonumber(ARGV[19]))

@@ -91,7 +91,7 @@ class Draft:
         if not turn.is_committed:
             self.do("release", to_id_bytes(turn.turn_id))
         elif turn.binding is not None:
-            self.bind(turn)
+            self.do("bind", *bind_words(self.was.tag, turn))
         counts: list[Word] = [
             word for name, change in rules.counts_of(turn).items() for word in (name, change)
         ]
@@ -100,10 +100,6 @@ class Draft:
             counts += [f"{PREFIX}{bucket_of(turn.duration_ms)}", 1]
         self.do("count", *counts)
         self.use(rules.day_of(turn), 1, turn.usage)
-
-    def bind(self, turn: Turn) -> None:
-        """Bind the turn's idempotency key."""
-        self.do("bind", *bind_words(self.was.tag, turn))
 
     def use(self, day: int, turns: int, usage: Usage) -> None:
         """Count what was used on the account of the session's user."""

@@ -87,7 +87,7 @@ class RedisLeases:
 
     async def announce(self) -> None:
         db = self._held.open_db
-        await db.tell("node", seal(to_body([db.node.boot_id, db.node.url]), _COVER), db.lease_ms)
+        await db.tell("node", node_word(db.node), db.lease_ms)
 
     async def nodes(self) -> tuple[Node, ...]:
         found = []
@@ -104,6 +104,11 @@ class RedisLeases:
         name = db.name("secret")
         await db.wire.call("SET", name, token_urlsafe(32), "NX", writes=True)
         return str((await db.read("GET", name)).decode())
+
+
+def node_word(node: Node) -> bytes:
+    """Return what stands for a node among those that have announced themselves."""
+    return seal(to_body([node.boot_id, node.url]), _COVER)
 
 
 async def _wait(event: asyncio.Event, limit_s: float) -> None:

@@ -4,7 +4,7 @@ import logging
 from collections.abc import AsyncIterator
 from typing import NamedTuple
 
-from app.domain.errors import SnapshotUnreadable, TurnNotFound
+from app.domain.errors import KeyTaken, SnapshotUnreadable, TurnNotFound
 from app.domain.ids import SessionKey, from_id_bytes, to_id_bytes
 from app.domain.session import Session, SessionPage, SessionQuery
 from app.domain.turn import BoundTurn, Turn, TurnPage
@@ -15,6 +15,7 @@ from app.stores.redis import rows, side_rows, tree
 from app.stores.redis.database import Database
 from app.stores.redis.keys import bound_name, index_for, key_of, key_of_member, order_of, tag_of
 from app.stores.redis.rows import to_raw_id
+from app.stores.redis.turns import to_holder
 from app.stores.redis.wire import Word
 
 STEP_SESSIONS = 500
@@ -163,11 +164,13 @@ async def find_bound(db: Database, owner: str, key: str) -> BoundTurn | None:
     reply = await db.ask("bound", name)
     if reply is None:
         return None
-    tag, turn_id, sealed, raw, on_branch = reply
+    tag, turn_id, sealed, raw, on_branch, holder = reply
     fingerprint = side_rows.from_bound(name, tag, turn_id, sealed)
     if not raw:
         return None
     session_id = key_of(tag.decode()).session_id
+    if holder is not None:
+        raise KeyTaken(to_holder(holder), session_id=session_id, turn_id=from_id_bytes(turn_id))
     turn = rows.from_turn(turn_id, raw, session_id, on_branch=bool(on_branch))
     return BoundTurn(session_id, fingerprint, turn) if turn.is_committed else None
 

@@ -16,7 +16,7 @@ from app.stores import rules
 from app.stores.codec import to_body
 from app.stores.redis import keys, listing, records, rows, side_rows, sums
 from app.stores.redis.database import Database
-from app.stores.redis.draft import Draft
+from app.stores.redis.draft import Draft, bind_words
 from app.stores.redis.rows import Record
 
 _SWEPT = "swept_ms"
@@ -60,7 +60,8 @@ async def _dump(db: Database, record: Record) -> SessionDump:
 
 
 async def load_session(db: Database, dump: SessionDump) -> None:
-    draft = Draft(Record(dump.session, b""))
+    record = Record(dump.session, b"")
+    draft = Draft(record)
     numbers: dict[bytes, int] = {}
 
     def keep(state: JsonObject) -> int | None:
@@ -81,7 +82,7 @@ async def load_session(db: Database, dump: SessionDump) -> None:
         depths[turn.turn_id] = turn.depth
         draft.put_turn(turn, None if one.state is None else keep(one.state))
         if turn.binding is not None:
-            draft.bind(turn)
+            draft.do("seize", *bind_words(record.tag, turn))
     for number, note in enumerate(dump.notes, 1):
         draft.put_note(note, depths.get(note.turn_id, 0), number)
     for fact in dump.facts:

@@ -6,8 +6,8 @@ from importlib.resources import files
 from typing import NamedTuple
 
 NAMES = (
-    "apply", "bound", "checkpoint", "create", "giveback", "holder", "node", "page", "purge", "reap", "remove",
-    "renew", "sessions", "shared", "start", "sweep", "take", "turns", "walk",
+    "apply", "boot", "bound", "checkpoint", "create", "giveback", "holder", "node", "page", "purge",
+    "reap", "remove", "renew", "sessions", "shared", "start", "sweep", "take", "turns", "walk",
 )  # fmt: skip
 
 

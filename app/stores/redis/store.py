@@ -4,13 +4,14 @@ All that is one step for others is one script of the server's (``stores/lua``); 
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from app.domain.branch import HeadTarget
 from app.domain.checkpoint import AutoCheckpoint, Checkpoint, CheckpointPage
 from app.domain.compaction import Note
 from app.domain.dump import RestDump, SessionDump
-from app.domain.errors import SessionExists, SessionLimit, TurnNotFound
+from app.domain.errors import SessionExists, SessionLimit, StoreUnavailable, TurnNotFound
 from app.domain.ids import SessionKey
 from app.domain.journal import Entry, Position
 from app.domain.lease import LEASE_S, Node
@@ -24,7 +25,7 @@ from app.stores.redis.address import Address
 from app.stores.redis.database import Database
 from app.stores.redis.draft import new_draft
 from app.stores.redis.ground import Fence, check_ground
-from app.stores.redis.leases import Held, RedisLeases
+from app.stores.redis.leases import Held, RedisLeases, node_word
 from app.stores.redis.wakeups import Wakeups
 from app.stores.redis.wire import Wire
 
@@ -96,6 +97,7 @@ class RedisStore:
             db.session_count = await db.read("ZCARD", db.name("z:all"))
             self._held.wakeups = Wakeups(self._address.connect, self._prefix)
             self._held.db = db
+            await db.tell("boot", boot_id, lease_ms)
             lapsed = _REAPED_AT_ONCE
             while lapsed == _REAPED_AT_ONCE:
                 lapsed, _ = await db.tell("reap", _REAPED_AT_ONCE, repeats=False)
@@ -104,7 +106,12 @@ class RedisStore:
             raise
 
     async def close(self) -> None:
-        self._held.db, wakeups = None, self._held.wakeups
+        """Close; what this boot still has is free for others at once."""
+        db, self._held.db = self._held.db, None
+        wakeups = self._held.wakeups
+        if db is not None:
+            with suppress(StoreUnavailable):
+                await db.tell("boot", db.node.boot_id, 0, node_word(db.node))
         if wakeups is not None:
             self._held.wakeups = None
             await wakeups.close()

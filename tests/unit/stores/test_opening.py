@@ -38,8 +38,8 @@ def test_memory_and_files_can_be_opened() -> None:
     [
         "", "memory", "memory:", "memory://x", "sqlite:", "sqlite://", "sqlite:///", "sqlite:////",
         "sqlite://host/a.db", "sqlite:///dir/", "sqlite:///:memory:", "sqlite:///a.db?mode=ro",
-        "http://u:s3cret@h/0", "mysql://u:s3cret@h/db", "SQLITE:///a.db", "postgresql://",
-        "file:///a.db", "/a/b.db",
+        "redis:/u:s3cret@h/0", "redis://", "http://u:s3cret@h/0", "mysql://u:s3cret@h/db",
+        "SQLITE:///a.db", "postgresql://", "file:///a.db", "/a/b.db",
     ],
 )  # fmt: skip
 def test_any_other_url_is_refused(url: str) -> None:
