@@ -198,6 +198,21 @@ async def test_a_turn_is_cancelled_and_listed_from_another_node(nodes: tuple[Loc
     assert gone.json()["code"] == "NO_ACTIVE_TURN"
 
 
+async def test_who_waits_is_not_cancelled_for_who_runs(nodes: tuple[LocalNode, LocalNode]) -> None:
+    """A cancel means the turn that runs, also where only one waits for it; each node lists both."""
+    here, there = nodes
+    own, turn_id = await begin_turn(here, "s", STUCK)
+    waiting = asyncio.ensure_future(there.chat("s", "next"))
+    await until(lambda: there.runtime.turns_in_flight == 1)
+    for node in nodes:
+        active = (await node.client.get("/sessions/s/turns/active")).json()
+        assert (active["turn_id"], len(active["waiting"])) == (turn_id, 1)
+    cancelled = await there.client.post("/sessions/s/cancel", json={"keep_partial": False})
+    assert (cancelled.status_code, cancelled.json()["turn_id"]) == (202, turn_id)
+    assert (await read_events(own))[-1]["type"] == "turn.cancelled"
+    assert (await waiting).json()["turn_count"] == 1
+
+
 async def test_busy_policies_count_on_every_node(nodes: tuple[LocalNode, LocalNode]) -> None:
     """While a turn runs on one node another one refuses, waits or interrupts, as it is told to."""
     here, there = nodes
