@@ -16,6 +16,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--cluster-s", type=float, default=CLUSTER_S, help="how long a cluster is troubled for, in seconds"
     )
+    parser.addoption("--cluster-seed", type=int, default=0, help="what troubles it, and when")
     parser.addoption("--stalled", type=int, default=0, help="how many watchers do not read")
     parser.addoption("--stalled-s", type=float, default=60.0, help="how long the turns take that they watch")
 
@@ -35,6 +36,11 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
 @pytest.fixture
 def cluster_s(pytestconfig: pytest.Config) -> float:
     return float(pytestconfig.getoption("--cluster-s", default=CLUSTER_S))
+
+
+@pytest.fixture
+def cluster_seed(pytestconfig: pytest.Config) -> int:
+    return int(pytestconfig.getoption("--cluster-seed", default=0))
 
 
 @pytest.fixture(params=STORES)

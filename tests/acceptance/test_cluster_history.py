@@ -77,12 +77,14 @@ class Trouble:
 class World:
     """A cluster, each node behind a fault proxy of its own, and its clients."""
 
-    def __init__(self, cluster: Cluster, proxies: list[FaultProxy], model: ModelServer, folder: Path) -> None:
+    def __init__(
+        self, cluster: Cluster, proxies: list[FaultProxy], model: ModelServer, folder: Path, seed: int
+    ) -> None:
         self.cluster = cluster
         self.model = model
         self.log = Log(folder / "ops.jsonl")
         self.sessions = [f"s{number}" for number in range(SESSIONS)]
-        self.trouble = Trouble(cluster, proxies, Random(5))
+        self.trouble = Trouble(cluster, proxies, Random(seed))
         self.talkers = [
             Talker(number, self.sessions[number % SESSIONS], lambda: cluster.urls, self.log)
             for number in range(TALKERS)
@@ -129,7 +131,9 @@ class World:
 
 
 @pytest.fixture
-def world(store_url_port: tuple[Callable[[int], str], int], tmp_path: Path) -> Iterator[World]:
+def world(
+    store_url_port: tuple[Callable[[int], str], int], tmp_path: Path, cluster_seed: int
+) -> Iterator[World]:
     url_at, port = store_url_port
     with ExitStack() as stack:
         model = stack.enter_context(ModelServer())
@@ -137,7 +141,7 @@ def world(store_url_port: tuple[Callable[[int], str], int], tmp_path: Path) -> I
         urls = [url_at(proxy.port) for proxy in proxies]
         settings = {"SESSION_QUEUE_WAIT_S": "6", "DRAIN_TIMEOUT_S": "2"}
         cluster = stack.enter_context(Cluster(tmp_path, urls, model, **settings))
-        yield World(cluster, proxies, model, tmp_path)
+        yield World(cluster, proxies, model, tmp_path, cluster_seed)
 
 
 @pytest.mark.timeout(600)
