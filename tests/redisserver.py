@@ -55,7 +55,7 @@ class RedisServer:
 
     @property
     def data_folder(self) -> Path:
-        return self._folder
+        return self.folder
 
     def start(self, *options: str) -> "RedisServer":
         """Start, and return when it answers."""

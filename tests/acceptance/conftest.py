@@ -43,9 +43,9 @@ def cluster_seed(pytestconfig: pytest.Config) -> int:
     return int(pytestconfig.getoption("--cluster-seed", default=0))
 
 
-@pytest.fixture(params=STORES)
+@pytest.fixture(scope="module", params=STORES)
 def store_server(request: pytest.FixtureRequest) -> Iterator[StoreServer]:
-    """A server of each kind that nodes can share, with nothing in it."""
+    """A server of each kind that nodes can share; whatever a test does to it, it leaves it running."""
     with open_store_server(request.param) as server:
         yield server
 

@@ -215,7 +215,11 @@ def test_both_nodes_count_and_list_the_same(cluster: Cluster) -> None:
         assert [answer.status for answer in answers] == [200, 200], path
         assert of_no_node(answers[0].body) == of_no_node(answers[1].body), path
     shown = cluster.nodes[0].request("GET", "/sessions?user_id=lister&limit=2").body
-    rest = cluster.nodes[1].request("GET", f"/sessions?user_id=lister&limit=2&cursor={shown['next_cursor']}").body
+    rest = (
+        cluster.nodes[1]
+        .request("GET", f"/sessions?user_id=lister&limit=2&cursor={shown['next_cursor']}")
+        .body
+    )
     names = [session["session_id"] for page in (shown, rest) for session in page["sessions"]]
     assert sorted(names) == [f"listed-{number}" for number in range(4)]
 
