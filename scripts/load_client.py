@@ -6,10 +6,10 @@ when a connection was free for it: what a server makes its clients wait is never
 
 import argparse
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import cycle, pairwise
 from typing import Any
 
 import aiohttp
@@ -40,11 +40,15 @@ class Timed:
 
 
 class Client:
-    """Asks one server; ``base`` is its address with the prefix that the routes are mounted under."""
+    """Asks a server, or the nodes of one store by turns, so that no session stays with one.
 
-    def __init__(self, http: aiohttp.ClientSession, base: str) -> None:
+    ``bases`` are their addresses with the prefix that the routes are mounted under.
+    """
+
+    def __init__(self, http: aiohttp.ClientSession, bases: Sequence[str]) -> None:
         self._http = http
-        self._base = base
+        self._bases = cycle(bases)
+        self._first = bases[0]
 
     async def ask(self, body: dict[str, Any], is_streamed: bool, began: float) -> Timed:
         """Carry out one turn.
@@ -58,12 +62,12 @@ class Client:
             raise TurnError(f"client: {type(error).__name__}") from error
 
     async def find_stats(self) -> dict[str, Any] | None:
-        """Return the pool's statistics, ``None`` where they are not for us to read."""
-        async with self._http.get(f"{self._base}/agent-stats") as response:
+        """Return the (first node's) pool's statistics, ``None`` where they are not for us to read."""
+        async with self._http.get(f"{self._first}/agent-stats") as response:
             return orjson.loads(await response.read()) if response.status == 200 else None
 
     async def _chat(self, body: dict[str, Any], began: float) -> Timed:
-        async with self._http.post(f"{self._base}/chat", json=body) as response:
+        async with self._http.post(f"{next(self._bases)}/chat", json=body) as response:
             await refuse_problem(response)
             answer = to_answer(orjson.loads(await response.read()))
             return Timed(answer, time.perf_counter() - began)
@@ -72,7 +76,7 @@ class Client:
         text: list[str] = []
         arrivals: list[float] = []
         started: dict[str, Any] = {}
-        async with self._http.post(f"{self._base}/chat/stream", json=body) as response:
+        async with self._http.post(f"{next(self._bases)}/chat/stream", json=body) as response:
             await refuse_problem(response)
             async for event in read_events(response):
                 kind = event["type"]
@@ -130,4 +134,5 @@ async def open_client(options: argparse.Namespace) -> AsyncIterator[Client]:
         json_serialize=lambda body: orjson.dumps(body).decode(),
         read_bufsize=2**22,
     ) as http:
-        yield Client(http, options.url.rstrip("/") + options.prefix.rstrip("/"))
+        prefix = options.prefix.rstrip("/")
+        yield Client(http, [url.rstrip("/") + prefix for url in options.url.split(",")])

@@ -198,7 +198,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def add_server(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("the server").add_argument
-    add("--url", default="http://127.0.0.1:8000", help="its address (%(default)s)")
+    add("--url", default="http://127.0.0.1:8000", help="its address (%(default)s), or its nodes': URL,URL")
     add("--prefix", default="", help="what the routes are mounted under, as /api")
     add("--header", action="append", default=[], metavar="NAME:VALUE", help="for every request")
     add("--timeout", type=float, default=120, help="seconds for one turn (%(default)s)")

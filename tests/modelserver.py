@@ -8,6 +8,7 @@ From a test (everything here is synchronous and short, so it serves async tests 
         ...                                            # the next three completions get these answers
         server.requests()                              # bodies received, oldest first (last 1,000)
         server.bodies()                                # the same as they were sent, text
+        server.calls()                                 # how often each last user message came, all of them
         server.stats()                                 # {"requests", "open", "streaming", "aborted"}
         server.reset()                                 # forget bodies, counters and script
 
@@ -124,6 +125,10 @@ class ModelServer:
         """Return the headers that came with ``requests()``, names in lower case."""
         return list(self._ask("GET", "/requests")["headers"])
 
+    def calls(self) -> dict[str, int]:
+        """Return how often the model was called with each last user message."""
+        return dict(self._ask("GET", "/calls"))
+
     def stats(self) -> dict[str, int]:
         """Return the counters ``requests``, ``open``, ``streaming``, ``aborted``."""
         return dict(self._ask("GET", "/stats"))
@@ -148,6 +153,7 @@ class _Book:
         self.headers: deque[dict[str, str]] = deque(maxlen=1000)
         self.raw: deque[str] = deque(maxlen=1000)
         self.times: Counter[str] = Counter()
+        self.calls: Counter[str] = Counter()
         self.script: deque[Json] = deque()
         self.open = 0
         self.clear()
@@ -157,11 +163,13 @@ class _Book:
         self.headers.clear()
         self.raw.clear()
         self.times.clear()
+        self.calls.clear()
         self.script.clear()
         self.requests = self.streaming = self.aborted = 0
 
     def next_step(self, messages: list[Json]) -> Json:
         last_user = next((_text(m) for m in reversed(messages) if m.get("role") == "user"), "")
+        self.calls[last_user] += 1
         if found := _DIRECTIVE.search(last_user):
             return dict(json.loads(found.group(1)))
         if not self.script:
@@ -287,6 +295,8 @@ class _Connection(asyncio.Protocol):
             self._json(
                 200, {"requests": list(book.bodies), "headers": list(book.headers), "raw": list(book.raw)}
             )
+        elif path == "/calls":
+            self._json(200, dict(book.calls))
         elif path.endswith("/models"):
             self._json(200, {"object": "list", "data": [{"id": "scripted", "object": "model"}]})
         elif path in {"/script", "/reset", "/stats"}:

@@ -91,6 +91,10 @@ class PostgresServer:
     def url(self) -> str:
         return f"postgresql://{_USER}@127.0.0.1:{self.port}/postgres"
 
+    @property
+    def data_folder(self) -> Path:
+        return self._folder / "data"
+
     def __enter__(self) -> Self:
         try:
             self._make()

@@ -53,6 +53,10 @@ class RedisServer:
     def url(self) -> str:
         return f"redis://127.0.0.1:{self.port}/0"
 
+    @property
+    def data_folder(self) -> Path:
+        return self.folder
+
     def start(self, *options: str) -> "RedisServer":
         """Start, and return when it answers."""
         command = [
@@ -89,6 +93,12 @@ class RedisServer:
 
     def kill(self) -> None:
         self._signal(signal.SIGKILL)
+        assert self._process is not None
+        self._process.wait()
+
+    def stop(self) -> None:
+        """End it in good order, and return when it is gone."""
+        self._signal(signal.SIGTERM)
         assert self._process is not None
         self._process.wait()
 

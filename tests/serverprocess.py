@@ -56,6 +56,10 @@ class ServerProcess:
         self.stop()
 
     @property
+    def has_started(self) -> bool:
+        return self._process is not None
+
+    @property
     def pid(self) -> int:
         assert self._process is not None
         return self._process.pid

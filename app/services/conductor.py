@@ -23,6 +23,7 @@ from app.domain.errors import (
     KeyTaken,
     LeasedElsewhere,
     SessionNotFound,
+    SnapshotUnreadable,
     StoreUnavailable,
     TurnNotFound,
     TurnTimeout,
@@ -197,6 +198,12 @@ class Conductor:
                 if is_fresh or departure.seek is None:
                     raise
                 session, is_fresh = await self._find(flight, departure), True
+            except SnapshotUnreadable:
+                if is_fresh:
+                    raise
+                stored = await self._find(flight, departure)
+                await self._check_kept(session, stored)
+                session, is_fresh = stored, True
             else:
                 if moved is None:
                     return air
@@ -326,7 +333,7 @@ class Conductor:
         except StoreUnavailable as refusal:
             if refusal.outcome_unknown:
                 air.flight.state = FlightState.COMMITTING
-                await self._landing.record_failed(air, refusal)
+                await self._landing.record_refused(air, refusal)
             raise
 
     def _to_airborne(

@@ -6,12 +6,13 @@ cannot be stored now is stored later; what may have been stored is never called 
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from app.background import TaskOwner
 from app.domain.checkpoint import AutoCheckpoint
-from app.domain.errors import AgentPoolError, HeadMoved, SessionNotFound, StoreUnavailable
+from app.domain.errors import AgentPoolError, HeadMoved, SessionNotFound, StoreUnavailable, TurnNotFound
 from app.domain.events import MessageCompleted, TurnCancelled, TurnFailed, TurnFinished
 from app.domain.partial import keep_partial
 from app.domain.session import Session
@@ -23,6 +24,7 @@ from app.services.turns import Flight, FlightState, to_turn_error
 
 COMMIT_RETRY_S = 10.0
 _COMMIT_PAUSE_S = 0.1
+_REFUSAL_WAIT_S = 0.1
 _RECORD_PAUSES_S = (1.0, 2.0, 5.0, 10.0, 30.0)
 
 _log = logging.getLogger(__name__)
@@ -140,6 +142,16 @@ class Landing:
         """Record a failed turn; later, if the store does not answer."""
         await self._record(air, self._ended(air, TurnStatus.FAILED, error=to_turn_error(error)))
 
+    async def record_refused(self, air: Airborne, error: StoreUnavailable) -> None:
+        """Record as failed a turn that may have been noted as running; later, if the store does not answer.
+
+        It is given little time: it has just let the turn's client wait.
+        """
+        turn = self._ended(air, TurnStatus.FAILED, error=to_turn_error(error))
+        recording = self._begin_recording(air, turn, at_once=True)
+        if recording is not None:
+            await asyncio.wait({recording}, timeout=_REFUSAL_WAIT_S)
+
     def _ended(self, air: Airborne, status: TurnStatus, **outcome: Any) -> Turn:
         now, log = max(self._clock.now_ms(), air.turn.started_at), air.flight.log
         return replace(
@@ -182,23 +194,38 @@ class Landing:
         # What it had produced is shown with it, but is never on a path.
         turn = replace(turn, messages=keep_partial(turn.input, air.flight.log.events))
         try:
-            await self._store.record_turn(air.session, turn)
+            await self._store_record(air.session, turn)
         except AgentPoolError as error:
             _log.error("turn %s ended as %s but is not recorded yet: %s", turn.turn_id, turn.status, error)
-            try:
-                self._tasks.spawn(self._record_later(air.session, turn), f"record {turn.turn_id}")
-            except RuntimeError:
-                pass  # the server stops: the next start records it
+            self._begin_recording(air, turn)
 
-    async def _record_later(self, session: Session, turn: Turn) -> None:
+    def _begin_recording(
+        self, air: Airborne, turn: Turn, *, at_once: bool = False
+    ) -> asyncio.Task[None] | None:
+        pauses = (0.0, *_RECORD_PAUSES_S) if at_once else _RECORD_PAUSES_S
+        try:
+            return self._tasks.spawn(self._record_later(air.session, turn, pauses), f"record {turn.turn_id}")
+        except RuntimeError:
+            return None  # the server stops: the next start records it
+
+    async def _record_later(self, session: Session, turn: Turn, pauses_s: Sequence[float]) -> None:
         """Repeat until the store takes it. If the process ends first, the next start records it."""
-        pauses = iter(_RECORD_PAUSES_S)
+        pauses = iter(pauses_s)
         while True:
             await asyncio.sleep(next(pauses, _RECORD_PAUSES_S[-1]))
             try:
-                return await self._store.record_turn(session, turn)
+                return await self._store_record(session, turn)
             except StoreUnavailable:
                 continue
+
+    async def _store_record(self, session: Session, turn: Turn) -> None:
+        """Record the turn; beside the root, if a store that came back older has lost what it stood on."""
+        if self._store.leases is not None and turn.parent is not None:
+            try:
+                await self._store.get_turn(session, turn.parent)
+            except TurnNotFound:
+                turn = replace(turn, parent=None, depth=1)
+        await self._store.record_turn(session, turn)
 
     def _let_go(self, air: Airborne, cause: DiscardCause) -> None:
         """Give the session back without its agent. Only now: what the store gets is in order, too."""

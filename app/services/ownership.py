@@ -7,7 +7,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from app.domain.errors import (
@@ -165,6 +165,8 @@ class Ownership:
         if self._leases is None:
             return ()
         holder = await self._leases.holder(key)
+        if holder is not None and self._is_other(holder.node) and order.turn_id is None and not order.all:
+            order = replace(order, turn_id=holder.turn_id)  # those that wait for it are not meant
         asked = await self._ask(await self._others(), lambda peers, node: peers.cancel(node, key, order))
         wanted = holder is not None and holder.is_turn and order.turn_id in (None, holder.turn_id)
         if holder is not None and wanted and self._is_other(holder.node) and holder.node not in asked:

@@ -68,10 +68,10 @@ class TurnWatching:
             waiting.insert(0, running.turn_id)
         accepted = (f.turn_id for f in self._turns.of_session(session.key) if f is not running)
         waiting += [turn_id for turn_id in accepted if turn_id not in waiting]  # about to stand in line
-        if turn is None and self._ownership.is_shared:
+        if self._ownership.is_shared:
             running_id, others = await self._ownership.turns_elsewhere(session.key)
             waiting += others
-            turn = await self._find_running(session, running_id)
+            turn = turn or await self._find_running(session, running_id)
         if turn is None and not waiting:
             raise NoActiveTurn(session_id=key.session_id)
         return ActiveTurns(turn, tuple(waiting))
@@ -94,9 +94,12 @@ class TurnWatching:
         """
         session = await self._admission.get(key, user_id)
         order = CancelOrder(CancelReason.USER, keep_partial, turn_id, all_turns)
-        asked = self._turns.cancel(session.key, order)
+        asked: tuple[str, ...] = ()
+        if turn_id is not None or all_turns or not self._may_run_elsewhere(session.key):
+            asked = self._turns.cancel(session.key, order)
         if not asked or all_turns:
             asked += await self._ownership.cancel(session.key, order)
+        asked = asked or self._turns.cancel(session.key, order)
         if asked:
             return asked[0]
         if turn_id is not None and not all_turns:
@@ -110,6 +113,13 @@ class TurnWatching:
     def cancel_here(self, key: SessionKey, order: CancelOrder) -> tuple[str, ...]:
         """End turns that this process has in flight; return which were asked."""
         return self._turns.cancel(key, order)
+
+    def _may_run_elsewhere(self, key: SessionKey) -> bool:
+        """Say whether all that is in flight here may be waiting for another node's turn."""
+        flights = self._turns.of_session(key)
+        return self._ownership.is_shared and not any(
+            self._ownership.has(key, flight.turn_id) for flight in flights
+        )
 
     async def _join(self, flight: Flight) -> Flight:
         flight.join()

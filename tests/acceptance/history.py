@@ -34,7 +34,7 @@ class Op:
     """One request and what its client knows of it; times are seconds of one clock.
 
     Requests with one ``key`` and ``text`` are repeats of one message. ``turn_id`` and
-    ``reply`` are set as far as the client heard of them.
+    ``reply`` are set as far as the client heard of them, ``code`` is that of an error.
     """
 
     t0: float
@@ -45,6 +45,7 @@ class Op:
     key: str | None = None
     turn_id: str | None = None
     reply: str | None = None
+    code: str | None = None
 
 
 class Message(NamedTuple):

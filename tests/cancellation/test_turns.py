@@ -146,6 +146,22 @@ async def test_a_turn_whose_start_is_in_doubt_does_not_run_for_ever(applied):
 
 
 @virtual
+async def test_a_refusal_does_not_wait_for_a_store_that_hangs():
+    """Whose start record is in doubt is refused at once; the record follows when the store answers."""
+    chats = await Chats.make()
+    chats.store.plan("start_turn", Fault(late_error=UNKNOWN))
+    chats.store.plan("record_turn", Fault(delay_s=5.0, error=UNKNOWN), Fault(delay_s=5.0))
+    began = asyncio.get_running_loop().time()
+    flight = await chats.begin()
+    assert isinstance(await end_of(flight), StoreUnavailable)
+    assert asyncio.get_running_loop().time() - began < 0.3
+    await asyncio.sleep(15.0)
+    assert not chats.running()
+    chats.check_told(flight)
+    await chats.check_quiet()
+
+
+@virtual
 async def test_a_turn_that_is_cancelled_before_it_started_tells_no_events():
     """A cancel while the start record is being written refuses the turn: its log stays empty."""
     chats, late = await Chats.make(), Gate()

@@ -337,3 +337,15 @@ async def test_a_cancelled_start_leaves_no_lease(store: PostgresStore) -> None:
         await store.leases.take(key, "another hold")
     for session in sessions:
         assert session.key not in cancelled or (await store.list_turns(session, 9)).total == 0
+
+
+async def test_a_database_that_came_back_older_is_believed(store: PostgresStore) -> None:
+    """A record that is newer than the stored one is forgotten when that is read, not recalled for ever."""
+    session, _ = await extend(store, await stored_session(store), 2)
+    record = store._records.find(session.key)
+    assert record is not None
+    newer = replace(session, head=None, rev=session.rev + 1)
+    store._records.keep(record._replace(session=newer, writes=record.writes + 1))
+    assert store.recall_session(session.key) == newer
+    assert await store.find_session(session.key) == session
+    assert store.recall_session(session.key) in (None, session)

@@ -2,9 +2,12 @@
 
 import asyncio
 import signal
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from functools import partial
+from typing import Any
 
+import asyncpg
 import pytest
 
 from app.domain.errors import StoreUnavailable
@@ -235,3 +238,30 @@ async def test_who_waits_for_a_session_hears_when_the_server_is_gone(
     async with asyncio.timeout(5):
         await waiting
     assert await store.leases.holder(session.key) is None
+
+
+async def test_an_answer_that_comes_too_late_for_its_caller_is_in_doubt(store: PostgresStore) -> None:
+    """A write that is carried out while its time runs out, as in a paused process, is not called failed."""
+
+    async def work(connection: Any) -> None:
+        await connection.execute("CREATE TABLE done (number int)")
+        end = time.monotonic() + 0.1
+        while time.monotonic() < end:
+            pass  # nothing else runs
+
+    with pytest.raises(StoreUnavailable) as caught:
+        await store._link.run(work, writes=True, limit_s=0.05)
+    assert caught.value.outcome_unknown
+    assert await store._link.run(lambda connection: connection.fetchval("SELECT count(*) FROM done")) == 0
+
+
+async def test_a_write_that_was_lost_is_in_doubt_whatever_its_repeat_says(store: PostgresStore) -> None:
+    """A first try without an answer may have been carried out, though the server refuses the second."""
+    errors = iter([asyncpg.ConnectionDoesNotExistError("gone"), asyncpg.QueryCanceledError("slow")])
+
+    async def work(connection: Any) -> None:
+        raise next(errors)
+
+    with pytest.raises(StoreUnavailable) as caught:
+        await store._link.run(work, writes=True)
+    assert caught.value.outcome_unknown

@@ -7,6 +7,7 @@ from dataclasses import replace
 from uuid import uuid4
 
 import pytest
+import uvloop
 
 from app.domain.branch import Back
 from app.domain.errors import StoreUnavailable
@@ -16,6 +17,7 @@ from app.domain.state import SharedState, StateScope
 from app.domain.stats import UserUsage
 from app.domain.turn import TurnStatus, Usage
 from app.stores.redis.store import RedisStore
+from tests.faultproxy import REFUSE, RESET, SWALLOW_REPLIES, FaultProxy
 from tests.redisserver import RedisServer
 
 from .builders import (
@@ -353,3 +355,44 @@ async def test_a_turn_goes_on_over_what_others_changed(redis_server: RedisServer
     assert usage == UserUsage(1, 21, 6, usage.days)
     await here.close()
     await there.close()
+
+
+async def test_a_write_whose_reply_was_lost_is_in_doubt_though_nobody_listens_any_more(
+    own_server: RedisServer,
+) -> None:
+    """A commit that was carried out is not called failed because its repeat cannot even connect."""
+    prefix = f"trouble-{uuid4().hex}"
+    with FaultProxy(own_server.port) as proxy:
+        store = RedisStore(f"redis://127.0.0.1:{proxy.port}/0", LIFE, prefix=prefix)
+        beside = RedisStore(own_server.url, LIFE, prefix=prefix)
+        await store.open(BOOT)
+        await beside.open("boot-2")
+        session = await stored_session(store)
+        proxy.inflict(SWALLOW_REPLIES)
+        call = asyncio.get_running_loop().create_task(store.commit_turn(session, make_turn(session)))
+        async with asyncio.timeout(SOON_S):
+            while (await current(beside, session)).head is None:  # noqa: ASYNC110
+                await asyncio.sleep(0)
+        proxy.inflict(REFUSE)
+        error = await refused(call)
+        assert error.outcome_unknown
+        await store.close()
+        await beside.close()
+
+
+def test_a_connection_that_is_reset_at_once_is_a_store_that_is_away(own_server: RedisServer) -> None:
+    """On the server's own event loop, too, which tells it in its own way."""
+
+    async def scene() -> None:
+        with FaultProxy(own_server.port) as proxy:
+            store = RedisStore(f"redis://127.0.0.1:{proxy.port}/0", LIFE, prefix=f"trouble-{uuid4().hex}")
+            await store.open(BOOT)
+            proxy.inflict(RESET)
+            for _ in range(50):
+                await refused(store.touch_session(SessionKey("", "s"), T0))
+            proxy.heal()
+            assert await recovered(store) < RECOVERY_S
+            await store.close()
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(scene())

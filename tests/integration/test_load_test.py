@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -226,6 +226,28 @@ async def test_latency_counts_from_when_a_turn_was_due() -> None:
     await load.run_open(1000)
     assert len(began) == 3
     assert max(began) < min(released)
+
+
+async def test_nodes_are_asked_by_turns() -> None:
+    """Of several addresses each gets every other turn, whatever session it is of."""
+    pretender, asked = Pretender(), Counter[str]()
+
+    def node(name: str) -> TestServer:
+        @web.middleware
+        async def count(request: web.Request, handler: Any) -> web.StreamResponse:
+            asked[name] += request.method == "POST"
+            return await handler(request)
+
+        app = pretender.routes("")
+        app.middlewares.append(count)
+        return TestServer(app)
+
+    async with node("a") as a, node("b") as b:
+        urls = f"{a.make_url('/')},{b.make_url('/')}"
+        options = load_test.parse_arguments([*SMALL, "--url", urls])
+        report = await load_test.drive(options)
+    assert (report["errors"], report["wrong_answers"]) == ({}, 0)
+    assert asked["a"] == asked["b"] > 0
 
 
 async def test_long_session_compares_its_ends() -> None:

@@ -11,8 +11,9 @@ import pytest
 import uvicorn
 
 from app.config import Settings
+from app.domain.errors import SnapshotUnreadable
 from app.domain.ids import SessionKey
-from app.domain.session import LifeSpan
+from app.domain.session import LifeSpan, Path, Session
 from app.domain.turn import TurnStatus
 from app.main import create_app
 from app.nodes.address import url_of
@@ -197,6 +198,21 @@ async def test_a_turn_is_cancelled_and_listed_from_another_node(nodes: tuple[Loc
     assert gone.json()["code"] == "NO_ACTIVE_TURN"
 
 
+async def test_who_waits_is_not_cancelled_for_who_runs(nodes: tuple[LocalNode, LocalNode]) -> None:
+    """A cancel means the turn that runs, also where only one waits for it; each node lists both."""
+    here, there = nodes
+    own, turn_id = await begin_turn(here, "s", STUCK)
+    waiting = asyncio.ensure_future(there.chat("s", "next"))
+    await until(lambda: there.runtime.turns_in_flight == 1)
+    for node in nodes:
+        active = (await node.client.get("/sessions/s/turns/active")).json()
+        assert (active["turn_id"], len(active["waiting"])) == (turn_id, 1)
+    cancelled = await there.client.post("/sessions/s/cancel", json={"keep_partial": False})
+    assert (cancelled.status_code, cancelled.json()["turn_id"]) == (202, turn_id)
+    assert (await read_events(own))[-1]["type"] == "turn.cancelled"
+    assert (await waiting).json()["turn_count"] == 1
+
+
 async def test_busy_policies_count_on_every_node(nodes: tuple[LocalNode, LocalNode]) -> None:
     """While a turn runs on one node another one refuses, waits or interrupts, as it is told to."""
     here, there = nodes
@@ -309,6 +325,57 @@ async def test_what_a_store_has_lost_is_told(
     assert (after.status_code, after.json()["turn_count"]) == (200, 2)
     assert "two" not in after.json()["reply"]
     assert (await there.chat("s", "four")).status_code == 200
+
+
+async def test_a_turn_never_stands_on_one_that_is_lost(
+    nodes: tuple[LocalNode, LocalNode], store: SharedMemoryStore
+) -> None:
+    """What ran while the store lost its parent is on record beside the root."""
+    here, there = nodes
+    await here.chat("s", "one")
+    record = store._records[SessionKey("", "s")]
+    older = record.session
+    lost = (await here.chat("s", "two")).json()["head"]
+    own, turn_id = await begin_turn(here, "s", STUCK)
+    for kept in (record.turns, record.sizes, record.states):
+        kept.pop(lost, None), kept.pop(turn_id, None)
+    record.session = older
+    await there.client.post("/sessions/s/cancel", json={"keep_partial": False})
+    assert (await read_events(own))[-1]["type"] == "turn.cancelled"
+    turns = (await there.client.get("/sessions/s/turns")).json()["turns"]
+    assert [(turn["turn_id"], turn["parent"]) for turn in turns] == [(turn_id, None), (older.head, None)]
+
+
+class RememberingStore(SharedMemoryStore):
+    """Remembers one record, and misses a turn that is gone, as stores do that are far away."""
+
+    remembered: Session | None = None
+
+    def recall_session(self, key: SessionKey) -> Session | None:  # type: ignore[override]
+        return self.remembered
+
+    async def load_path(self, session: Session) -> Path:
+        try:
+            return await super().load_path(session)
+        except KeyError:
+            raise SnapshotUnreadable(session_id=session.key.session_id) from None
+
+
+async def test_a_record_that_outlived_its_turns_is_told(model: ModelServer) -> None:
+    """A node that has read of a turn, but not the turn, says so too when the store comes back without it."""
+    store = RememberingStore(LifeSpan(), lease_s=LEASE_S)
+    async with serve_node(store, model) as here, serve_node(store.beside(), model) as there:
+        await here.chat("s", "one")
+        record = store._records[SessionKey("", "s")]
+        older = record.session
+        lost = (await there.chat("s", "two")).json()["head"]
+        store.remembered = record.session
+        del record.turns[lost], record.sizes[lost], record.states[lost]
+        record.session = older
+        told = await here.chat("s", "three")
+        assert (told.status_code, told.json()["code"]) == (409, "HEAD_MOVED")
+        store.remembered = None
+        assert (await here.chat("s", "three")).json()["turn_count"] == 2
 
 
 async def test_strangers_learn_nothing_on_the_nodes_port(nodes: tuple[LocalNode, LocalNode]) -> None:

@@ -166,7 +166,7 @@ def records_no_failure(record_failed):
 
 @mutant((Landing, "_record_later"))
 def gives_up_a_record_when_the_store_is_away(record_later):
-    async def nothing(self, session, turn):
+    async def nothing(self, session, turn, pauses_s):
         pass
 
     return nothing

@@ -210,6 +210,7 @@ class Link:
                     except _ROLLED_BACK:
                         break
                     except _BROKEN:
+                        progress.was_lost |= progress.is_under_way
                         if not progress.was_connected or (progress.is_under_way and not repeats):
                             raise
                 return await self._try(work, progress)
@@ -262,7 +263,8 @@ class Link:
         try:
             progress.was_connected = progress.is_under_way = True
             result = await work(connection)
-            progress.is_under_way = self._is_silent = False
+            # It stays under way: time may run out before the caller has the result.
+            self._is_silent = False
         except (AgentPoolError, ValueError):
             # What we decide ourselves is decided between statements.
             progress.is_under_way = False
@@ -286,15 +288,19 @@ class Link:
 
 @dataclass(slots=True)
 class _Progress:
-    """How far a call has come: ``is_under_way`` while what it asked may be carried out, answered or not."""
+    """How far a call has come: ``is_under_way`` while what it asked may be carried out, answered or not.
+
+    ``was_lost``: an earlier try ended like that, whatever becomes of the next.
+    """
 
     writes: bool
     was_connected: bool = False
     is_under_way: bool = False
+    was_lost: bool = False
 
     @property
     def is_unknown(self) -> bool:
-        return self.writes and self.is_under_way
+        return self.writes and (self.is_under_way or self.was_lost)
 
 
 def unavailable(error: BaseException, *, outcome_unknown: bool = False) -> StoreUnavailable:

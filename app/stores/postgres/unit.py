@@ -50,9 +50,15 @@ class RecordCache:
         return record if record is not None and _version(record.session) == _version(session) else None
 
     def keep(self, record: Record) -> None:
-        """Keep it, unless a newer one of the same incarnation is here."""
+        """Keep it; if a newer one of the same incarnation is here, neither.
+
+        Then an answer was overtaken by a later one, or the database came back without its last
+        writes: the next who asks will see.
+        """
         known = self._records.get(record.session.key)
-        if known is None or known.number != record.number or known.writes <= record.writes:
+        if known is not None and known.number == record.number and known.writes > record.writes:
+            self.drop(record.session.key)
+        else:
             self._records[record.session.key] = record
 
     def drop(self, key: SessionKey) -> None:

@@ -14,7 +14,7 @@ from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import RedisError
 
 from app.stores.redis.address import Connect
-from app.stores.redis.wire import end_tasks, pack
+from app.stores.redis.wire import end_tasks, pack, told_as_lost
 
 AGAIN_S = 0.2
 """How long after a loss the connection is tried anew."""
@@ -67,7 +67,8 @@ class Wakeups:
         while True:
             connection = self._connect()
             try:
-                await connection.connect()  # type: ignore[no-untyped-call]
+                with told_as_lost():
+                    await connection.connect()  # type: ignore[no-untyped-call]
                 async with asyncio.TaskGroup() as group:
                     group.create_task(self._subscribe(connection), name="redis:subscribe")
                     group.create_task(self._listen(connection), name="redis:listen")
@@ -91,7 +92,8 @@ class Wakeups:
             ):
                 if tags:
                     words = pack(verb, *(self._channel + tag for tag in tags))
-                    await connection.send_packed_command(words, check_health=False)
+                    with told_as_lost():
+                        await connection.send_packed_command(words, check_health=False)
             self._subscribed -= asked - self._calls.keys()
             asked = set(self._calls)
             await self._changed.wait()

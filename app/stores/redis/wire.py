@@ -14,7 +14,8 @@ in one round of the event loop goes out in one write. Always true:
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from hiredis import pack_command
@@ -93,7 +94,8 @@ class _Line:
             await self._has_words.wait()
             self._has_words.clear()
             outbox, self._outbox = self._outbox, []
-            await self._connection.send_packed_command(outbox, check_health=False)
+            with told_as_lost():
+                await self._connection.send_packed_command(outbox, check_health=False)
 
     async def _read(self) -> None:
         while True:
@@ -218,8 +220,12 @@ class Wire:
             self._is_silent = self._is_silent or not lost.may_repeat
             if not repeats or not lost.may_repeat:
                 raise
+            try:
+                line = await self._get_line()
+            except (RedisError, OSError) as error:
+                raise lost from error  # it has been sent once, and may have been carried out
         self.repeated += 1
-        return await (await self._get_line()).send(words)
+        return await line.send(words)
 
     async def _get_line(self) -> _Line:
         if self._is_closed:
@@ -249,12 +255,22 @@ class Wire:
     async def _make_line(self) -> _Line:
         connection = self._connect()
         try:
-            await connection.connect()  # type: ignore[no-untyped-call]
-            await _load_missing(connection)
+            with told_as_lost():
+                await connection.connect()  # type: ignore[no-untyped-call]
+                await _load_missing(connection)
         except BaseException:
             await connection.disconnect(nowait=True)
             raise
         return _Line(connection)
+
+
+@contextmanager
+def told_as_lost() -> Iterator[None]:
+    """Raise as a lost connection what uvloop says of one that has closed meanwhile."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise exceptions.ConnectionError("The connection is closed.") from error
 
 
 async def end_tasks(tasks: Sequence["asyncio.Task[Any]"]) -> None:
