@@ -13,7 +13,7 @@ import pytest
 from app.domain.errors import StoreUnavailable
 from app.domain.session import Session
 from app.stores.postgres import PostgresStore
-from app.stores.postgres.link import POOL_SIZE
+from app.stores.postgres.link import POOL_SIZE, _Progress
 from tests.postgresserver import PostgresServer, find_binaries
 
 from .builders import (
@@ -250,7 +250,7 @@ async def test_an_answer_that_comes_too_late_for_its_caller_is_in_doubt(store: P
             pass  # nothing else runs
 
     with pytest.raises(StoreUnavailable) as caught:
-        await store._link.run(work, writes=True, limit_s=0.05)
+        await store._link._start(work, _Progress(writes=True), repeats=False, limit_s=0.05)
     assert caught.value.outcome_unknown
     assert await store._link.run(lambda connection: connection.fetchval("SELECT count(*) FROM done")) == 0
 
