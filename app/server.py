@@ -173,7 +173,8 @@ async def serve(
     node_url = node_port = None
     if settings.is_store_shared:
         sockets.append(listen_to_nodes(settings))
-        node_url, node_port = url_of(sockets[1]), sockets[1].getsockname()[1]
+        node_url = url_of(sockets[1], towards=settings.store_url)
+        node_port = sockets[1].getsockname()[1]
     for each in sockets:
         limit_send_buffer(each)
     runtime = Runtime(settings, wait_for_store=wait_for_store, node_url=node_url)
