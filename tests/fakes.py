@@ -18,7 +18,7 @@ from app.domain.ids import SessionKey
 from app.domain.session import LifeSpan, Path, Session, Stamp
 from app.domain.state import Surroundings
 from app.domain.turn import Answer, AssistantText, ContextMessage, Summary, Usage, UserText
-from app.stores.memory import MemoryStore
+from app.stores.memory.store import MemoryStore
 
 EPOCH_MS = 1_800_000_000_000
 

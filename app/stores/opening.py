@@ -6,8 +6,8 @@ from urllib.parse import unquote
 from app.domain.lease import LEASE_S
 from app.domain.session import LifeSpan
 from app.ports import MovableStore
-from app.stores.memory import MemoryStore
-from app.stores.sqlite import SqliteStore
+from app.stores.memory.store import MemoryStore
+from app.stores.sqlite.store import SqliteStore
 
 _ALLOWED = (
     "memory://, sqlite:///relative/path.db, sqlite:////absolute/path.db, postgresql://user@host/database,"

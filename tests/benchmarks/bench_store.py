@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from app.domain.session import Session
-from app.stores.sqlite import SqliteStore
+from app.stores.sqlite.store import SqliteStore
 from tests.benchmarks.conftest import Run
 from tests.contract.builders import BOOT, LIFE, current, extend, make_turn, stored_session
 

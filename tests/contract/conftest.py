@@ -7,11 +7,11 @@ import pytest
 
 from app.domain.session import LifeSpan
 from app.ports import SessionStore
-from app.stores.memory import MemoryStore
-from app.stores.memory_shared import SharedMemoryStore
+from app.stores.memory.shared import SharedMemoryStore
+from app.stores.memory.store import MemoryStore
 from app.stores.postgres import PostgresStore
 from app.stores.redis.store import RedisStore
-from app.stores.sqlite import SqliteStore
+from app.stores.sqlite.store import SqliteStore
 from tests.postgresserver import PostgresServer, find_binaries
 from tests.redisserver import RedisServer
 

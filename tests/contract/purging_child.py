@@ -5,8 +5,8 @@ import os
 import signal
 import sys
 
-from app.stores import sqlite_sweep
-from app.stores.sqlite import SqliteStore
+from app.stores.sqlite import sweep as sqlite_sweep
+from app.stores.sqlite.store import SqliteStore
 
 from .builders import LIFE
 

@@ -16,18 +16,18 @@ import pytest
 from app.domain.errors import SessionLimit, StoreLocked, StoreUnavailable
 from app.domain.session import SessionQuery
 from app.domain.turn import TurnStatus
-from app.stores import sqlite_writes
-from app.stores.sqlite import SqliteStore
-from app.stores.sqlite_file import migrations
-from app.stores.sqlite_unit import Unit
+from app.stores.sqlite import writes as sqlite_writes
+from app.stores.sqlite.file import migrations
+from app.stores.sqlite.store import SqliteStore
+from app.stores.sqlite.unit import Unit
 
 from .builders import BOOT, LIFE, T0, make_session, make_turn, running
 
 OPENING = """
 import asyncio, sys
 from app.domain.session import LifeSpan
-from app.stores import sqlite_writes
-from app.stores.sqlite import SqliteStore
+from app.stores.sqlite import writes as sqlite_writes
+from app.stores.sqlite.store import SqliteStore
 asyncio.run(SqliteStore(sys.argv[1], LifeSpan()).open("other"))
 """
 
@@ -259,7 +259,7 @@ async def test_a_page_is_read_in_the_order_of_an_index(
     store: SqliteStore, path: str, query: SessionQuery, index: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A page of sessions never sorts: it follows the index of its narrowest filter."""
-    from app.stores import sqlite_reads
+    from app.stores.sqlite import reads as sqlite_reads
 
     plans: list[str] = []
 

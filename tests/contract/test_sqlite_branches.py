@@ -12,9 +12,11 @@ from app.domain.checkpoint import AutoCheckpoint
 from app.domain.journal import Position
 from app.domain.session import Session
 from app.domain.turn import Turn, Usage
-from app.stores import sqlite_file, sqlite_journal, sqlite_reads
-from app.stores.sqlite import SqliteStore
-from app.stores.sqlite_rows import Names
+from app.stores.sqlite import file as sqlite_file
+from app.stores.sqlite import journal as sqlite_journal
+from app.stores.sqlite import reads as sqlite_reads
+from app.stores.sqlite.rows import Names
+from app.stores.sqlite.store import SqliteStore
 
 from .builders import (
     BOOT,

@@ -10,7 +10,7 @@ from app.domain.errors import SnapshotUnreadable
 from app.domain.idempotency import Binding
 from app.domain.session import Session, SessionChange, SessionQuery
 from app.domain.turn import Turn, TurnError, TurnStatus
-from app.stores.sqlite import SqliteStore
+from app.stores.sqlite.store import SqliteStore
 
 from .builders import BOOT, LIFE, T0, extend, make_session, make_turn, running
 

@@ -13,7 +13,7 @@ from app.domain.journal import LoggedFact, position_of
 from app.domain.session import Session
 from app.domain.state import StateScope
 from app.domain.turn import Turn, Usage
-from app.stores.sqlite import SqliteStore
+from app.stores.sqlite.store import SqliteStore
 
 from .builders import (
     BOOT,

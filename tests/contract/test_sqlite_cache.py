@@ -13,9 +13,9 @@ from app.domain.errors import SessionNotFound, StoreUnavailable
 from app.domain.ids import SessionKey
 from app.domain.session import Path, Session, SessionCap, SessionChange, SessionStatus
 from app.domain.turn import Usage
-from app.stores import sqlite_reads
-from app.stores.sqlite import SqliteStore
-from app.stores.sqlite_cache import CACHE_BYTES, RecordCache, weigh
+from app.stores.sqlite import reads as sqlite_reads
+from app.stores.sqlite.cache import CACHE_BYTES, RecordCache, weigh
+from app.stores.sqlite.store import SqliteStore
 
 from .builders import BOOT, LIFE, T0, dropped, make_note, make_session, make_turn, running, stored_session
 from .faulty_disk import faulty_disk

@@ -9,8 +9,8 @@ import pytest
 
 from app.domain.errors import StoreUnavailable
 from app.domain.idempotency import Binding
-from app.stores import sqlite_file
-from app.stores.sqlite import SqliteStore
+from app.stores.sqlite import file as sqlite_file
+from app.stores.sqlite.store import SqliteStore
 
 from .builders import BOOT, LIFE, extend, make_session, make_turn, running
 from .children import write_and_kill

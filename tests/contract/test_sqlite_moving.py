@@ -9,7 +9,7 @@ import pytest
 from app.domain.errors import SnapshotUnreadable, StoreUnavailable
 from app.domain.ids import SessionKey
 from app.domain.state import StateScope
-from app.stores.sqlite import SqliteStore
+from app.stores.sqlite.store import SqliteStore
 
 from .builders import BOOT, LIFE, T0, extend, stored_session
 from .moving import copy_all, dumped, fill, get_dump

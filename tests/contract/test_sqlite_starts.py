@@ -15,8 +15,8 @@ from app.domain.errors import AgentPoolError, StoreUnavailable
 from app.domain.idempotency import Binding
 from app.domain.session import Session, SessionCap, SessionChange, SessionQuery, SessionStatus
 from app.domain.turn import Turn, TurnStatus, Usage
-from app.stores import sqlite_starts
-from app.stores.sqlite import SqliteStore
+from app.stores.sqlite import starts as sqlite_starts
+from app.stores.sqlite.store import SqliteStore
 
 from .builders import (
     BOOT,

@@ -16,10 +16,11 @@ from app.domain.session import LifeSpan, Session, SessionChange, SessionStatus
 from app.domain.state import StateScope
 from app.domain.stats import SessionStats
 from app.domain.turn import Usage
-from app.stores import sqlite_file, sqlite_sweep
 from app.stores.buckets import bucket_of, percentile
-from app.stores.sqlite import SqliteStore
-from app.stores.sqlite_records import PHASES
+from app.stores.sqlite import file as sqlite_file
+from app.stores.sqlite import sweep as sqlite_sweep
+from app.stores.sqlite.records import PHASES
+from app.stores.sqlite.store import SqliteStore
 
 from .builders import (
     BOOT,

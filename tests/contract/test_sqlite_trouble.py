@@ -14,8 +14,11 @@ import pytest
 
 from app.domain.errors import StoreUnavailable
 from app.domain.session import Session, SessionQuery
-from app.stores import sqlite, sqlite_file, sqlite_keeper, sqlite_writer
-from app.stores.sqlite import SqliteStore
+from app.stores.sqlite import file as sqlite_file
+from app.stores.sqlite import keeper as sqlite_keeper
+from app.stores.sqlite import store as sqlite
+from app.stores.sqlite import writer as sqlite_writer
+from app.stores.sqlite.store import SqliteStore
 
 from .builders import BOOT, LIFE, T0, make_session, make_turn, running
 from .faulty_disk import FaultyDisk, faulty_disk

@@ -20,7 +20,7 @@ from app.domain.session import Session
 from app.domain.state import StateScope
 from app.domain.turn import TurnError, TurnStatus, Usage
 from app.ports import MovableStore
-from app.stores.memory import MemoryStore
+from app.stores.memory.store import MemoryStore
 
 from .builders import BOOT, LIFE, T0, current, extend, make_note, make_session, make_turn, stored_session
 from .conftest import Place

@@ -4,7 +4,7 @@ import asyncio
 import os
 import sys
 
-from app.stores.sqlite import SqliteStore
+from app.stores.sqlite.store import SqliteStore
 
 from .builders import LIFE, make_session, make_turn, running
 

@@ -12,7 +12,7 @@ import pytest
 
 from app.config import Settings
 from app.runtime import Runtime
-from app.stores.memory import MemoryStore
+from app.stores.memory.store import MemoryStore
 from tests.fakes import FakeStore, Fault, Gate
 from tests.integration.test_http_chat import Chat, Stream, says
 from tests.integration.test_http_server import HttpServer, Json, problem, serving

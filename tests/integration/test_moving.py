@@ -12,8 +12,8 @@ from app.domain.errors import StoreUnavailable
 from app.domain.ids import SessionKey
 from app.domain.session import SessionChange
 from app.services.moving import AT_ONCE, PAGE, Moved, Mover, MoveRefused
-from app.stores.memory import MemoryStore
-from app.stores.sqlite import SqliteStore
+from app.stores.memory.store import MemoryStore
+from app.stores.sqlite.store import SqliteStore
 from tests.contract.builders import BOOT, LIFE, T0, extend, make_session, make_turn, stored_session
 from tests.contract.moving import Full, all_reads, dumped, fill, get_dump
 

@@ -19,7 +19,7 @@ from app.main import create_app
 from app.nodes.address import url_of
 from app.runtime import Runtime
 from app.server import bind
-from app.stores.memory_shared import SharedMemoryStore
+from app.stores.memory.shared import SharedMemoryStore
 from tests.modelserver import ModelServer
 
 LEASE_S = 1.0

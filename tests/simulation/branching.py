@@ -10,7 +10,7 @@ from app.domain.ids import SessionKey
 from app.domain.turn import ContextMessage, Turn
 from app.services.chat import ChatService
 from app.services.sessions import SessionManager
-from app.stores.memory import MemoryStore
+from app.stores.memory.store import MemoryStore
 from tests.simulation.turn_book import Book, path_of
 
 MOST_FORKS = 2

@@ -5,9 +5,10 @@ from typing import Any
 from unittest.mock import patch
 
 from app.services.ownership import Ownership
-from app.stores import memory_shared, rules
-from app.stores.memory import MemoryStore
-from app.stores.memory_shared import MemoryLeases, SharedMemoryStore
+from app.stores import rules
+from app.stores.memory import shared as memory_shared
+from app.stores.memory.shared import MemoryLeases, SharedMemoryStore
+from app.stores.memory.store import MemoryStore
 
 
 async def _commit_whatever_others_said(self: SharedMemoryStore, session: Any, turn: Any, **how: Any) -> Any:

@@ -28,7 +28,7 @@ from app.services.conductor import Conductor
 from app.services.ownership import Ownership
 from app.services.sessions import SessionManager
 from app.services.turns import Flight, Turns
-from app.stores.memory_shared import SharedMemoryStore
+from app.stores.memory.shared import SharedMemoryStore
 from tests.fakes import FakeAgent, FakeFactory, FakeStore, Fault, Gate, LoopClock, Script, new_ids
 
 CLIENTS = 6

@@ -20,7 +20,7 @@ from app.domain.ids import SessionKey
 from app.domain.turn import CancelReason, Turn, TurnStatus
 from app.pool.slot import TicketKind
 from app.services.turns import Flight, FlightState
-from app.stores.memory import MemoryStore
+from app.stores.memory.store import MemoryStore
 from tests.simulation.checked import Entry
 
 INTERRUPTS = {OnBusy.INTERRUPT: CancelReason.INTERRUPT, OnBusy.ROLLBACK: CancelReason.ROLLBACK}

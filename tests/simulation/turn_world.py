@@ -25,7 +25,7 @@ from app.services.conductor import Conductor
 from app.services.landing import COMMIT_RETRY_S
 from app.services.sessions import SessionManager
 from app.services.turns import CANCEL_GRACE_S, Flight, FlightState, Turns
-from app.stores.memory import MemoryStore
+from app.stores.memory.store import MemoryStore
 from tests.fakes import (
     FakeAgent,
     FakeFactory,

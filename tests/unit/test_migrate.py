@@ -8,7 +8,7 @@ from app.domain.errors import StoreUnavailable
 from app.domain.session import LifeSpan
 from app.migrate import LINE_EVERY_S, Failed, Lines, open_unused
 from app.services.moving import Moved
-from app.stores.memory_shared import SharedMemoryStore
+from app.stores.memory.shared import SharedMemoryStore
 from tests.fakes import FakeClock
 
 

@@ -13,7 +13,7 @@ from app.domain.journal import StateChanged
 from app.domain.session import LifeSpan, Session
 from app.domain.turn import Activation, AssistantText, Turn, TurnError, TurnStatus, UserText
 from app.services.story import Asked, StoryEvent, find_key, tell_backwards, tell_forwards
-from app.stores.memory import MemoryStore
+from app.stores.memory.store import MemoryStore
 from tests.fakes import EPOCH_MS, make_session, new_ids
 
 EVERYTHING = 10_000

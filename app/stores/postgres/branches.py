@@ -13,10 +13,10 @@ from app.domain.session import Session, SessionCap
 from app.stores import rules
 from app.stores.postgres import checkpoints, journal, notes, records
 from app.stores.postgres.link import Connection
-from app.stores.postgres.rows import TURN_COLUMNS, Record, check_turn_row, from_id, marks, new_record
+from app.stores.postgres.rows import TURN_COLUMNS, Record, check_turn_row, marks, new_record
 from app.stores.postgres.tree import Spot, find_record, get_record, get_state, spot_at, walk, walk_whole
 from app.stores.postgres.unit import Unit
-from app.stores.sqlite_side_rows import to_state_body
+from app.stores.side_rows import from_id, to_state_body
 
 ADD_TURN = f"INSERT INTO turns (session, {TURN_COLUMNS}) VALUES ({marks('x,' + TURN_COLUMNS)})"  # noqa: S608
 ADD_STATE = "INSERT INTO states (session, number, body) VALUES ($1, $2, $3)"

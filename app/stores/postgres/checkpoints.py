@@ -14,10 +14,10 @@ from app.stores import rules
 from app.stores.cursor import from_cursor, to_cursor
 from app.stores.postgres import records
 from app.stores.postgres.link import Connection
-from app.stores.postgres.rows import LATEST_MS, Record, Row, marks, to_raw_id
+from app.stores.postgres.rows import LATEST_MS, Record, marks, to_raw_id
 from app.stores.postgres.tree import find_tree, get_record
 from app.stores.postgres.unit import Unit
-from app.stores.sqlite_side_rows import CHECKPOINT_COLUMNS, from_checkpoint_row, to_checkpoint_row
+from app.stores.side_rows import CHECKPOINT_COLUMNS, Row, from_checkpoint_row, to_checkpoint_row
 
 ADD = f"INSERT INTO checkpoints (session, {CHECKPOINT_COLUMNS}) VALUES ({marks('x,' + CHECKPOINT_COLUMNS)})"  # noqa: S608
 _FIND = f"SELECT {CHECKPOINT_COLUMNS} FROM checkpoints WHERE session = $1 AND checkpoint_id = $2"  # noqa: S608

@@ -10,10 +10,10 @@ from app.domain.ids import from_id_bytes, to_id_bytes
 from app.domain.journal import LAST, Entry, Fact, LoggedFact, Position
 from app.domain.session import Session
 from app.stores.postgres.link import Connection
-from app.stores.postgres.rows import LATEST_MS, TURN_COLUMNS, Record, Row, marks, show_turn, to_raw_id
+from app.stores.postgres.rows import LATEST_MS, TURN_COLUMNS, Record, marks, show_turn, to_raw_id
 from app.stores.postgres.tree import find_tree
 from app.stores.postgres.unit import Unit
-from app.stores.sqlite_side_rows import FACT_COLUMNS, from_fact_row, to_fact_row
+from app.stores.side_rows import FACT_COLUMNS, Row, from_fact_row, to_fact_row
 
 _FIND_LAST = "SELECT number, created_at FROM session_events WHERE session = $1 ORDER BY number DESC LIMIT 1"
 ADD = f"INSERT INTO session_events (session, {FACT_COLUMNS}) VALUES ({marks('x,' + FACT_COLUMNS)})"  # noqa: S608

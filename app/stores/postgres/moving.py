@@ -28,7 +28,7 @@ from app.stores.postgres.rows import (
 )
 from app.stores.postgres.tree import get_by_key, get_state, raw_key
 from app.stores.postgres.unit import Unit
-from app.stores.sqlite_side_rows import (
+from app.stores.side_rows import (
     CHECKPOINT_COLUMNS,
     FACT_COLUMNS,
     from_checkpoint_row,

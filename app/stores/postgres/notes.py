@@ -13,10 +13,10 @@ from app.domain.turn import Usage
 from app.stores import rules
 from app.stores.postgres import journal, records
 from app.stores.postgres.link import Connection
-from app.stores.postgres.rows import Record, from_id, marks, to_id
+from app.stores.postgres.rows import Record, marks
 from app.stores.postgres.tree import Tree, find_noted, find_tree, get_record, spot_at
 from app.stores.postgres.unit import Unit
-from app.stores.sqlite_side_rows import NOTE_COLUMNS, from_note_row, to_note_row
+from app.stores.side_rows import NOTE_COLUMNS, from_id, from_note_row, to_id, to_note_row
 
 ADD = f"INSERT INTO notes (session, {NOTE_COLUMNS}) VALUES ({marks('x,' + NOTE_COLUMNS)})"  # noqa: S608
 _FIND = f"SELECT {NOTE_COLUMNS} FROM notes WHERE session = $1 AND note_id = $2"  # noqa: S608

@@ -18,7 +18,7 @@ from app.stores.postgres.rows import (
 )
 from app.stores.postgres.tree import LOCK_RECORD, get_by_key, raw_key
 from app.stores.postgres.unit import Unit
-from app.stores.sqlite_side_rows import to_state_body
+from app.stores.side_rows import to_state_body
 
 ROOT_STATE = 1
 

@@ -2,7 +2,6 @@
 
 import logging
 import struct
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from app.domain.errors import SnapshotUnreadable
@@ -21,6 +20,7 @@ from app.stores.codec import (
     to_json_text,
     unseal,
 )
+from app.stores.side_rows import Row, from_id, to_id
 
 SESSION_COLUMNS = (
     "owner, session_id, uid, app_name, user_id, window_id, agent_id, title, title_folded, provider, model,"
@@ -46,7 +46,6 @@ _COVER = struct.Struct(">16s16sqBBqqq")
 _NO_ID = bytes(16)
 _BROKEN = (SnapshotUnreadable, struct.error, TypeError, ValueError, IndexError, AttributeError)
 
-Row = Sequence[Any]
 
 _log = logging.getLogger(__name__)
 
@@ -277,14 +276,6 @@ def is_committed(status: int, kept: bool) -> bool:
 
 def to_raw(text: str | None) -> bytes | None:
     return None if text is None else text.encode()
-
-
-def to_id(text: str | None) -> bytes | None:
-    return None if text is None else to_id_bytes(text)
-
-
-def from_id(raw: bytes | None) -> str | None:
-    return None if raw is None else from_id_bytes(raw)
 
 
 def to_raw_id(text: str) -> bytes | None:

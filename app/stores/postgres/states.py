@@ -11,7 +11,7 @@ from app.stores.postgres import journal, records
 from app.stores.postgres.link import Connection
 from app.stores.postgres.tree import get_by_key
 from app.stores.postgres.unit import Unit
-from app.stores.sqlite_side_rows import from_shared_row, to_shared_body
+from app.stores.side_rows import from_shared_row, to_shared_body
 
 _FIND = "SELECT rev, updated_at, body FROM shared_state WHERE app_name = $1 AND owner = $2 AND user_id = $3"
 SET = (

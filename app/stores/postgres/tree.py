@@ -13,14 +13,12 @@ from app.stores.postgres.rows import (
     RECORD_COLUMNS,
     TURN_COLUMNS,
     Record,
-    Row,
     check_turn_row,
-    from_id,
     from_record_row,
     is_committed,
     to_raw_id,
 )
-from app.stores.sqlite_side_rows import from_state_body
+from app.stores.side_rows import Row, from_id, from_state_body
 
 FIND_RECORD = f"SELECT {RECORD_COLUMNS} FROM sessions WHERE owner = $1 AND session_id = $2"  # noqa: S608
 LOCK_RECORD = f"{FIND_RECORD} FOR NO KEY UPDATE"

@@ -25,16 +25,14 @@ from app.stores.postgres.rows import (
     RECORD_COLUMNS,
     TURN_COLUMNS,
     Record,
-    Row,
     from_record_row,
     marks,
-    to_id,
     to_raw,
     to_turn_row,
 )
 from app.stores.postgres.tree import get_record, raw_key, spot_at
 from app.stores.postgres.unit import Unit
-from app.stores.sqlite_side_rows import to_state_body
+from app.stores.side_rows import Row, to_id, to_state_body
 
 _NO_WRITES = -1
 _START_VALUES = 16 + len(TURN_COLUMNS.split(","))

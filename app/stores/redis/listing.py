@@ -10,7 +10,7 @@ from app.domain.session import Session, SessionPage, SessionQuery
 from app.domain.turn import BoundTurn, Turn, TurnPage
 from app.stores import rules
 from app.stores.cursor import from_cursor, to_cursor
-from app.stores.memory_listing import fits
+from app.stores.memory.listing import fits
 from app.stores.redis import rows, side_rows, tree
 from app.stores.redis.database import Database
 from app.stores.redis.keys import bound_name, index_for, key_of, key_of_member, order_of, tag_of

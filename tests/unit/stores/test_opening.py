@@ -5,11 +5,11 @@ import sys
 import pytest
 
 from app.domain.session import LifeSpan
-from app.stores.memory import MemoryStore
+from app.stores.memory.store import MemoryStore
 from app.stores.opening import open_store
 from app.stores.redis.store import RedisStore
-from app.stores.sqlite import SqliteStore
-from app.stores.sqlite_file import network_file_system
+from app.stores.sqlite.file import network_file_system
+from app.stores.sqlite.store import SqliteStore
 
 MOUNTS = """\
 /dev/vda / ext4 rw 0 0

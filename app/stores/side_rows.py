@@ -1,9 +1,10 @@
-"""Rows of what hangs on a session beside its turns <-> domain values, each checked against its seal.
+"""Rows of what hangs on a session beside its turns <-> domain values, as both databases with SQL have them.
 
-Each is sealed with the ``uid`` of its session, so that none counts for another one.
+Each is checked against its seal, which is made with the ``uid`` of its session, so that none counts for another one.
 """
 
 import struct
+from collections.abc import Sequence
 from typing import Any
 
 from app.domain.checkpoint import Checkpoint
@@ -14,7 +15,8 @@ from app.domain.journal import Fact, LoggedFact
 from app.domain.state import SharedState, StateScope
 from app.domain.turn import JsonObject
 from app.stores.codec import from_fact_value, seal, to_body, to_fact_value, unseal
-from app.stores.sqlite_rows import Row, from_id, to_id
+
+Row = Sequence[Any]
 
 NOTE_COLUMNS = "note_id, turn_id, depth, tokens_before, tokens_after, created_at, body"
 CHECKPOINT_COLUMNS = "checkpoint_id, turn_id, state, automatic, created_at, body"
@@ -26,6 +28,14 @@ _CHECKPOINT_COVER = struct.Struct(">16s16s16sqBq")
 _FACT_COVER = struct.Struct(">16sqq")
 _STATE_COVER = struct.Struct(">16sq")
 _BROKEN = (SnapshotUnreadable, struct.error, TypeError, ValueError, AttributeError)
+
+
+def to_id(text: str | None) -> bytes | None:
+    return None if text is None else to_id_bytes(text)
+
+
+def from_id(raw: bytes | None) -> str | None:
+    return None if raw is None else from_id_bytes(raw)
 
 
 def to_state_body(uid: bytes, number: int, state: JsonObject) -> bytes:

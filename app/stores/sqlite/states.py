@@ -8,10 +8,11 @@ from app.domain.journal import StateChanged
 from app.domain.session import Session
 from app.domain.state import SharedState, StateScope
 from app.domain.turn import JsonObject
-from app.stores import rules, sqlite_journal, sqlite_records
-from app.stores.sqlite_side_rows import from_shared_row, to_shared_body
-from app.stores.sqlite_tree import get_by_key
-from app.stores.sqlite_unit import Unit
+from app.stores import rules
+from app.stores.side_rows import from_shared_row, to_shared_body
+from app.stores.sqlite import journal, records
+from app.stores.sqlite.tree import get_by_key
+from app.stores.sqlite.unit import Unit
 
 _FIND_SHARED = (
     "SELECT rev, updated_at, body FROM shared_state WHERE app_name = ? AND owner = ? AND user_id = ?"
@@ -31,8 +32,8 @@ def patch_state(
         raise PreconditionFailed(session_id=key.session_id)
     now = rules.fact_time(record.session, now)
     patched = rules.after_patch(record.session, patch, now)
-    sqlite_records.save(unit, record, patched, now, state_number=None)
-    sqlite_journal.log(unit, record, StateChanged(patch), now)
+    records.save(unit, record, patched, now, state_number=None)
+    journal.log(unit, record, StateChanged(patch), now)
     return patched
 
 

@@ -10,17 +10,15 @@ from app.domain.ids import SessionKey, to_id_bytes
 from app.domain.session import Session
 from app.domain.turn import JsonObject
 from app.stores import rules
-from app.stores.sqlite_rows import (
+from app.stores.side_rows import Row, from_id, from_state_body
+from app.stores.sqlite.rows import (
     SESSION_COLUMNS,
     TURN_COLUMNS,
     Record,
-    Row,
     check_turn_row,
-    from_id,
     from_record_row,
     is_committed,
 )
-from app.stores.sqlite_side_rows import from_state_body
 
 _FIND_RECORD = f"SELECT {SESSION_COLUMNS}, phase, id FROM sessions WHERE owner = ? AND session_id = ?"  # noqa: S608
 _FIND_TREE = "SELECT id, head, depth FROM sessions WHERE owner = ? AND session_id = ? AND uid = ?"

@@ -12,9 +12,11 @@ from app.domain.branch import Back, HeadTarget, ToCheckpoint, ToTurn
 from app.domain.errors import SnapshotUnreadable, TurnNotFound
 from app.domain.ids import to_id_bytes
 from app.domain.session import Session, SessionCap
-from app.stores import rules, sqlite_checkpoints, sqlite_journal, sqlite_notes, sqlite_records
-from app.stores.sqlite_rows import Record, check_turn_row, from_id
-from app.stores.sqlite_tree import (
+from app.stores import rules
+from app.stores.side_rows import from_id
+from app.stores.sqlite import checkpoints, journal, notes, records
+from app.stores.sqlite.rows import Record, check_turn_row
+from app.stores.sqlite.tree import (
     Spot,
     find_record,
     get_record,
@@ -23,8 +25,8 @@ from app.stores.sqlite_tree import (
     walk,
     walk_whole,
 )
-from app.stores.sqlite_unit import Unit
-from app.stores.sqlite_writes import ADD_TURN, make_room
+from app.stores.sqlite.unit import Unit
+from app.stores.sqlite.writes import ADD_TURN, make_room
 
 
 def at_turn(connection: apsw.Connection, session: Session, turn_id: str | None) -> Session:
@@ -40,8 +42,8 @@ def move_head(unit: Unit, session: Session, target: HeadTarget, now: int) -> Ses
     now = rules.fact_time(record.session, now)
     place, state_number = _spot_of(unit.connection, record, target)
     moved = rules.after_move(record.session, place, now, unit.life)
-    sqlite_records.save(unit, record, moved, now, state_number=state_number)
-    sqlite_journal.log(unit, record, rules.head_changed(record.session, target, place), now)
+    records.save(unit, record, moved, now, state_number=state_number)
+    journal.log(unit, record, rules.head_changed(record.session, target, place), now)
     return moved
 
 
@@ -56,15 +58,15 @@ def fork_session(
     rows = _path_rows(connection, record, place)
     numbers = {row[11] for row in rows} | {state_number, record.root_state}
     states = {number: get_state(connection, record, number) for number in numbers if number}
-    notes = list(sqlite_notes.notes_on(connection, record, (row[0] for row in rows)))
+    noted = list(notes.notes_on(connection, record, (row[0] for row in rows)))
     if cap is not None:
         make_room(unit, new, cap)
     fork = rules.after_fork(new, place)
-    number = sqlite_records.add(unit, fork, state_number=state_number, root_state=record.root_state)
+    number = records.add(unit, fork, state_number=state_number, root_state=record.root_state)
     connection.executemany(ADD_TURN, [(*row, number) for row in reversed(rows)])
     for state_of, state in states.items():
-        sqlite_records.add_state(unit, number, uid, state_of, state)
-    sqlite_notes.copy_notes(unit, number, uid, notes)
+        records.add_state(unit, number, uid, state_of, state)
+    notes.copy_notes(unit, number, uid, noted)
     return fork
 
 
@@ -86,7 +88,7 @@ def _spot_of(connection: apsw.Connection, record: Record, target: HeadTarget | N
             rules.check_back(record.session, turns)
             return spot_at(connection, record, _back(connection, record, turns))
         case ToCheckpoint(checkpoint_id):
-            checkpoint, number = sqlite_checkpoints.get_target(connection, record, checkpoint_id)
+            checkpoint, number = checkpoints.get_target(connection, record, checkpoint_id)
             place = spot_at(connection, record, checkpoint.turn_id).place
             return Spot(place._replace(state=get_state(connection, record, number)), number)
 

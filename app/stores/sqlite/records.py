@@ -10,8 +10,9 @@ from app.domain.errors import SessionExists
 from app.domain.ids import SessionKey
 from app.domain.session import Session, SessionStatus
 from app.domain.turn import JsonObject, Usage
-from app.stores.sqlite_cache import weigh
-from app.stores.sqlite_rows import (
+from app.stores.side_rows import to_state_body
+from app.stores.sqlite.cache import weigh
+from app.stores.sqlite.rows import (
     ACTIVITY_COLUMNS,
     SESSION_COLUMNS,
     Record,
@@ -19,8 +20,7 @@ from app.stores.sqlite_rows import (
     to_activity_row,
     to_session_row,
 )
-from app.stores.sqlite_side_rows import to_state_body
-from app.stores.sqlite_unit import Unit
+from app.stores.sqlite.unit import Unit
 
 PHASES = (SessionStatus.ACTIVE, SessionStatus.IDLE, SessionStatus.ARCHIVED, SessionStatus.EXPIRED)
 SWEPT = "swept_ms"

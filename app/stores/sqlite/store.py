@@ -27,25 +27,14 @@ from app.domain.session import LifeSpan, Path, Session, SessionCap, SessionChang
 from app.domain.state import SharedState, StateScope
 from app.domain.stats import SessionStats, UserUsage
 from app.domain.turn import BoundTurn, JsonObject, Turn, TurnPage, Usage
-from app.stores import (
-    rules,
-    sqlite_branches,
-    sqlite_checkpoints,
-    sqlite_file,
-    sqlite_journal,
-    sqlite_notes,
-    sqlite_reads,
-    sqlite_states,
-    sqlite_stats,
-    sqlite_sweep,
-    sqlite_writes,
-)
+from app.stores import rules
 from app.stores.codec import to_turn_body
-from app.stores.sqlite_keeper import Files
-from app.stores.sqlite_moving import SqliteMoving
-from app.stores.sqlite_starts import Starts
-from app.stores.sqlite_unit import Unit
-from app.stores.sqlite_writer import Writer
+from app.stores.sqlite import branches, checkpoints, file, journal, notes, reads, states, stats, sweep, writes
+from app.stores.sqlite.keeper import Files
+from app.stores.sqlite.moving import SqliteMoving
+from app.stores.sqlite.starts import Starts
+from app.stores.sqlite.unit import Unit
+from app.stores.sqlite.writer import Writer
 
 READ_TIMEOUT_S = 10.0
 WRITE_TIMEOUT_S = 10.0
@@ -107,7 +96,7 @@ class SqliteStore(SqliteMoving):
     async def ping(self) -> None:
         """Return when everything that was queued before has been written."""
         self._get_starts().hand_over_all()
-        await self._write("ping", sqlite_writes.ping)
+        await self._write("ping", writes.ping)
 
     def session_count_nowait(self) -> int | None:
         unit = self._writer.unit if self._writer else None
@@ -120,7 +109,7 @@ class SqliteStore(SqliteMoving):
 
     async def create_session(self, session: Session) -> None:
         self._check_room()
-        await self._write("create_session", sqlite_writes.create_session, session)
+        await self._write("create_session", writes.create_session, session)
 
     async def ensure_session(self, session: Session) -> Session:
         await self._get_starts().wait_written(session.key)
@@ -128,76 +117,76 @@ class SqliteStore(SqliteMoving):
         if known is not None:
             return known
         self._check_room()
-        return await self._write("ensure_session", sqlite_writes.ensure_session, session)
+        return await self._write("ensure_session", writes.ensure_session, session)
 
     async def create_sessions(
         self, sessions: Sequence[Session], cap: SessionCap | None = None
     ) -> tuple[SessionExists | SessionLimit | None, ...]:
         self._check_room()
         self._hand_over_victims(cap)
-        return await self._write("create_sessions", sqlite_writes.create_sessions, sessions, cap)
+        return await self._write("create_sessions", writes.create_sessions, sessions, cap)
 
     async def list_oldest(self, owner: str, user_id: str, limit: int) -> tuple[Session, ...]:
         await self._get_starts().wait_all_written()
-        return await self._read(sqlite_reads.list_oldest, owner, user_id, limit)
+        return await self._read(reads.list_oldest, owner, user_id, limit)
 
     async def find_session(self, key: SessionKey) -> Session | None:
         await self._get_starts().wait_written(key)
         known = self._get_writer().records.find(key)
-        return await self._read(sqlite_reads.find_session, key) if known is None else known
+        return await self._read(reads.find_session, key) if known is None else known
 
     async def list_sessions(self, query: SessionQuery) -> SessionPage:
         await self._get_starts().wait_all_written()
-        return await self._read(sqlite_reads.list_sessions, query, self._life)
+        return await self._read(reads.list_sessions, query, self._life)
 
     async def update_session(
         self, key: SessionKey, change: SessionChange, now: int, *, expected_etag: str | None = None
     ) -> Session:
-        work = sqlite_writes.update_session
+        work = writes.update_session
         return await self._change(key, "update_session", work, key, change, now, expected_etag)
 
     async def patch_state(
         self, key: SessionKey, patch: JsonObject, now: int, *, expected_rev: int | None = None
     ) -> Session:
-        work = sqlite_states.patch_state
+        work = states.patch_state
         return await self._change(key, "patch_state", work, key, patch, now, expected_rev)
 
     async def get_shared(self, scope: StateScope) -> SharedState:
-        return await self._read(sqlite_states.get_shared, scope)
+        return await self._read(states.get_shared, scope)
 
     async def patch_shared(
         self, scope: StateScope, patch: JsonObject, now: int, *, expected_rev: int | None = None
     ) -> SharedState:
-        return await self._write("patch_shared", sqlite_states.patch_shared, scope, patch, now, expected_rev)
+        return await self._write("patch_shared", states.patch_shared, scope, patch, now, expected_rev)
 
     async def touch_session(self, key: SessionKey, now: int) -> Session:
-        return await self._change(key, "touch_session", sqlite_writes.touch_session, key, now)
+        return await self._change(key, "touch_session", writes.touch_session, key, now)
 
     async def delete_session(self, key: SessionKey) -> bool:
-        return await self._change(key, "delete_session", sqlite_writes.delete_session, key)
+        return await self._change(key, "delete_session", writes.delete_session, key)
 
     async def delete_sessions(self, keys: Sequence[SessionKey]) -> int:
         for key in keys:
             self._get_starts().hand_over(key)
-        return await self._write("delete_sessions", sqlite_writes.delete_sessions, keys)
+        return await self._write("delete_sessions", writes.delete_sessions, keys)
 
     async def list_keys(
         self, owner: str, *, user_id: str | None = None, agent_id: str | None = None, limit: int
     ) -> tuple[SessionKey, ...]:
-        return await self._read(sqlite_reads.list_keys, owner, user_id, agent_id, limit)
+        return await self._read(reads.list_keys, owner, user_id, agent_id, limit)
 
     async def load_path(self, session: Session) -> Path:
         if session.head is None:
             known = self._get_writer().records.find(session.key)
             if known is not None and known.uid == session.uid:
                 return Path(None, None, (), 0)
-        return await self._read(sqlite_reads.load_path, session)
+        return await self._read(reads.load_path, session)
 
     async def at_turn(self, session: Session, turn_id: str | None) -> Session:
-        return await self._read(sqlite_branches.at_turn, session, turn_id)
+        return await self._read(branches.at_turn, session, turn_id)
 
     async def move_head(self, session: Session, target: HeadTarget, now: int) -> Session:
-        work = sqlite_branches.move_head
+        work = branches.move_head
         return await self._change(session.key, "move_head", work, session, target, now)
 
     async def fork_session(
@@ -205,30 +194,28 @@ class SqliteStore(SqliteMoving):
     ) -> Session:
         self._check_room()
         self._hand_over_victims(cap)
-        return await self._write("fork_session", sqlite_branches.fork_session, origin, target, new, cap)
+        return await self._write("fork_session", branches.fork_session, origin, target, new, cap)
 
     async def add_checkpoint(self, session: Session, checkpoint: Checkpoint) -> Checkpoint:
-        work = sqlite_checkpoints.add_checkpoint
+        work = checkpoints.add_checkpoint
         return await self._change(session.key, "add_checkpoint", work, session, checkpoint)
 
     async def list_checkpoints(
         self, session: Session, limit: int, cursor: str | None = None
     ) -> CheckpointPage:
-        return await self._read(sqlite_checkpoints.list_checkpoints, session, limit, cursor)
+        return await self._read(checkpoints.list_checkpoints, session, limit, cursor)
 
     async def get_checkpoint(self, session: Session, checkpoint_id: str) -> Checkpoint:
-        return await self._read(sqlite_checkpoints.get_checkpoint, session, checkpoint_id)
+        return await self._read(checkpoints.get_checkpoint, session, checkpoint_id)
 
     async def delete_checkpoints(self, session: Session, checkpoint_id: str | None = None) -> int:
-        return await self._write(
-            "delete_checkpoints", sqlite_checkpoints.delete_checkpoints, session, checkpoint_id
-        )
+        return await self._write("delete_checkpoints", checkpoints.delete_checkpoints, session, checkpoint_id)
 
     async def add_note(self, session: Session, note: Note, usage: Usage) -> Session:
-        return await self._change(session.key, "add_note", sqlite_notes.add_note, session, note, usage)
+        return await self._change(session.key, "add_note", notes.add_note, session, note, usage)
 
     async def get_note(self, session: Session) -> Note | None:
-        return await self._read(sqlite_notes.get_note, session)
+        return await self._read(notes.get_note, session)
 
     async def list_entries(
         self, session: Session, position: Position | None, limit: int, *, newest_first: bool
@@ -236,7 +223,7 @@ class SqliteStore(SqliteMoving):
         names = self._get_files().names
         await self._get_starts().wait_written(session.key)
         return await self._read(
-            sqlite_journal.list_entries, names, session, position, limit, newest_first=newest_first
+            journal.list_entries, names, session, position, limit, newest_first=newest_first
         )
 
     async def start_turn(self, session: Session, turn: Turn) -> None:
@@ -257,33 +244,33 @@ class SqliteStore(SqliteMoving):
         checkpoint: AutoCheckpoint | None = None,
     ) -> Session:
         rules.check_committed(turn)
-        work = sqlite_writes.commit_turn
+        work = writes.commit_turn
         return await self._land(session, turn, "commit_turn", work, resets_state, checkpoint)
 
     async def record_turn(self, session: Session, turn: Turn) -> None:
         rules.check_dropped(turn)
-        await self._land(session, turn, "record_turn", sqlite_writes.record_turn)
+        await self._land(session, turn, "record_turn", writes.record_turn)
 
     async def find_bound(self, owner: str, key: str) -> BoundTurn | None:
-        return await self._read(sqlite_reads.find_bound, self._get_files().names, owner, key)
+        return await self._read(reads.find_bound, self._get_files().names, owner, key)
 
     async def get_turn(self, session: Session, turn_id: str) -> Turn:
         await self._get_starts().wait_written(session.key)
-        return await self._read(sqlite_reads.get_turn, self._get_files().names, session, turn_id)
+        return await self._read(reads.get_turn, self._get_files().names, session, turn_id)
 
     async def list_turns(self, session: Session, limit: int, cursor: str | None = None) -> TurnPage:
         await self._get_starts().wait_written(session.key)
-        return await self._read(sqlite_reads.list_turns, self._get_files().names, session, limit, cursor)
+        return await self._read(reads.list_turns, self._get_files().names, session, limit, cursor)
 
     async def list_branch(self, session: Session, limit: int, before: str | None = None) -> tuple[Turn, ...]:
-        return await self._read(sqlite_reads.list_branch, self._get_files().names, session, limit, before)
+        return await self._read(reads.list_branch, self._get_files().names, session, limit, before)
 
     async def get_usage(self, owner: str, user_id: str, limit: int) -> UserUsage:
-        return await self._read(sqlite_reads.get_usage, owner, user_id, limit)
+        return await self._read(reads.get_usage, owner, user_id, limit)
 
     async def get_session_stats(self) -> SessionStats:
         await self._get_starts().wait_all_written()
-        return await self._read(sqlite_stats.get_session_stats)
+        return await self._read(stats.get_session_stats)
 
     async def expire_and_purge(self, now: int, limit: int) -> tuple[int, int]:
         """Do it in steps, so that other writes get their turn between them."""
@@ -291,13 +278,13 @@ class SqliteStore(SqliteMoving):
         starts = self._get_starts()
         while True:
             starts.hand_over_all()
-            step = await self._write("sweep", sqlite_sweep.sweep, now)
+            step = await self._write("sweep", sweep.sweep, now)
             expired += step.done
             if step.is_last:
                 break
         while purged < limit:
             starts.hand_over_all()
-            step = await self._write("purge", sqlite_sweep.purge, now, limit - purged, boot_id)
+            step = await self._write("purge", sweep.purge, now, limit - purged, boot_id)
             purged += step.done
             if step.is_last:
                 break
@@ -375,7 +362,7 @@ class SqliteStore(SqliteMoving):
         writer = self._get_writer()
         now = asyncio.get_running_loop().time()
         if now >= self._look_again_at:
-            self._has_room = sqlite_file.has_room(self._get_files().directory)
+            self._has_room = file.has_room(self._get_files().directory)
             self._look_again_at = now + ROOM_CHECK_S
         if not self._has_room:
             raise StoreUnavailable("The disk is full.")

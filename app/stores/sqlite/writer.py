@@ -29,9 +29,9 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import apsw
 
 from app.domain.errors import AgentPoolError, StoreUnavailable
-from app.stores.sqlite_cache import RecordCache
-from app.stores.sqlite_file import unavailable
-from app.stores.sqlite_unit import ADD_TO_COUNTERS, Unit
+from app.stores.sqlite.cache import RecordCache
+from app.stores.sqlite.file import unavailable
+from app.stores.sqlite.unit import ADD_TO_COUNTERS, Unit
 
 GROUP_LIMIT = 64
 PROBE_S = 1.0

@@ -12,20 +12,21 @@ from app.domain.ids import SessionKey
 from app.domain.state import StateScope
 from app.domain.stats import DayUsage
 from app.domain.turn import JsonObject, TurnStatus
-from app.stores import sqlite_keys
 from app.stores.buckets import PREFIX
-from app.stores.sqlite_rows import TURN_COLUMNS, Names, Record, Row, from_turn_row
-from app.stores.sqlite_side_rows import (
+from app.stores.side_rows import (
     CHECKPOINT_COLUMNS,
     FACT_COLUMNS,
     NOTE_COLUMNS,
+    Row,
     from_checkpoint_row,
     from_fact_row,
     from_note_row,
     from_shared_row,
     from_state_body,
 )
-from app.stores.sqlite_tree import find_by_key
+from app.stores.sqlite import keys
+from app.stores.sqlite.rows import TURN_COLUMNS, Names, Record, from_turn_row
+from app.stores.sqlite.tree import find_by_key
 
 TOTALS = (
     "created", "lifetime_ms", "turns", "turns_failed", "turns_finished", "prompt_tokens",
@@ -98,7 +99,7 @@ class _Reading:
         self._record = record
         uid = record.uid
         self._states = {number: from_state_body(uid, number, body) for number, body in self._rows(_STATES)}
-        self._bindings = sqlite_keys.list_bindings(connection, record.number)
+        self._bindings = keys.list_bindings(connection, record.number)
 
     def dump(self) -> SessionDump:
         record, uid = self._record, self._record.uid

@@ -30,11 +30,11 @@ from app.domain.stats import SessionStats, UserUsage
 from app.domain.turn import BoundTurn, JsonObject, Turn, TurnPage, TurnStatus, Usage
 from app.stores import rules
 from app.stores.ensuring import EnsuresInTwoSteps
-from app.stores.memory_keys import KeyTable
-from app.stores.memory_listing import fits, page_of, session_order, turn_order
-from app.stores.memory_moving import MemoryMoving
-from app.stores.memory_record import Record, checkpoint_order
-from app.stores.memory_sums import Sums
+from app.stores.memory.keys import KeyTable
+from app.stores.memory.listing import fits, page_of, session_order, turn_order
+from app.stores.memory.moving import MemoryMoving
+from app.stores.memory.record import Record, checkpoint_order
+from app.stores.memory.sums import Sums
 
 
 class MemoryStore(MemoryMoving, EnsuresInTwoSteps):

@@ -2,7 +2,6 @@
 
 import logging
 import struct
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 from zlib import crc32
 
@@ -23,6 +22,7 @@ from app.stores.codec import (
     to_json_text,
     unseal,
 )
+from app.stores.side_rows import Row, from_id, to_id
 
 SESSION_COLUMNS = (
     "owner, session_id, uid, app_name, user_id, window_id, agent_id, title, title_folded, provider, model,"
@@ -48,7 +48,6 @@ _STATE = 25
 _COVER = struct.Struct(">16s16sqBBqqqqqqq")
 _NO_ID = bytes(16)
 
-Row = Sequence[Any]
 
 _log = logging.getLogger(__name__)
 
@@ -313,14 +312,6 @@ def _cover(row: Row) -> bytes:
         turn_id, _NO_ID if parent is None else parent, *others,
         -1 if finished_at is None else finished_at, 0 if state is None else state,
     )  # fmt: skip
-
-
-def to_id(text: str | None) -> bytes | None:
-    return None if text is None else to_id_bytes(text)
-
-
-def from_id(raw: bytes | None) -> str | None:
-    return None if raw is None else from_id_bytes(raw)
 
 
 def _shown(raw: Any) -> str | None:

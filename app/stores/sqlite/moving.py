@@ -15,11 +15,11 @@ import apsw
 from app.domain.dump import RestDump, SessionDump
 from app.domain.errors import StoreUnavailable
 from app.domain.ids import SessionKey
-from app.stores import sqlite_dumping, sqlite_loading
 from app.stores.alone import Alone
-from app.stores.sqlite_keeper import Files
-from app.stores.sqlite_starts import Starts
-from app.stores.sqlite_writer import Writer
+from app.stores.sqlite import dumping, loading
+from app.stores.sqlite.keeper import Files
+from app.stores.sqlite.starts import Starts
+from app.stores.sqlite.writer import Writer
 
 PATIENCE_S = 600.0
 
@@ -37,22 +37,22 @@ class SqliteMoving(Alone, ABC):
     def _get_starts(self) -> Starts: ...
 
     async def list_after(self, key: SessionKey | None, limit: int) -> tuple[SessionKey, ...]:
-        return await self._look(partial(sqlite_dumping.list_after, key=key, limit=limit))
+        return await self._look(partial(dumping.list_after, key=key, limit=limit))
 
     async def dump_session(self, key: SessionKey) -> SessionDump | None:
         await self._get_starts().wait_written(key)
         names = self._get_files().names
-        return await self._look(partial(sqlite_dumping.dump_session, names=names, key=key))
+        return await self._look(partial(dumping.dump_session, names=names, key=key))
 
     async def load_session(self, dump: SessionDump) -> None:
-        work = partial(sqlite_loading.load_session, dump=dump.settled())
+        work = partial(loading.load_session, dump=dump.settled())
         await _wait(self._get_writer().submit(work, "load_session"))
 
     async def dump_rest(self) -> RestDump:
-        return await self._look(sqlite_dumping.dump_rest)
+        return await self._look(dumping.dump_rest)
 
     async def load_rest(self, rest: RestDump) -> None:
-        work = partial(sqlite_loading.load_rest, rest=rest)
+        work = partial(loading.load_rest, rest=rest)
         await _wait(self._get_writer().submit(work, "load_rest"))
 
     async def _look(self, work: Callable[[apsw.Connection], T]) -> T:

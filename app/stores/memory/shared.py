@@ -17,8 +17,8 @@ from app.domain.lease import LEASE_S, Holder, Node
 from app.domain.session import LifeSpan, Session
 from app.domain.turn import BoundTurn, Turn, TurnStatus
 from app.stores import rules
-from app.stores.memory import MemoryStore
-from app.stores.memory_record import Record
+from app.stores.memory.record import Record
+from app.stores.memory.store import MemoryStore
 
 
 @dataclass(frozen=True, slots=True)

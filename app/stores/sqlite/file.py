@@ -175,7 +175,7 @@ def migrate(connection: apsw.Connection) -> None:
 
 def migrations() -> list[str]:
     """Return the SQL of every schema step; the n-th leads to version n."""
-    folder = files("app.stores").joinpath("sql")
+    folder = files("app.stores").joinpath("sql", "sqlite")
     steps = sorted((entry for entry in folder.iterdir() if entry.name.endswith(".sql")), key=lambda e: e.name)
     return [step.read_text(encoding="utf-8") for step in steps]
 

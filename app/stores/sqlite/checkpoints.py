@@ -12,13 +12,14 @@ from app.domain.errors import CheckpointNotFound, SnapshotUnreadable
 from app.domain.ids import to_id_bytes
 from app.domain.session import Session
 from app.domain.turn import Turn
-from app.stores import rules, sqlite_records
+from app.stores import rules
 from app.stores.cursor import from_cursor, to_cursor
-from app.stores.sqlite_records import marks
-from app.stores.sqlite_rows import LATEST_MS, Record, Row
-from app.stores.sqlite_side_rows import CHECKPOINT_COLUMNS, from_checkpoint_row, to_checkpoint_row
-from app.stores.sqlite_tree import find_tree, get_record, to_raw_id
-from app.stores.sqlite_unit import Unit
+from app.stores.side_rows import CHECKPOINT_COLUMNS, Row, from_checkpoint_row, to_checkpoint_row
+from app.stores.sqlite import records
+from app.stores.sqlite.records import marks
+from app.stores.sqlite.rows import LATEST_MS, Record
+from app.stores.sqlite.tree import find_tree, get_record, to_raw_id
+from app.stores.sqlite.unit import Unit
 
 ADD_CHECKPOINT = (
     f"INSERT INTO checkpoints ({CHECKPOINT_COLUMNS}, session) VALUES ({marks(CHECKPOINT_COLUMNS)}, ?)"  # noqa: S608
@@ -48,11 +49,11 @@ def add_checkpoint(unit: Unit, session: Session, checkpoint: Checkpoint) -> Chec
         return from_checkpoint_row(record.uid, known)
     rules.check_named(unit.connection.execute(_COUNT_NAMED, (record.number,)).get)
     named = replace(checkpoint, turn_id=record.session.head)
-    state_number = sqlite_records.keep_state(unit, record)
+    state_number = records.keep_state(unit, record)
     _add(unit, record, named, state_number)
     if state_number != record.state_number:
         now = checkpoint.created_at
-        sqlite_records.save(unit, record, record.session, now, state_number=state_number)
+        records.save(unit, record, record.session, now, state_number=state_number)
     return named
 
 

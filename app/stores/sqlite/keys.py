@@ -16,7 +16,7 @@ from app.domain.errors import SnapshotUnreadable
 from app.domain.idempotency import Binding
 from app.domain.ids import to_id_bytes
 from app.domain.turn import Turn
-from app.stores.sqlite_rows import is_committed
+from app.stores.sqlite.rows import is_committed
 
 _FIND = (
     "SELECT session, turn_id, fingerprint, created_at, seal FROM idempotency_keys WHERE owner = ? AND key = ?"

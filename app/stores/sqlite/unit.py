@@ -9,7 +9,7 @@ import apsw
 
 from app.domain.ids import SessionKey
 from app.domain.session import LifeSpan
-from app.stores.sqlite_cache import Changes, Saved
+from app.stores.sqlite.cache import Changes, Saved
 
 ADD_TO_COUNTERS = (
     "INSERT INTO counters (name, value) VALUES {rows}"

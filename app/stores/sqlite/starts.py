@@ -20,9 +20,9 @@ from app.domain.errors import StoreUnavailable
 from app.domain.ids import SessionKey
 from app.domain.session import Session
 from app.domain.turn import Turn
-from app.stores import sqlite_writes
 from app.stores.codec import to_turn_body
-from app.stores.sqlite_writer import Writer
+from app.stores.sqlite import writes
+from app.stores.sqlite.writer import Writer
 
 START_DELAY_S = 0.1
 PATIENCE_S = 1.0
@@ -63,7 +63,7 @@ class Starts:
             return
         del self._waiting[key]
         body = to_turn_body(start.turn)
-        work = partial(sqlite_writes.start_turn, session=start.session, turn=start.turn, body=body)
+        work = partial(writes.start_turn, session=start.session, turn=start.turn, body=body)
         try:
             written = self._unwritten[key] = self._writer.post(work, "start_turn")
         except StoreUnavailable:

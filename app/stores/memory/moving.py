@@ -9,9 +9,9 @@ from app.domain.ids import SessionKey
 from app.domain.session import Session, SessionCap
 from app.domain.state import SharedState, StateScope
 from app.stores.alone import Alone
-from app.stores.memory_keys import KeyTable
-from app.stores.memory_record import Record
-from app.stores.memory_sums import Sums
+from app.stores.memory.keys import KeyTable
+from app.stores.memory.record import Record
+from app.stores.memory.sums import Sums
 
 
 class MemoryMoving(Alone, ABC):

@@ -10,9 +10,9 @@ from typing import TypeVar
 import apsw
 
 from app.domain.session import LifeSpan
-from app.stores import sqlite_boot, sqlite_file
-from app.stores.sqlite_rows import Names
-from app.stores.sqlite_unit import Unit
+from app.stores.sqlite import boot, file
+from app.stores.sqlite.rows import Names
+from app.stores.sqlite.unit import Unit
 
 READERS = 2
 
@@ -35,19 +35,19 @@ class Files:
         self.executor = ThreadPoolExecutor(READERS, "sqlite-reader")
 
     def open(self) -> Unit:
-        path = sqlite_file.resolve(self._path)
-        self._lock = sqlite_file.take_lock(path, wait=self._wait_for_lock, given_up=self._given_up)
+        path = file.resolve(self._path)
+        self._lock = file.take_lock(path, wait=self._wait_for_lock, given_up=self._given_up)
         unit = None
         try:
-            unit = Unit(sqlite_file.connect(path), self._life)
-            sqlite_file.migrate(unit.connection)
-            sqlite_boot.begin_boot(unit, self.boot_id)
+            unit = Unit(file.connect(path), self._life)
+            file.migrate(unit.connection)
+            boot.begin_boot(unit, self.boot_id)
             for _ in range(READERS):
-                self._readers.put(sqlite_file.connect_reader(path))
+                self._readers.put(file.connect_reader(path))
         except BaseException as error:
             self.close(unit)
             if isinstance(error, apsw.Error | OSError):
-                raise sqlite_file.unavailable(error) from error
+                raise file.unavailable(error) from error
             raise
         return unit
 
@@ -73,6 +73,6 @@ class Files:
             finally:
                 connection.execute("ROLLBACK")
         except apsw.Error as error:
-            raise sqlite_file.unavailable(error) from error
+            raise file.unavailable(error) from error
         finally:
             self._readers.put(connection)

@@ -9,11 +9,12 @@ from app.domain.errors import HeadMoved, PreconditionFailed, SessionExists, Sess
 from app.domain.ids import SessionKey, to_id_bytes
 from app.domain.session import Session, SessionCap, SessionChange
 from app.domain.turn import Turn, TurnStatus
-from app.stores import rules, sqlite_checkpoints, sqlite_keys, sqlite_records, sqlite_stats
-from app.stores.sqlite_records import marks, settings
-from app.stores.sqlite_rows import RUNNING, TURN_COLUMNS, Record, TurnNames, is_committed, to_turn_row
-from app.stores.sqlite_tree import find_by_key, find_record, get_by_key, get_record, spot_at
-from app.stores.sqlite_unit import Unit
+from app.stores import rules
+from app.stores.sqlite import checkpoints, keys, records, stats
+from app.stores.sqlite.records import marks, settings
+from app.stores.sqlite.rows import RUNNING, TURN_COLUMNS, Record, TurnNames, is_committed, to_turn_row
+from app.stores.sqlite.tree import find_by_key, find_record, get_by_key, get_record, spot_at
+from app.stores.sqlite.unit import Unit
 
 ADD_TURN = f"INSERT INTO turns ({TURN_COLUMNS}, session) VALUES ({marks(TURN_COLUMNS)}, ?)"  # noqa: S608
 _SET_TURN = f"UPDATE turns SET {settings(TURN_COLUMNS)} WHERE session = ? AND turn_id = ?"  # noqa: S608
@@ -30,9 +31,9 @@ def ping(unit: Unit) -> None:
 
 def create_session(unit: Unit, session: Session) -> None:
     number = _ROOT_STATE if session.state else None
-    added = sqlite_records.add(unit, session, state_number=number, root_state=number)
+    added = records.add(unit, session, state_number=number, root_state=number)
     if number is not None:
-        sqlite_records.add_state(unit, added, to_id_bytes(session.uid), number, session.state)
+        records.add_state(unit, added, to_id_bytes(session.uid), number, session.state)
 
 
 def ensure_session(unit: Unit, session: Session) -> Session:
@@ -65,7 +66,7 @@ def update_session(
     if expected_etag is not None and record.session.etag != expected_etag:
         raise PreconditionFailed(session_id=key.session_id)
     changed = change.apply(record.session, now, unit.life)
-    sqlite_records.save(unit, record, changed, now, state_number=record.state_number)
+    records.save(unit, record, changed, now, state_number=record.state_number)
     return changed
 
 
@@ -77,7 +78,7 @@ def delete_session(unit: Unit, key: SessionKey) -> bool:
     number = unit.connection.execute(FIND_NUMBER, key).get
     if number is None:
         return False
-    sqlite_records.remove(unit, number)
+    records.remove(unit, number)
     return True
 
 
@@ -90,7 +91,7 @@ def start_turn(unit: Unit, session: Session, turn: Turn, body: bytes) -> None:
     if record is None or _status_of(unit, record.number, turn) is not None:
         return
     add_turn(unit, record.number, turn, body, None)
-    sqlite_keys.bind(unit.connection, record.number, turn)
+    keys.bind(unit.connection, record.number, turn)
     _touch(unit, record, turn.started_at)
 
 
@@ -120,9 +121,9 @@ def commit_turn(
         moved = replace(moved, note=parent.note)
     if resets_state:
         moved = moved.with_state(parent.state, by_turn=True)
-    sqlite_records.save(unit, record, moved, rules.end_of(turn), state_number=state_number)
+    records.save(unit, record, moved, rules.end_of(turn), state_number=state_number)
     if checkpoint is not None:
-        sqlite_checkpoints.add_automatic(unit, record, checkpoint, turn, state_number)
+        checkpoints.add_automatic(unit, record, checkpoint, turn, state_number)
     return moved
 
 
@@ -149,12 +150,12 @@ def end_turn(
     else:
         add_turn(unit, number, turn, body, state)
     if turn.is_committed:
-        sqlite_keys.bind(unit.connection, number, turn)
+        keys.bind(unit.connection, number, turn)
     else:
-        sqlite_keys.release(unit.connection, number, to_id_bytes(turn.turn_id))
-    sqlite_stats.count_turn(unit, turn)
+        keys.release(unit.connection, number, to_id_bytes(turn.turn_id))
+    stats.count_turn(unit, turn)
     if has_user:
-        sqlite_records.add_usage(unit, number, rules.day_of(turn), 1, turn.usage)
+        records.add_usage(unit, number, rules.day_of(turn), 1, turn.usage)
 
 
 def add_turn(unit: Unit, number: int, turn: Turn, body: bytes, state: int | None) -> None:
@@ -177,7 +178,7 @@ def make_room(unit: Unit, session: Session, cap: SessionCap) -> None:
     if len(gone) < excess:
         raise SessionLimit(session_id=session.key.session_id)
     for number in gone[:excess]:
-        sqlite_records.remove(unit, number)
+        records.remove(unit, number)
 
 
 def _parent_of(unit: Unit, record: Record, turn: Turn, resets_state: bool) -> tuple[rules.Place, int | None]:
@@ -186,11 +187,11 @@ def _parent_of(unit: Unit, record: Record, turn: Turn, resets_state: bool) -> tu
     # The usual turn goes on from the head, of which all is known.
     if turn.parent == session.head and not resets_state:
         place = rules.Place(session.head, session.depth, session.note, session.state)
-        return place, sqlite_records.keep_state(unit, record)
+        return place, records.keep_state(unit, record)
     spot = spot_at(unit.connection, record, turn.parent)
     if resets_state:
         return spot
-    return spot.place._replace(state=session.state), sqlite_records.keep_state(unit, record)
+    return spot.place._replace(state=session.state), records.keep_state(unit, record)
 
 
 def _may_go(unit: Unit, record: Record, victim: Session) -> bool:
@@ -200,7 +201,7 @@ def _may_go(unit: Unit, record: Record, victim: Session) -> bool:
 
 def _touch(unit: Unit, record: Record, now: int) -> Session:
     touched = record.session.touched(now, unit.life)
-    sqlite_records.save(unit, record, touched, now, state_number=record.state_number)
+    records.save(unit, record, touched, now, state_number=record.state_number)
     return touched
 
 

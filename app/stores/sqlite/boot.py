@@ -5,12 +5,14 @@ import time
 from typing import Any
 
 from app.domain.errors import SnapshotUnreadable
-from app.stores import rules, sqlite_keys
+from app.stores import rules
 from app.stores.codec import to_turn_body
-from app.stores.sqlite_records import PHASES, SWEPT
-from app.stores.sqlite_rows import TURN_COLUMNS, Names, Row, from_turn_row
-from app.stores.sqlite_unit import Unit
-from app.stores.sqlite_writes import end_turn
+from app.stores.side_rows import Row
+from app.stores.sqlite import keys
+from app.stores.sqlite.records import PHASES, SWEPT
+from app.stores.sqlite.rows import TURN_COLUMNS, Names, from_turn_row
+from app.stores.sqlite.unit import Unit
+from app.stores.sqlite.writes import end_turn
 
 _FAILED = 2
 _ORPHANS = f"SELECT {TURN_COLUMNS}, session, id FROM turns WHERE status = 0 AND boot != ?"  # noqa: S608
@@ -73,7 +75,7 @@ def _interrupt(unit: Unit, row: Row, names: Names, now: int) -> None:
         # Its seal stays wrong, so whoever asks for it learns that it is broken; but it does not run.
         _log.error("the start record of a turn is unreadable (row %d)", row[-1])
         unit.connection.execute("UPDATE turns SET status = ? WHERE id = ?", (_FAILED, row[-1]))
-        sqlite_keys.release(unit.connection, row[-2], row[0])
+        keys.release(unit.connection, row[-2], row[0])
         return
     failed = rules.interrupted(turn, now)
     end_turn(unit, row[-2], failed, to_turn_body(failed), state=None, is_known=True, has_user=True)

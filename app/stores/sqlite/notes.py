@@ -12,12 +12,13 @@ from app.domain.ids import to_id_bytes
 from app.domain.journal import Compacted
 from app.domain.session import Session
 from app.domain.turn import Usage
-from app.stores import rules, sqlite_journal, sqlite_records
-from app.stores.sqlite_records import marks
-from app.stores.sqlite_rows import Record, from_id, to_id
-from app.stores.sqlite_side_rows import NOTE_COLUMNS, from_note_row, to_note_row
-from app.stores.sqlite_tree import Tree, find_noted, find_tree, get_record, spot_at
-from app.stores.sqlite_unit import Unit
+from app.stores import rules
+from app.stores.side_rows import NOTE_COLUMNS, from_id, from_note_row, to_id, to_note_row
+from app.stores.sqlite import journal, records
+from app.stores.sqlite.records import marks
+from app.stores.sqlite.rows import Record
+from app.stores.sqlite.tree import Tree, find_noted, find_tree, get_record, spot_at
+from app.stores.sqlite.unit import Unit
 
 _ADD = f"INSERT INTO notes ({NOTE_COLUMNS}, session) VALUES ({marks(NOTE_COLUMNS)}, ?)"  # noqa: S608
 _FIND = f"SELECT {NOTE_COLUMNS} FROM notes WHERE session = ? AND note_id = ?"  # noqa: S608
@@ -40,11 +41,11 @@ def add_note(unit: Unit, session: Session, note: Note, usage: Usage) -> Session:
     if connection.execute(_FIND, (record.number, to_id_bytes(note.note_id))).fetchone():
         return record.session
     connection.execute(_ADD, (*to_note_row(record.uid, note, depth), record.number))
-    sqlite_records.add_usage(unit, record.number, now // rules.MS_PER_DAY, 0, usage)
+    records.add_usage(unit, record.number, now // rules.MS_PER_DAY, 0, usage)
     newest = from_id(find_noted(connection, _tree_of(record.session, record.number)))
     noted = replace(record.session, note=newest, updated_at=now)
-    sqlite_records.save(unit, record, noted, now, state_number=record.state_number)
-    sqlite_journal.log(unit, record, Compacted(note.note_id, note.turn_id), now)
+    records.save(unit, record, noted, now, state_number=record.state_number)
+    journal.log(unit, record, Compacted(note.note_id, note.turn_id), now)
     return noted
 
 

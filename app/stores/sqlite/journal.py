@@ -14,11 +14,11 @@ from app.domain.ids import to_id_bytes
 from app.domain.journal import LAST, Entry, Fact, LoggedFact, Position, position_of
 from app.domain.session import Session
 from app.domain.turn import Turn
-from app.stores.sqlite_records import marks
-from app.stores.sqlite_rows import LATEST_MS, TURN_COLUMNS, Names, Record, show_turn
-from app.stores.sqlite_side_rows import FACT_COLUMNS, from_fact_row, to_fact_row
-from app.stores.sqlite_tree import find_tree, to_raw_id
-from app.stores.sqlite_unit import Unit
+from app.stores.side_rows import FACT_COLUMNS, from_fact_row, to_fact_row
+from app.stores.sqlite.records import marks
+from app.stores.sqlite.rows import LATEST_MS, TURN_COLUMNS, Names, Record, show_turn
+from app.stores.sqlite.tree import find_tree, to_raw_id
+from app.stores.sqlite.unit import Unit
 
 _FIND_LAST = (
     "SELECT number, created_at FROM session_events WHERE session = ? AND number <= ?"

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from app.domain.idempotency import Binding
 from app.domain.turn import Turn
-from app.stores.memory_record import Record
+from app.stores.memory.record import Record
 
 _log = logging.getLogger(__name__)
 

@@ -8,8 +8,8 @@ from app.domain.stats import SessionStats
 from app.domain.turn import Turn, TurnStatus
 from app.stores import rules
 from app.stores.buckets import P95, PREFIX, bucket_of, percentile
-from app.stores.sqlite_records import PHASES
-from app.stores.sqlite_unit import Unit
+from app.stores.sqlite.records import PHASES
+from app.stores.sqlite.unit import Unit
 
 
 def count_turn(unit: Unit, turn: Turn) -> None:

@@ -9,9 +9,10 @@ next step has to do is in the file, so any may be the last.
 from typing import Any, NamedTuple
 
 from app.domain.session import SessionStatus
-from app.stores import rules, sqlite_records
-from app.stores.sqlite_records import PHASES, SWEPT, count_phase
-from app.stores.sqlite_unit import Unit
+from app.stores import rules
+from app.stores.sqlite import records
+from app.stores.sqlite.records import PHASES, SWEPT, count_phase
+from app.stores.sqlite.unit import Unit
 
 ROWS_PER_STEP = 1000
 
@@ -67,7 +68,7 @@ def purge(unit: Unit, now: int, limit: int, boot_id: str) -> Step:
     due: list[Any] = unit.connection.execute(DUE, (line, boot, limit)).fetchall()
     end = unit.connection.total_changes() + ROWS_PER_STEP
     for count, (number,) in enumerate(due, 1):
-        sqlite_records.remove(unit, number)
+        records.remove(unit, number)
         if unit.connection.total_changes() >= end:
             return Step(count, count == len(due))
     return Step(len(due), True)

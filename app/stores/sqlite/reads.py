@@ -11,9 +11,10 @@ from app.domain.ids import SessionKey, to_id_bytes
 from app.domain.session import LifeSpan, Path, Session, SessionPage, SessionQuery, SessionStatus
 from app.domain.stats import DayUsage, UserUsage
 from app.domain.turn import BoundTurn, Turn, TurnPage
-from app.stores import rules, sqlite_keys, sqlite_notes
+from app.stores import rules
 from app.stores.cursor import from_cursor, to_cursor
-from app.stores.sqlite_rows import (
+from app.stores.sqlite import keys, notes
+from app.stores.sqlite.rows import (
     SESSION_COLUMNS,
     TURN_COLUMNS,
     Names,
@@ -23,7 +24,7 @@ from app.stores.sqlite_rows import (
     messages_of_row,
     show_turn,
 )
-from app.stores.sqlite_tree import (
+from app.stores.sqlite.tree import (
     Tree,
     branch_ids,
     find_tree,
@@ -123,7 +124,7 @@ def list_keys(
 
 def load_path(connection: apsw.Connection, session: Session) -> Path:
     number, session_id = get_tree(connection, session).number, session.key.session_id
-    noted = session.note and sqlite_notes.read_note(connection, number, session, session.note)
+    noted = session.note and notes.read_note(connection, number, session, session.note)
     if not noted:
         rows = walk_whole(connection, number, session, None, 0)
     else:
@@ -142,7 +143,7 @@ def find_bound(connection: apsw.Connection, names: Names, owner: str, key: str) 
     Raises:
         SnapshotUnreadable: the key's row or the turn's is broken.
     """
-    bound = sqlite_keys.find(connection, owner, key)
+    bound = keys.find(connection, owner, key)
     found = bound and connection.execute(_FIND_TREE_OF, (bound.session,)).fetchone()
     row = bound and find_turn_row(connection, bound.session, bound.turn_id)
     if not bound or not found or not row:

@@ -4,17 +4,16 @@ from collections import Counter
 
 from app.domain.dump import RestDump, SessionDump
 from app.domain.turn import JsonObject
-from app.stores import sqlite_keys, sqlite_notes, sqlite_records, sqlite_states
 from app.stores.buckets import PREFIX
 from app.stores.codec import to_json_text, to_turn_body
-from app.stores.sqlite_checkpoints import ADD_CHECKPOINT
-from app.stores.sqlite_dumping import TOTALS, totals_of_sessions
-from app.stores.sqlite_journal import ADD_FACT
-from app.stores.sqlite_notes import Noted
-from app.stores.sqlite_rows import to_id
-from app.stores.sqlite_side_rows import to_checkpoint_row, to_fact_row
-from app.stores.sqlite_unit import Unit
-from app.stores.sqlite_writes import FIND_NUMBER, add_turn
+from app.stores.side_rows import to_checkpoint_row, to_fact_row, to_id
+from app.stores.sqlite import keys, notes, records, states
+from app.stores.sqlite.checkpoints import ADD_CHECKPOINT
+from app.stores.sqlite.dumping import TOTALS, totals_of_sessions
+from app.stores.sqlite.journal import ADD_FACT
+from app.stores.sqlite.notes import Noted
+from app.stores.sqlite.unit import Unit
+from app.stores.sqlite.writes import FIND_NUMBER, add_turn
 
 _ADD_USAGE = (
     "INSERT INTO usage_days (owner, user_id, day, turns, prompt_tokens, completion_tokens)"
@@ -46,17 +45,15 @@ class _States:
 def load_session(unit: Unit, dump: SessionDump) -> None:
     known = unit.connection.execute(FIND_NUMBER, dump.session.key).get
     if known is not None:
-        sqlite_records.remove(unit, known)
+        records.remove(unit, known)
     states = _States()
     root = states.keep(dump.root_state)
     at_turns = [states.keep(dumped.state or {}) for dumped in dump.turns]
     at_checkpoints = [states.keep(one.state) for one in dump.checkpoints]
-    number = sqlite_records.add(
-        unit, dump.session, state_number=states.keep(dump.session.state), root_state=root
-    )
+    number = records.add(unit, dump.session, state_number=states.keep(dump.session.state), root_state=root)
     for dumped, state in zip(dump.turns, at_turns, strict=True):
         add_turn(unit, number, dumped.turn, to_turn_body(dumped.turn), state)
-        sqlite_keys.take(unit.connection, number, dumped.turn)
+        keys.take(unit.connection, number, dumped.turn)
     _load_beside(unit, number, dump, states, at_checkpoints)
 
 
@@ -65,7 +62,7 @@ def load_rest(unit: Unit, rest: RestDump) -> None:
     connection.execute("DELETE FROM shared_state")
     for dumped in rest.shared:
         # When it was changed last is not told, and nobody asks.
-        sqlite_states.set_shared(unit, dumped.scope, dumped.shared, 0)
+        states.set_shared(unit, dumped.scope, dumped.shared, 0)
     connection.execute("DELETE FROM usage_days")
     days = [(one.owner, one.user_id, one.usage) for one in rest.usage]
     connection.executemany(
@@ -85,9 +82,9 @@ def _load_beside(
 ) -> None:
     connection, uid = unit.connection, to_id(dump.session.uid) or b""
     for state_number, state in states.kept.items():
-        sqlite_records.add_state(unit, number, uid, state_number, state)
+        records.add_state(unit, number, uid, state_number, state)
     depths = {dumped.turn.turn_id: dumped.turn.depth for dumped in dump.turns}
-    sqlite_notes.copy_notes(unit, number, uid, [Noted(note, depths[note.turn_id], 0) for note in dump.notes])
+    notes.copy_notes(unit, number, uid, [Noted(note, depths[note.turn_id], 0) for note in dump.notes])
     connection.executemany(ADD_FACT, [(*to_fact_row(uid, logged), number) for logged in dump.facts])
     named = zip(dump.checkpoints, at_checkpoints, strict=True)
     connection.executemany(

@@ -1,0 +1,1 @@
+"""Sessions in plain dictionaries, for tests and for embedding."""
