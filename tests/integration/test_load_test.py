@@ -6,8 +6,7 @@ import os
 import subprocess
 import sys
 import time
-from collections import defaultdict
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
