@@ -56,7 +56,7 @@ class Settings(BaseSettings):
 
     store_url: str = "sqlite:///./agentpool.db"
     accept_volatile: bool = False
-    store_fsync_wait_ms: int = Field(default=0, ge=0, le=60_000)
+    store_fsync_wait_ms: int = Field(default=0, ge=0, le=900)
     lease_s: float = Field(default=30.0, ge=1, le=3600)
     node_url: str | None = None
     node_listen: str | None = None

@@ -62,16 +62,12 @@ async def migrate(settings: Settings, source: str, target: str, *, force: bool, 
 
 
 def _named(settings: Settings, source: str, target: str) -> dict[str, MovableStore]:
-    stores = {}
+    stores, sharing = {}, Sharing(settings.lease_s, settings.accept_volatile)
     for name, url in (("FROM", source), ("TO", target)):
         if url.startswith("memory:"):
             raise WrongUsage(f"{name}: memory:// keeps nothing, so there is nothing to move")
         try:
-            stores[name] = open_store(
-                url,
-                settings.life_span(),
-                sharing=Sharing(accept_volatile=settings.accept_volatile),
-            )
+            stores[name] = open_store(url, settings.life_span(), sharing=sharing)
         except ValueError as error:
             raise WrongUsage(f"{name}: {error}") from error
     path, other = find_file(source), find_file(target)

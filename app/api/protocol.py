@@ -13,8 +13,13 @@ import asyncio
 import logging
 import socket
 import struct
+import weakref
+from functools import partial
+from typing import Any, cast
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+
+from app.api.push import PUSH_KEY
 
 # Linux doubles it for its own bookkeeping, and may go beyond that by one packet of 64 KiB.
 SEND_BUFFER_BYTES = 64 * 1024
@@ -68,6 +73,31 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._stall is not None:
             self._stall.cancel()
             self._stall = None
+
+
+class PushingProtocol(BoundedProtocol):
+    """A connection that offers its requests a ``Push``.
+
+    Only for an application of which no middleware changes bodies on their way.
+    """
+
+    def on_headers_complete(self) -> None:
+        super().on_headers_complete()
+        # Its task has not run yet. The next request of a pipeline has a cycle of its own.
+        if self.cycle is not None and self.cycle.scope is self.scope:
+            # Not the cycle itself, which has the scope: a ring would be left to the garbage collector.
+            cast(dict[str, Any], self.scope)[PUSH_KEY] = partial(_push, weakref.ref(self.cycle))
+
+
+def _push(request: "weakref.ref[RequestResponseCycle]", body: bytes) -> bool:
+    cycle = request()
+    # Whether there are chunks is decided with the head.
+    if cycle is None or not cycle.chunked_encoding or cycle.response_complete:
+        return False
+    if cycle.disconnected or cycle.flow.write_paused:
+        return False
+    cycle.transport.write(b"%x\r\n%b\r\n" % (len(body), body))
+    return True
 
 
 def limit_send_buffer(listener: socket.socket) -> None:

@@ -3,6 +3,9 @@
 A watcher is a position in the log. Frames are encoded once per event and face and kept
 beside the events, so that any number of watchers share them. A watcher that is behind
 gets several whole events in one write, and holds no more than that write.
+
+Where the server offers it (``app.api.push``), an event is written to its watchers in the step
+in which it is logged. The response's task sleeps until something has to be waited for.
 """
 
 import asyncio
@@ -13,6 +16,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from app.api.departure import ClientLeft, client_watched
+from app.api.push import PUSH_KEY, Push
 from app.domain.events import TurnEvent, TurnFailed
 from app.services.turn_log import TurnLog, Watch
 
@@ -43,9 +47,9 @@ class _EventResponse(Response):
         self.background = None
         self.init_headers(_HEADERS)
 
-    async def start(self, send: Send) -> None:
+    async def start(self, send: Send, first: bytes = b"") -> None:
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-        await _write(send, RETRY)
+        await _write(send, RETRY + first)
 
 
 class EventStream(_EventResponse):
@@ -70,14 +74,16 @@ class EventStream(_EventResponse):
         self._position = position
         self._heartbeat_s = heartbeat_s
         self._on_end = on_end
+        self._push: Push | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        watch = self._log.watch(self._heartbeat_s)
+        self._push = scope.get(PUSH_KEY)
+        watch = self._log.watch(self._heartbeat_s, None if self._push is None else self._forward)
         try:
             async with client_watched(receive):
-                await self.start(send)
-                await self._follow(send, watch)
-            await _write(send, b"", more=False)
+                await self.start(send, self._next())
+                last = await self._follow(send, watch)
+            await _write(send, last, more=False)
         except (ClientLeft, OSError):  # servers may tell a departure by OSError from send()
             pass
         finally:
@@ -85,21 +91,38 @@ class EventStream(_EventResponse):
             if self._on_end is not None:
                 self._on_end()
 
-    async def _follow(self, send: Send, watch: Watch) -> None:
-        events, position = self._log.events, self._position
+    async def _follow(self, send: Send, watch: Watch) -> bytes:
+        """Write what comes until the log is closed; return what is left to be written."""
+        log = self._log
         while True:
-            if position < len(events):
-                frames = _take(map(self._frame, range(position, len(events))))
-                position += len(frames)
-                await _write(send, b"".join(frames))
-                if position < len(events):
+            if self._position < len(log.events):
+                body = self._next()
+                if log.is_closed and self._position == len(log.events):
+                    return body
+                await _write(send, body)
+                if self._position < len(log.events):
                     # Where there is room, or nobody any more, send() does not suspend: others
                     # would wait until all was sent, and a departure would not be noticed.
                     await asyncio.sleep(0)
-            elif self._log.is_closed:
-                return
+            elif log.is_closed:
+                return b""
             elif not await watch.wait_change():
                 await _write(send, HEARTBEAT)
+
+    def _forward(self) -> bool:
+        """Write the event that was logged just now, unless it has to wait or is the last."""
+        if self._position >= len(self._log.events):
+            return not self._log.is_closed  # one that the client claims to have seen
+        if self._push is None or self._log.is_closed or not self._push(self._frame(self._position)):
+            return False
+        self._position += 1
+        return True
+
+    def _next(self) -> bytes:
+        """Return the frames of the next write, and stand behind them."""
+        frames = _take(map(self._frame, range(self._position, len(self._log.events))))
+        self._position += len(frames)
+        return b"".join(frames)
 
     def _frame(self, index: int) -> bytes:
         frames = self._frames

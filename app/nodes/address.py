@@ -12,11 +12,14 @@ def address_towards(url: str) -> str:
     Nodes that share a store reach each other on the way on which they reach that. Loopback where
     the URL does not say. Nothing is sent.
     """
-    parts = urlsplit(url)
-    host = parts.hostname
+    scheme, rest = urlsplit(url).scheme, urlsplit(url).netloc
+    try:
+        first = urlsplit("//" + rest.rpartition("@")[2].partition(",")[0])  # of several: Sentinel's
+        host, port = first.hostname, first.port or _DEFAULT_PORTS.get(scheme, 1)
+    except ValueError:  # no port: the store will say so
+        host = None
     if not host:
         return "127.0.0.1"
-    port = parts.port or _DEFAULT_PORTS.get(parts.scheme, 1)
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)
         family, kind, protocol, _, address = found[0]
@@ -27,9 +30,11 @@ def address_towards(url: str) -> str:
         return "127.0.0.1"
 
 
-def url_of(listener: socket.socket) -> str:
-    """Return the URL of what listens there."""
+def url_of(listener: socket.socket, *, towards: str | None = None) -> str:
+    """Return the URL of what listens there; on every address: that from which ``towards`` is reached."""
     host, port = listener.getsockname()[:2]
+    if towards is not None and host in ("0.0.0.0", "::"):  # noqa: S104  # to be told apart, not to be bound
+        host = address_towards(towards)
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 

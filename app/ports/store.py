@@ -56,6 +56,9 @@ class SessionStore(Protocol):
             SessionExists: its key is taken.
         """
 
+    async def ensure_session(self, session: Session) -> Session:
+        """Return the session that is stored under this key; if there is none, store this one."""
+
     async def create_sessions(
         self, sessions: Sequence[Session], cap: SessionCap | None = None
     ) -> tuple[SessionExists | SessionLimit | None, ...]:

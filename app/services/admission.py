@@ -95,6 +95,22 @@ class Admission:
         async with self._in_line([session]):
             return await self._add(session)
 
+    async def ensure(self, new: NewSession, user_id: str | None) -> Session:
+        """Return the session that ``new`` names, made if there is none, in one step where that is possible.
+
+        Raises:
+            SessionNotFound: it is another user's.
+            AgentNotFound, UnknownModel, InvalidInput: it could not be made, whether it is there or not.
+            SessionLimit, StoreUnavailable
+        """
+        session = self._make(new)
+        if not self.max_per_user or session.user_id is None:
+            return self._check_user(await self.store.ensure_session(session), user_id)
+        try:
+            return await self.find(session.key, user_id) or await self.create(new)
+        except SessionExists:  # somebody else's first message came in between
+            return await self.get(session.key, user_id)
+
     async def create_many(self, news: Sequence[NewSession]) -> list[Session | AgentPoolError]:
         """Store new sessions in one commit; return each, or why it was refused.
 
@@ -296,8 +312,11 @@ class Admission:
             SessionNotFound: it is another user's.
         """
         session = await self.store.find_session(key)
-        if session is not None and user_id is not None and session.user_id != user_id:
-            raise SessionNotFound(session_id=key.session_id)
+        return None if session is None else self._check_user(session, user_id)
+
+    def _check_user(self, session: Session, user_id: str | None) -> Session:
+        if user_id is not None and session.user_id != user_id:
+            raise SessionNotFound(session_id=session.key.session_id)
         return session
 
     async def get(self, key: SessionKey, user_id: str | None) -> Session:

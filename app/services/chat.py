@@ -20,9 +20,9 @@ from app.domain.errors import (
     AgentPoolError,
     Draining,
     IdempotencyMismatch,
+    InvalidInput,
     KeyTaken,
     SessionArchived,
-    SessionExists,
     SessionExpired,
     SessionNotFound,
     TurnCancelled,
@@ -317,8 +317,16 @@ class ChatService(TurnWatching):
         return flight
 
     async def _find_or_create(self, request: ChatRequest) -> Session:
+        key = None
         if request.session_id is not None:
             key = SessionKey(request.owner, parse_session_id(request.session_id))
+        is_draining = self._pool.stats().draining  # a turn will be refused: leave no empty session behind
+        if self._auto_create and request.parent in (None, ROOT) and not is_draining:
+            try:
+                return await self._admission.ensure(_new_session(request), request.user_id)
+            except (AgentNotFound, UnknownModel, InvalidInput):
+                pass  # the session may be there all the same, and of another agent
+        if key is not None:
             session = await self._admission.find(key, request.user_id)
             if session is not None:
                 return session
@@ -326,23 +334,22 @@ class ChatService(TurnWatching):
                 raise SessionNotFound(session_id=request.session_id)
         if request.parent not in (None, ROOT):
             raise TurnNotFound(session_id=request.session_id)
-        if self._pool.stats().draining:  # a turn will be refused: leave no empty session behind
+        if is_draining:
             raise Draining(session_id=request.session_id, retry_after_s=1)
-        new = NewSession(
-            owner=request.owner,
-            session_id=request.session_id,
-            user_id=request.user_id,
-            window_id=request.window_id,
-            agent_id=request.agent_id,
-            app_name=request.app_name,
-            title=request.message[:TITLE_FROM_MESSAGE_CHARS],
-            metadata=request.metadata,
-            provider=request.provider,
-            model=request.model,
-            params=request.params or {},
-        )
-        try:
-            return await self._admission.create(new)
-        except SessionExists:  # somebody else's first message came in between
-            assert request.session_id is not None
-            return await self._admission.get(SessionKey(request.owner, request.session_id), request.user_id)
+        return await self._admission.create(_new_session(request))
+
+
+def _new_session(request: ChatRequest) -> NewSession:
+    return NewSession(
+        owner=request.owner,
+        session_id=request.session_id,
+        user_id=request.user_id,
+        window_id=request.window_id,
+        agent_id=request.agent_id,
+        app_name=request.app_name,
+        title=request.message[:TITLE_FROM_MESSAGE_CHARS],
+        metadata=request.metadata,
+        provider=request.provider,
+        model=request.model,
+        params=request.params or {},
+    )

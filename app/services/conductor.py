@@ -297,9 +297,11 @@ class Conductor:
         flight, turn = air.flight, air.turn
         flight.turn = turn
         flight.state = FlightState.RUNNING
-        flight.log.append(_started(turn, air.session))
         agent = air.lease.agent
+        # Before the watchers are woken, so that the model is asked before they are answered. It
+        # has not begun yet when "started" is logged.
         body = self._tasks.spawn(agent.run(turn.input, flight.emit), f"body {turn.turn_id}", is_awaited=True)
+        flight.log.append(_started(turn, air.session))
         if not await flight.settle(agent, body, self._turn_timeout_s):
             _log.error("turn %s ignores its cancellation and keeps its place until it ends", turn.turn_id)
         if flight.is_ousted:

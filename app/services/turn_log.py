@@ -1,11 +1,12 @@
 """The log of one turn, and those who watch it.
 
 A watcher is a position in the list of events and, while there is nothing behind it, a
-future that the plain ``append`` resolves: a token costs neither a lock nor a task, and
-a watcher that is behind costs nothing at all.
+future that the plain ``append`` resolves, or a plain call that takes the event at once: a
+token costs neither a lock nor a task, and a watcher that is behind costs nothing at all.
 """
 
 import asyncio
+from collections.abc import Callable
 
 from app.domain.events import MessageCompleted, TerminalEvent, ToolCalled, ToolReturned, TurnEvent
 
@@ -19,7 +20,7 @@ class TurnLog:
     to ``events``, so that watchers share it; ``None`` stands for what nobody needed yet.
     """
 
-    __slots__ = ("_closed", "_closing", "_waiters", "events", "frames", "turn_id")
+    __slots__ = ("_closed", "_closing", "_waiters", "_watches", "events", "frames", "turn_id")
 
     def __init__(self, turn_id: str) -> None:
         self.turn_id = turn_id
@@ -28,6 +29,7 @@ class TurnLog:
         # Not sets: woken in the order in which they came, a run can be repeated.
         self._waiters: dict[asyncio.Future[bool], None] = {}
         self._closing: dict[asyncio.Future[bool], None] = {}
+        self._watches: dict[Watch, None] = {}
         self._closed = False
 
     @property
@@ -50,24 +52,36 @@ class TurnLog:
         return tuple(n for n, e in enumerate(self.events, 1) if isinstance(e, ToolCalled | ToolReturned))
 
     def append(self, event: TurnEvent) -> None:
-        """Add an event and wake everyone who waits for it; nothing is added to a closed log."""
+        """Add an event and tell everyone who waits for it; nothing is added to a closed log."""
         if self._closed:
             return
         self.events.append(event)
-        if self._waiters:
-            _wake(self._waiters)
+        self._tell()
 
     def close(self, terminal: TerminalEvent | None = None) -> None:
         """Add the terminal event, if any, and let nothing follow."""
+        if self._closed:
+            return
         if terminal is not None:
-            self.append(terminal)
+            self.events.append(terminal)
         self._closed = True
-        _wake(self._waiters)
+        self._tell()
         _wake(self._closing)
 
-    def watch(self, limit_s: float) -> "Watch":
-        """Return what a watcher waits with, ``limit_s`` at most each time; to be ended."""
-        return Watch(self._waiters, limit_s)
+    def _tell(self) -> None:
+        for watch in self._watches:
+            watch.tell()
+        if self._waiters:
+            _wake(self._waiters)
+
+    def watch(self, limit_s: float, take: "Take | None" = None) -> "Watch":
+        """Return what a watcher waits with, ``limit_s`` at most each time; to be ended.
+
+        While it waits, ``take`` is called with each change first, in the step in which it happens.
+        """
+        watch = Watch(self._watches, limit_s, take)
+        self._watches[watch] = None
+        return watch
 
     async def wait_beyond(self, count: int) -> None:
         """Return once there are more than ``count`` events, or none will come.
@@ -83,6 +97,10 @@ class TurnLog:
             await _join(self._closing)
 
 
+Take = Callable[[], bool]
+"""Says whether it has dealt with a change; neither waits nor touches the log."""
+
+
 class Watch:
     """One watcher's waiting for a log to change.
 
@@ -90,10 +108,11 @@ class Watch:
     as much as all the rest of the waiting.
     """
 
-    __slots__ = ("_limit_s", "_loop", "_since", "_timer", "_waiter", "_waiters")
+    __slots__ = ("_limit_s", "_loop", "_since", "_take", "_timer", "_waiter", "_watches")
 
-    def __init__(self, waiters: dict[asyncio.Future[bool], None], limit_s: float) -> None:
-        self._waiters = waiters
+    def __init__(self, watches: dict["Watch", None], limit_s: float, take: Take | None) -> None:
+        self._watches = watches
+        self._take = take
         self._limit_s = limit_s
         self._loop = asyncio.get_running_loop()
         self._since = self._loop.time()
@@ -101,22 +120,34 @@ class Watch:
         self._timer = self._loop.call_later(limit_s, self._look)
 
     async def wait_change(self) -> bool:
-        """Return ``True`` at the next change, ``False`` after ``limit_s`` without one.
+        """Return ``True`` at the next change that is not taken, ``False`` after ``limit_s`` without any.
 
         May be cancelled at any time; the log is not changed by that.
         """
         self._since = self._loop.time()
-        waiter: asyncio.Future[bool] = self._loop.create_future()
-        self._waiter = waiter
-        self._waiters[waiter] = None
+        self._waiter = self._loop.create_future()
         try:
-            return await waiter
+            return await self._waiter
         finally:
-            self._waiters.pop(waiter, None)
+            self._waiter = None
+
+    def tell(self) -> None:
+        """Have the change taken, or wake the watcher if it waits."""
+        waiter = self._waiter
+        if waiter is None or waiter.done():
+            return
+        try:
+            if self._take is not None and self._take():
+                self._since = self._loop.time()
+            else:
+                waiter.set_result(True)
+        except Exception as error:  # the watcher's own, and no business of the turn's
+            waiter.set_exception(error)
 
     def end(self) -> None:
-        """Stop the timer."""
+        """Stop the timer, and be told of nothing any more."""
         self._timer.cancel()
+        self._watches.pop(self, None)
 
     def _look(self) -> None:
         left_s = self._since + self._limit_s - self._loop.time()

@@ -29,6 +29,7 @@ from app.domain.state import SharedState, StateScope
 from app.domain.stats import SessionStats, UserUsage
 from app.domain.turn import BoundTurn, JsonObject, Turn, TurnPage, TurnStatus, Usage
 from app.stores import rules
+from app.stores.ensuring import EnsuresInTwoSteps
 from app.stores.memory_keys import KeyTable
 from app.stores.memory_listing import fits, page_of, session_order, turn_order
 from app.stores.memory_moving import MemoryMoving
@@ -36,7 +37,7 @@ from app.stores.memory_record import Record, checkpoint_order
 from app.stores.memory_sums import Sums
 
 
-class MemoryStore(MemoryMoving):
+class MemoryStore(MemoryMoving, EnsuresInTwoSteps):
     """Keeps its content over ``close`` and ``open``, as a file would."""
 
     def __init__(self, life: LifeSpan) -> None:

@@ -122,6 +122,14 @@ class SqliteStore(SqliteMoving):
         self._check_room()
         await self._write("create_session", sqlite_writes.create_session, session)
 
+    async def ensure_session(self, session: Session) -> Session:
+        await self._get_starts().wait_written(session.key)
+        known = self._get_writer().records.find(session.key)
+        if known is not None:
+            return known
+        self._check_room()
+        return await self._write("ensure_session", sqlite_writes.ensure_session, session)
+
     async def create_sessions(
         self, sessions: Sequence[Session], cap: SessionCap | None = None
     ) -> tuple[SessionExists | SessionLimit | None, ...]:

@@ -12,7 +12,7 @@ from app.domain.turn import Turn, TurnStatus
 from app.stores import rules, sqlite_checkpoints, sqlite_keys, sqlite_records, sqlite_stats
 from app.stores.sqlite_records import marks, settings
 from app.stores.sqlite_rows import RUNNING, TURN_COLUMNS, Record, TurnNames, is_committed, to_turn_row
-from app.stores.sqlite_tree import find_record, get_by_key, get_record, spot_at
+from app.stores.sqlite_tree import find_by_key, find_record, get_by_key, get_record, spot_at
 from app.stores.sqlite_unit import Unit
 
 ADD_TURN = f"INSERT INTO turns ({TURN_COLUMNS}, session) VALUES ({marks(TURN_COLUMNS)}, ?)"  # noqa: S608
@@ -33,6 +33,14 @@ def create_session(unit: Unit, session: Session) -> None:
     added = sqlite_records.add(unit, session, state_number=number, root_state=number)
     if number is not None:
         sqlite_records.add_state(unit, added, to_id_bytes(session.uid), number, session.state)
+
+
+def ensure_session(unit: Unit, session: Session) -> Session:
+    known = find_by_key(unit.connection, session.key)
+    if known is not None:
+        return known.session
+    create_session(unit, session)
+    return session
 
 
 def create_sessions(

@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from tests.postgresserver import PostgresServer, find_binaries
+from tests.redisserver import RedisServer
 from tests.serverprocess import ServerProcess
 from tests.storeserver import STORES, StoreServer, open_store_server, url_through
 
@@ -31,6 +33,24 @@ def kills(pytestconfig: pytest.Config) -> int:
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     with ServerProcess(tmp_path_factory.mktemp("server"), MODEL_PROVIDER="demo") as process:
         yield process
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    binaries = find_binaries()
+    if binaries is None:
+        pytest.skip("there is no PostgreSQL here")
+    with PostgresServer(binaries) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def redis_server() -> Iterator[RedisServer]:
+    server = RedisServer()
+    try:
+        yield server.start()
+    finally:
+        server.close()
 
 
 @pytest.fixture

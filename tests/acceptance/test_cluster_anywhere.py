@@ -144,7 +144,7 @@ def test_a_turn_makes_way_for_one_elsewhere(cluster: Cluster, policy: str) -> No
 
 
 def test_a_repeat_elsewhere_is_the_same_turn(cluster: Cluster, model: ModelServer) -> None:
-    """A key that one node has is known to the other, while its turn runs and after: one call."""
+    """A key that one node has is known to the other, while its turn runs and after: one model call."""
     here, there = cluster.nodes
     own, turn_id = begin(here, "repeat", SLOW + " repeat", **{"Idempotency-Key": "anywhere"})
     again, same = begin(there, "repeat", SLOW + " repeat", **{"Idempotency-Key": "anywhere"})
@@ -178,7 +178,7 @@ def test_a_session_deleted_elsewhere_is_gone(cluster: Cluster) -> None:
 
 
 def test_a_rewind_waits_for_a_turn_elsewhere(cluster: Cluster) -> None:
-    """A move of the head and a turn on the other node come one after the other; no stale agent is used."""
+    """A move of the head and a turn on the other node take turns; the stale agent is not used."""
     here, there = cluster.nodes
     for word in ("one", "two"):
         here.request("POST", "/chat", {"session_id": "moved", "message": says(word)})

@@ -1,11 +1,12 @@
 """``agentpool migrate-store`` as an operator uses it: stop, move, start, and nobody notices."""
 
+import asyncio
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,8 @@ from typing import Any
 import apsw
 import pytest
 
+from app.domain.session import LifeSpan
+from app.stores.opening import Sharing, open_store
 from tests.serverprocess import ServerProcess
 
 SESSIONS = 1500
@@ -37,8 +40,8 @@ class Target:
     count: Callable[[], int]
 
 
-def sqlite_target(folder: Path) -> Target:
-    path = folder / "moved.db"
+def sqlite_target(request: pytest.FixtureRequest) -> Iterator[Target]:
+    path = request.getfixturevalue("tmp_path") / "moved.db"
 
     def count() -> int:
         try:
@@ -52,15 +55,50 @@ def sqlite_target(folder: Path) -> Target:
         finally:
             connection.close()
 
-    return Target(f"sqlite:///{path}", count)
+    yield Target(f"sqlite:///{path}", count)
 
 
-TARGETS: dict[str, Callable[[Path], Target]] = {"sqlite": sqlite_target}
+def postgres_target(request: pytest.FixtureRequest) -> Iterator[Target]:
+    with request.getfixturevalue("postgres").empty_schema() as url:
+        yield shared_target(request, url)
+
+
+def redis_target(request: pytest.FixtureRequest) -> Iterator[Target]:
+    server = request.getfixturevalue("redis_server")
+    server.command("FLUSHALL")
+    yield shared_target(request, server.url)
+
+
+def shared_target(request: pytest.FixtureRequest, url: str) -> Target:
+    """Return a store that the test may look into while others use it; the tests' servers are volatile."""
+    environment = request.getfixturevalue("monkeypatch")
+    environment.setenv("ACCEPT_VOLATILE", "true")
+    environment.setenv("LOG_LEVEL", "error")  # no warning that it is
+
+    async def count() -> int:
+        store = open_store(url, LifeSpan(), sharing=Sharing(accept_volatile=True))
+        await store.open("who counts")
+        try:
+            return len(await store.list_after(None, 2 * SESSIONS))
+        finally:
+            await store.close()
+
+    return Target(url, lambda: asyncio.run(count()))
+
+
+SHARED = {"postgres": postgres_target, "redis": redis_target}
+TARGETS = {"sqlite": sqlite_target} | SHARED
 
 
 @pytest.fixture(params=TARGETS)
-def target(request: pytest.FixtureRequest, tmp_path: Path) -> Target:
-    return TARGETS[request.param](tmp_path)
+def target(request: pytest.FixtureRequest) -> Iterator[Target]:
+    yield from TARGETS[request.param](request)
+
+
+@pytest.fixture(params=SHARED)
+def shared(request: pytest.FixtureRequest) -> Iterator[Target]:
+    """An empty store that several processes can have open."""
+    yield from SHARED[request.param](request)
 
 
 def command(*arguments: str) -> list[str]:
@@ -195,6 +233,25 @@ def test_a_store_in_use_is_not_moved(tmp_path, target):
             assert line.startswith(f"agentpool: {name}: ")
             assert f"in use by process {server.pid}" in line
         assert server.request("GET", "/sessions/a").status == 200
+
+
+def test_a_shared_store_in_use_is_not_moved(tmp_path, shared):
+    """While a server has announced itself: one line without the URL; when it has stopped, it is moved."""
+    there = f"sqlite:///{tmp_path}/there.db"
+    with ServerProcess(tmp_path, STORE_URL=shared.url, MODEL_PROVIDER="demo") as server:
+        answer = server.request("POST", "/chat", {"session_id": "a", "message": "hello"}).body
+        refused = migrate(tmp_path, shared.url, there)
+        assert (refused.returncode, refused.stdout) == (1, "")
+        (line,) = refused.stderr.splitlines()
+        assert line.startswith("agentpool: FROM: 1 server(s) use it")
+        assert "://" not in line
+        server.stop()
+        done = migrate(tmp_path, shared.url, there)
+        assert (done.returncode, done.stderr) == (0, "")
+        server.settings["STORE_URL"] = there
+        server.start()
+        history = server.request("GET", "/sessions/a/history").body["messages"]
+        assert history[-1]["content"] == answer["reply"]
 
 
 def test_a_target_with_other_sessions_stays_as_it_is(tmp_path, target):

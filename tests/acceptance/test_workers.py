@@ -13,21 +13,12 @@ from typing import TypeVar
 
 import pytest
 
-from tests.postgresserver import PostgresServer, find_binaries
+from tests.postgresserver import PostgresServer
 from tests.serverprocess import ServerProcess
 
 SOON_S = 40.0  # a worker takes a second to start; with all the other tests' processes, some
 
 T = TypeVar("T")
-
-
-@pytest.fixture(scope="module")
-def postgres() -> Iterator[PostgresServer]:
-    binaries = find_binaries()
-    if binaries is None:
-        pytest.skip("there is no PostgreSQL here")
-    with PostgresServer(binaries) as server:
-        yield server
 
 
 @pytest.fixture

@@ -6,12 +6,13 @@ import pytest
 
 from app.api.exchange import Exchange
 from app.api.native.encoder import NativeEncoder
+from app.api.push import PUSH_KEY
 from app.api.sse import EventStream
 from app.domain.events import TextDelta, TurnCancelled
 from app.domain.turn import CancelReason
 from app.services.turn_log import TurnLog
 from tests.benchmarks.conftest import Run
-from tests.unit.api.wire import Wire, http_scope
+from tests.unit.api.wire import PushingWire, http_scope
 
 TURN = "0199c1f2-7d1a-7b3e-8c55-3f0e9d2b6a11"
 TOKENS = 100
@@ -31,9 +32,10 @@ def make_log() -> TurnLog:
     return log
 
 
-async def watch(log: TurnLog) -> bytes:
-    wire = Wire()
-    await EventStream(log, make_encoder())(http_scope(), wire.receive, wire.send)
+async def watch(log: TurnLog, *, pushes: bool = False) -> bytes:
+    wire = PushingWire()
+    scope = http_scope(**{PUSH_KEY: wire.push}) if pushes else http_scope()
+    await EventStream(log, make_encoder())(scope, wire.receive, wire.send)
     return wire.body
 
 
@@ -59,14 +61,15 @@ def test_next_watcher(benchmark, run: Run) -> None:
     assert body.count(b"event: text.delta") == TOKENS
 
 
+@pytest.mark.parametrize("pushes", [True, False], ids=["pushed", "sent"])
 @pytest.mark.parametrize("watchers", [1, 10, 100])
-def test_live_turn(benchmark, run: Run, watchers: int) -> None:
-    """A turn of 100 tokens that come one by one, to all who watch it."""
+def test_live_turn(benchmark, run: Run, watchers: int, pushes: bool) -> None:
+    """A turn of 100 tokens that come one by one, to all who watch it, with and without a way around ASGI."""
 
     async def turn() -> list[bytes]:
         log = TurnLog(TURN)
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(watch(log)) for _ in range(watchers)]
+            tasks = [group.create_task(watch(log, pushes=pushes)) for _ in range(watchers)]
             for number in range(TOKENS):
                 await asyncio.sleep(0)
                 log.append(TextDelta(f" token{number}"))

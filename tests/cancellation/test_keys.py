@@ -109,7 +109,7 @@ async def test_a_refused_turn_gives_its_key_back_at_once():
 async def test_a_refusal_before_acceptance_binds_nothing():
     """Those who waited for the first request are tried themselves, another request, too."""
     chats = await Chats.make()
-    chats.store.plan("find_session", Fault(delay_s=1.0, error=StoreUnavailable()))
+    chats.store.plan("ensure_session", Fault(delay_s=1.0, error=StoreUnavailable()))
     first = start(chats.ask("hello", **HOW))
     await settle()
     other = start(chats.ask("other", **HOW))

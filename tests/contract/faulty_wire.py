@@ -1,12 +1,15 @@
 """A proxy before a real server, which loses replies when it is told to."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 
 class FaultyWire:
-    """``swallow``: the next request is forwarded, its reply is not, and the connection ends."""
+    """``swallow``: the next request is forwarded, its reply is not, and the connection ends.
+
+    ``meanwhile`` is done before it does.
+    """
 
     def __init__(self, port: int) -> None:
         self._target = port
@@ -14,6 +17,7 @@ class FaultyWire:
         self.port = 0
         self.swallow = False
         self.swallowed = 0
+        self.meanwhile: Callable[[], Awaitable[object]] | None = None
 
     @property
     def url(self) -> str:
@@ -60,6 +64,8 @@ class FaultyWire:
             if self.swallow:
                 self.swallow = False
                 self.swallowed += 1
+                if self.meanwhile is not None:
+                    await self.meanwhile()
                 raise EOFError
             writer.write(data)
             await writer.drain()

@@ -13,7 +13,7 @@ import pytest
 from app.domain.errors import StoreUnavailable
 from app.domain.session import Session
 from app.stores.postgres import PostgresStore
-from app.stores.postgres.link import POOL_SIZE
+from app.stores.postgres.link import POOL_SIZE, _Progress
 from tests.postgresserver import PostgresServer, find_binaries
 
 from .builders import (
@@ -127,6 +127,23 @@ async def test_many_calls_to_a_frozen_server_fail_together(
     assert (await store.get_session_stats()).turns == 200
 
 
+async def test_what_a_request_asks_in_turn_fails_in_the_time_of_one(
+    store: PostgresStore, own_server: PostgresServer
+) -> None:
+    """After one call without an answer the next ones give up sooner, until there is an answer again."""
+    session = await warm_up(store, await stored_session(store))
+    own_server.freeze()
+    started = asyncio.get_running_loop().time()
+    try:
+        await refused(store.find_session(session.key))
+        await refused(store.record_turn(session, failed(make_turn(session))))
+        assert asyncio.get_running_loop().time() - started < PATIENCE_S
+    finally:
+        own_server.thaw()
+    await recovered(store.ping)
+    assert not store._link._is_silent
+
+
 async def test_a_frozen_server_does_not_keep_a_store_from_closing(
     store: PostgresStore, own_server: PostgresServer
 ) -> None:
@@ -233,7 +250,7 @@ async def test_an_answer_that_comes_too_late_for_its_caller_is_in_doubt(store: P
             pass  # nothing else runs
 
     with pytest.raises(StoreUnavailable) as caught:
-        await store._link.run(work, writes=True, limit_s=0.05)
+        await store._link._start(work, _Progress(writes=True), repeats=False, limit_s=0.05)
     assert caught.value.outcome_unknown
     assert await store._link.run(lambda connection: connection.fetchval("SELECT count(*) FROM done")) == 0
 

@@ -268,3 +268,39 @@ async def test_nodes_know_each_other(pair: Pair) -> None:
     secrets = await asyncio.gather(*(store.leases.secret() for store in (pair.a, pair.b) * 5))
     assert len(set(secrets)) == 1
     assert len(secrets[0]) > 40
+
+
+async def test_wake_ups_come_back_by_themselves(pair: Pair, redis_server: RedisServer) -> None:
+    """Who waits when the subscription is lost returns early, and who waits then is woken as before."""
+    session = await stored_session(pair.a)
+    await pair.a.leases.take(session.key, "n")
+    waiter = asyncio.get_running_loop().create_task(pair.b.leases.wait_free(session.key, 30))
+    await until_subscribed(pair.b)
+    redis_server.command("CLIENT", "KILL", "TYPE", "pubsub")
+    async with asyncio.timeout(10):
+        await waiter
+    waiter = asyncio.get_running_loop().create_task(pair.b.leases.wait_free(session.key, 30))
+    await until_subscribed(pair.b)
+    began = time.monotonic()
+    await pair.a.leases.give_back(session.key, "n")
+    async with asyncio.timeout(10):
+        await waiter
+    assert time.monotonic() - began < SOON_S
+
+
+async def test_what_a_store_leaves_is_free_at_once(pair: Pair) -> None:
+    """A store that is closed has no lease any more; opened again by the same boot before others, it has."""
+    session = await stored_session(pair.a)
+    turn = make_turn(session)
+    await pair.a.start_turn(session, running(turn))
+    await pair.a.leases.announce()
+    await pair.a.close()
+    assert await pair.b.leases.holder(session.key) is None
+    assert await pair.b.leases.nodes() == ()
+    await pair.a.open("a", "http://a:1")
+    holder = await pair.b.leases.holder(session.key)
+    assert holder is not None
+    assert holder.turn_id == turn.turn_id
+    await pair.a.close()
+    await pair.b.leases.take(session.key, "n")
+    assert (await pair.b.get_turn(session, turn.turn_id)).status is TurnStatus.FAILED

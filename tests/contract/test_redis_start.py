@@ -132,6 +132,19 @@ async def test_a_wrong_password_is_one_clear_line(own_server: RedisServer) -> No
     await store.close()
 
 
+async def test_a_user_who_may_not_ask_is_warned(
+    own_server: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where the server says nothing of itself the store opens, and says what it could not find out."""
+    own_server.command("ACL", "SETUSER", "narrow", "on", ">word", "~*", "&*", "+@all", "-info", "-config")
+    store = RedisStore(own_server.url.replace("://", "://narrow:word@"), LIFE, prefix="narrow")
+    with caplog.at_level(logging.WARNING):
+        await store.open(BOOT)
+    assert caplog.text.count("does not say whether this is so") == 2
+    await stored_session(store)
+    await store.close()
+
+
 async def test_a_client_that_exists_stays_open(own_server: RedisServer) -> None:
     """The store connects as the client does, decoding or not, and closing it leaves the client usable."""
     client = Redis.from_url(own_server.url, decode_responses=True)

@@ -104,13 +104,30 @@ async def test_a_frozen_server_is_unavailable_soon(own_server: RedisServer, stor
             refused(store.commit_turn(session, turn)), refused(store.find_session(session.key))
         )
         assert (lost.outcome_unknown, read.outcome_unknown) == (True, False)
+        began = time.monotonic()
         await refused(store.ping())
         await refused(store.start_turn(session, running(turn)))
+        assert time.monotonic() - began < SOON_S / 2  # who asks again in the same request
     finally:
         own_server.thaw()
     assert await recovered(store) < RECOVERY_S
     assert (await store.commit_turn(session, turn)).head == turn.turn_id
     assert (await store.list_turns(session, 9)).total == 1
+
+
+async def test_those_who_wait_their_turn_fail_together(own_server: RedisServer, store: RedisStore) -> None:
+    """Twenty patches of one session and of one shared state, frozen, all end within 1.5 s."""
+    session = await stored_session(store)
+    own_server.freeze()
+    try:
+        await asyncio.gather(
+            *(refused(store.patch_state(session.key, {"n": n}, T0)) for n in range(20)),
+            *(refused(store.patch_shared(SCOPE, {"n": n}, T0)) for n in range(20)),
+        )
+    finally:
+        own_server.thaw()
+    await recovered(store)
+    assert (await store.patch_state(session.key, {"n": 1}, T0)).state == {"n": 1}
 
 
 async def test_a_server_that_is_gone_comes_back(own_server: RedisServer, store: RedisStore) -> None:
@@ -205,6 +222,38 @@ async def test_a_lost_reply_doubles_nothing(
     usage, stats = await behind.get_usage("", "u", 9), await behind.get_session_stats()
     assert usage.turns - began[0].turns == stats.turns - began[1].turns <= 1
     assert stats.created - began[1].created == stats.total - began[1].total <= 1
+
+
+@pytest.mark.parametrize("kind", ["session", "shared"])
+async def test_a_lost_reply_behind_which_others_wrote_is_unknown(
+    wire: FaultyWire, behind: RedisStore, redis_server: RedisServer, kind: str
+) -> None:
+    """A patch whose reply was lost, and over which another process has written, is not patched again."""
+    other = RedisStore(redis_server.url, LIFE, prefix=behind._prefix)
+    await other.open("other")
+    session = await stored_session(behind)
+    tell = behind._db.tell
+
+    async def lose(*words: object, **options: object) -> object:
+        wire.swallow = True
+        return await tell(*words, **options)  # type: ignore[arg-type]
+
+    behind._db.tell = lose  # type: ignore[method-assign, assignment]
+    if kind == "session":
+        wire.meanwhile = lambda: other.patch_state(session.key, {"b": 1}, T0)
+        call: Awaitable[object] = behind.patch_state(session.key, {"a": 1}, T0)
+    else:
+        wire.meanwhile = lambda: other.patch_shared(SCOPE, {"b": 1}, T0)
+        call = behind.patch_shared(SCOPE, {"a": 1}, T0)
+    assert (await refused(call)).outcome_unknown
+    behind._db.tell = tell  # type: ignore[method-assign]
+    both = {"a": 1, "b": 1}
+    if kind == "session":
+        assert (await current(other, session)).state == both
+        assert len(await other.list_entries(session, None, 9, newest_first=False)) == 2
+    else:
+        assert await other.get_shared(SCOPE) == SharedState(both, 2)
+    await other.close()
 
 
 async def test_a_cut_connection_costs_nobody_anything(wire: FaultyWire, behind: RedisStore) -> None:

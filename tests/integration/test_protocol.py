@@ -1,7 +1,9 @@
 """A connection whose client does not read: how much it holds, and when it is cut."""
 
 import asyncio
+import gc
 import socket
+import weakref
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -9,7 +11,14 @@ from typing import Any
 import pytest
 import uvicorn
 
-from app.api.protocol import SEND_BUFFER_BYTES, WRITE_BUFFER_BYTES, BoundedProtocol, limit_send_buffer
+from app.api.protocol import (
+    SEND_BUFFER_BYTES,
+    WRITE_BUFFER_BYTES,
+    BoundedProtocol,
+    PushingProtocol,
+    limit_send_buffer,
+)
+from app.api.push import PUSH_KEY
 
 PIECE = b"x" * 16 * 1024
 
@@ -171,3 +180,114 @@ async def test_a_client_that_leaves_takes_its_timer_along() -> None:
         await app.left.wait()
         assert isinstance(connection, BoundedProtocol)
         assert connection._stall is None
+
+
+class Pushing:
+    """An application that pushes ``pieces`` until one is not taken, and tells what it was told."""
+
+    def __init__(self, pieces: int, piece: bytes, headers: list[tuple[bytes, bytes]]) -> None:
+        self.pieces, self.piece, self.headers = pieces, piece, headers
+        self.told: list[bool] = []
+        self.pushed = asyncio.Event()
+        self.goes_on = asyncio.Event()
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        push = scope[PUSH_KEY]
+        self.told.append(push(b"before the head"))
+        await send({"type": "http.response.start", "status": 200, "headers": self.headers})
+        for _ in range(self.pieces):
+            self.told.append(push(self.piece))
+            if not self.told[-1]:
+                break
+        self.pushed.set()
+        await self.goes_on.wait()
+        await send({"type": "http.response.body", "body": b""})
+        self.told.append(push(b"behind the end"))
+
+
+async def answer_of(port: int, requests: bytes, end: bytes) -> bytes:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(requests)
+    try:
+        return await reader.readuntil(end)
+    finally:
+        writer.close()
+        await writer.wait_closed()
+
+
+async def test_what_is_pushed_is_part_of_the_body() -> None:
+    """Between head and end every part that was taken is a chunk; before and behind them none is taken."""
+    app = Pushing(2, b"twelve bytes", [])
+    app.goes_on.set()
+    async with asyncio.timeout(10), serving(app, PushingProtocol) as (port, _):
+        answer = await answer_of(port, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", b"0\r\n\r\n")
+    assert answer.endswith(b"\r\n\r\n" + b"c\r\ntwelve bytes\r\n" * 2 + b"0\r\n\r\n")
+    assert app.told == [False, True, True, False]
+
+
+@pytest.mark.parametrize(
+    ("method", "headers"), [(b"HEAD", []), (b"GET", [(b"content-length", b"0")])], ids=["HEAD", "of a length"]
+)
+async def test_no_part_is_taken_where_chunks_have_no_place(
+    method: bytes, headers: list[tuple[bytes, bytes]]
+) -> None:
+    """Answers without a body, and bodies with a length, go the usual way."""
+    app = Pushing(1, b"x", headers)
+    app.goes_on.set()
+    async with asyncio.timeout(10), serving(app, PushingProtocol) as (port, _):
+        await answer_of(port, method + b" / HTTP/1.1\r\nHost: x\r\n\r\n", b"\r\n\r\n")
+        await until(lambda: len(app.told) == 3)
+    assert app.told == [False, False, False]
+
+
+async def test_a_request_behind_in_the_pipeline_gets_no_part_of_this_answer() -> None:
+    """Parts go to the answer of the request they were pushed for, also when the next has come."""
+    app = Pushing(1, b"first", [])
+    app.goes_on.set()
+    request = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+    async with asyncio.timeout(10), serving(app, PushingProtocol) as (port, _):
+        answer = await answer_of(port, request * 2, b"0\r\n\r\nHTTP/1.1 200 OK\r\n")
+        await until(lambda: len(app.told) == 6)
+    assert answer.index(b"5\r\nfirst\r\n") < answer.index(b"0\r\n\r\n")
+    assert app.told == [False, True, False] * 2
+
+
+async def test_a_client_that_does_not_read_takes_few_parts() -> None:
+    """Parts are refused as soon as the buffers are full, and when the client has gone."""
+    app = Pushing(1000, PIECE, [])
+    async with asyncio.timeout(10), serving(app, PushingProtocol) as (port, server):
+        client = connect(port)
+        await app.pushed.wait()
+        assert app.told[-1] is False
+        assert len(app.told) * len(PIECE) < 3 * SEND_BUFFER_BYTES + 3 * WRITE_BUFFER_BYTES
+        client.close()
+        await until(lambda: not server.server_state.connections)
+        app.goes_on.set()
+        told = len(app.told)
+        await until(lambda: len(app.told) > told)
+    assert app.told[-1] is False
+
+
+async def test_a_request_leaves_nothing_to_the_garbage_collector() -> None:
+    """What a request has in its scope goes with its answer, or with the next request at the latest."""
+    seen: list[weakref.ref[asyncio.Event]] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        scope["mark"] = mark = asyncio.Event()
+        seen.append(weakref.ref(mark))
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        assert scope[PUSH_KEY](b"x")
+        await send({"type": "http.response.body", "body": b""})
+
+    request = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+    async with asyncio.timeout(10), serving(app, PushingProtocol) as (port, _):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        gc.disable()
+        try:
+            for _ in range(2):
+                writer.write(request)
+                await reader.readuntil(b"\r\n0\r\n\r\n")
+            await until(lambda: seen[0]() is None)
+        finally:
+            gc.enable()
+            writer.close()

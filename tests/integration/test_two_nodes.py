@@ -258,6 +258,7 @@ async def test_busy_policies_count_on_every_node(nodes: tuple[LocalNode, LocalNo
     """While a turn runs on one node another one refuses, waits or interrupts, as it is told to."""
     here, there = nodes
     own, turn_id = await begin_turn(here, "s", STUCK)
+    await until(lambda: here.runtime._turns.all()[0].log.events[1:])  # it has said something
     busy = await there.chat("s", "no", on_busy="reject")
     assert (busy.status_code, busy.json()["code"], busy.json()["turn_id"]) == (409, "SESSION_BUSY", turn_id)
     flight = here.runtime._turns.get(turn_id)

@@ -13,7 +13,7 @@ from typing import Any, Self
 import httpx2
 import pytest
 
-from app.api.protocol import BoundedProtocol, limit_send_buffer
+from app.api.protocol import PushingProtocol, limit_send_buffer
 from app.config import Settings
 from app.runtime import Runtime
 from tests.integration.test_http_chat import STALL, Chat, Stream, says
@@ -28,7 +28,7 @@ CUTS = 200
 class WatchServer(HttpServer):
     """With the connections that ``app.server`` gives to uvicorn; these stall after 0.2 s."""
 
-    class Impatient(BoundedProtocol):
+    class Impatient(PushingProtocol):
         STALLED_S = 0.2
 
     def __enter__(self) -> Self:
@@ -155,7 +155,7 @@ def test_two_hundred_cuts(chat: Chat, runtime: Runtime) -> None:
     flight = runtime._turns.get(turn_id)
     if flight is not None:
         chat.until(lambda: chat.active() and flight._watchers <= 1)
-        assert len(flight.log._waiters) <= 1
+        assert len(flight.log._watches) <= 1
     seen += list(watcher.events())
     watcher.leave("fin")
     assert [event["seq"] for event in seen] == list(range(1, len(seen) + 1))
@@ -319,10 +319,10 @@ def test_silent_watchers_that_leave_are_forgotten(chat: Chat, runtime: Runtime) 
             assert next(watcher.events())["type"] == "turn.started"
             watcher.leave(how)
         chat.until(lambda: count_tasks(chat) <= tasks)
-        assert (flight._watchers, len(flight.log._waiters)) == (1, 1)
+        assert (flight._watchers, len(flight.log._watches)) == (1, 1)
         chat.client.post("/sessions/s/cancel")
         assert stream.rest()[-1]["type"] == "turn.cancelled"
-    assert not flight.log._waiters
+    assert not flight.log._watches
 
 
 def test_an_answer_that_is_sent_to_nobody_ends(chat: Chat) -> None:

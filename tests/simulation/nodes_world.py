@@ -35,7 +35,15 @@ CLIENTS = 6
 REQUESTS_PER_CLIENT = 5
 LEASE_S = 3.0
 LONGEST_WORLD_S = 1500.0
-WRITES = {"create_session", "update_session", "delete_session", "start_turn", "commit_turn", "record_turn"}
+WRITES = {
+    "create_session",
+    "ensure_session",
+    "update_session",
+    "delete_session",
+    "start_turn",
+    "commit_turn",
+    "record_turn",
+}
 
 
 class SimulatedNode:
@@ -294,7 +302,7 @@ class NodesWorld:
         assert task is not None
         flight = flights[task.get_name().rpartition(" ")[2]]
         others = [f for f in flights.values() if f.key == flight.key and f is not flight]
-        at_work = [f for f in others if f.body is not None and not f.body.done()]
+        at_work = [f for f in others if f.body is not None and not f.body.done() and not has_to_end(f)]
         assert self.lapse_rate or self.dies_at or not at_work, "two turns of a session at once"
         self.bodies[message].append(flight.turn_id)
         self.sent[flight.turn_id] = tuple(agent.messages)
@@ -342,3 +350,8 @@ class NodesWorld:
             if not self.delete_rate:
                 abandoned = [turn_id for turn_id in ran if turn_id not in kept]
                 assert all(turn_id in stored for turn_id in abandoned), "asked a model, and left no record"
+
+
+def has_to_end(flight: Flight) -> bool:
+    """Whether its body was told to end; one that ignores that is in nobody's way."""
+    return flight.cancel_reason is not None or flight.has_timed_out or flight.is_ousted

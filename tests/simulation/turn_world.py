@@ -48,6 +48,7 @@ SLOWEST_CALL_S = 1.0
 LONGEST_WORLD_S = 1500.0
 WRITES = {
     "create_session",
+    "ensure_session",
     "update_session",
     "delete_session",
     "start_turn",

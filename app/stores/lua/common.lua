@@ -159,7 +159,7 @@ local function place(member, active_at, expires_at, archived, marked, now, idle_
   if archived == '1' then phase = 'archived'
   elseif expires_at ~= '' and now >= tonumber(expires_at) then phase = 'expired'
   elseif marked == '1' or (tonumber(idle_ms) > 0 and now >= active_at + idle_ms) then phase = 'idle' end
-  for name in string.gmatch(call('HGET', G('of'), member), '[^\n]+') do
+  for name in string.gmatch(call('HGET', G('of'), member) or '', '[^\n]+') do
     call('ZADD', G('z:' .. name), active_at, member)
   end
   if phase == 'active' then call('ZADD', G('z:act'), active_at, member) else call('ZREM', G('z:act'), member) end
@@ -277,7 +277,7 @@ local function carry_out(tag, at, last)
       for word = at + 2, at + size, 2 do count(ARGV[word], ARGV[word + 1]) end
     elseif name == 'reindex' then
       local member = call('HGET', K(tag, 's'), 'm')
-      for index in string.gmatch(call('HGET', G('of'), member), '[^\n]+') do
+      for index in string.gmatch(call('HGET', G('of'), member) or '', '[^\n]+') do
         call('ZREM', G('z:' .. index), member)
       end
       call('HSET', G('of'), member, room) -- place() adds it to these

@@ -18,7 +18,7 @@ import asyncpg
 from app.domain.errors import LeasedElsewhere
 from app.domain.ids import SessionKey, to_id_bytes
 from app.domain.lease import Holder, Node
-from app.stores.postgres.link import Connection, Link
+from app.stores.postgres.link import Connection, Link, Work
 from app.stores.postgres.tree import raw_key
 
 LOOK_AGAIN_S = 0.25
@@ -72,7 +72,7 @@ class PostgresLeases:
                 _TAKE, *raw_key(key), nonce, node.boot_id, node.url, self._duration_s
             )
 
-        is_taken, *holder = await self._link.run(work, writes=True)
+        is_taken, *holder = await self._link.run(work, writes=True, undo=self.giving_back(key, nonce))
         if not is_taken:
             raise LeasedElsewhere(_holder_of(holder), session_id=key.session_id)
 
@@ -87,6 +87,10 @@ class PostgresLeases:
         return tuple(one in renewed for one in raw)
 
     async def give_back(self, key: SessionKey, nonce: str) -> None:
+        await self._link.run(self.giving_back(key, nonce), writes=True)
+
+    def giving_back(self, key: SessionKey, nonce: str) -> Work[None]:
+        """Return what gives a lease back, also for when nobody waits for it any more."""
         try:
             turn_id = to_id_bytes(nonce)
         except ValueError:
@@ -95,7 +99,7 @@ class PostgresLeases:
         async def work(connection: Connection) -> None:
             await connection.execute(_GIVE_BACK, *raw_key(key), nonce, turn_id)
 
-        await self._link.run(work, writes=True)
+        return work
 
     async def holder(self, key: SessionKey) -> Holder | None:
         async def work(connection: Connection) -> Any:

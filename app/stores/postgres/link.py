@@ -12,7 +12,7 @@ single statement may yet be carried out, an open transaction is rolled back by t
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
@@ -24,8 +24,11 @@ import asyncpg
 from app.domain.errors import AgentPoolError, StoreUnavailable
 
 CONNECT_S = 1.0
-TOTAL_S = 1.2
+TOTAL_S = 1.0
 """How long a call may take in all: connection, statements, and the second try."""
+SILENT_S = 0.25
+"""How long one may take after another went without an answer, until there is one again: a request makes
+several calls, and is not to wait for each in turn."""
 STATEMENT_S = 1.0
 """How long the server works on a statement before it gives it up, should we be gone by then."""
 STALE_S = 5
@@ -69,6 +72,7 @@ class Link:
         self._pool: asyncpg.Pool | None = None
         self._shards = count(randbelow(SHARDS))
         self._writes: set[asyncio.Task[Any]] = set()  # under way, each for its limit at most
+        self._is_silent = False  # the last call that ended had no answer
         self.is_open = False
 
     async def open(self) -> None:
@@ -79,6 +83,7 @@ class Link:
         """
         if self.is_open:
             return
+        self._is_silent = False
         self._pool = await self._make_pool() if isinstance(self._target, str) else self._target
         self.is_open = True
         try:
@@ -97,7 +102,7 @@ class Link:
         Takes ``TOTAL_S`` for each of the three at most.
         """
         self.is_open = False
-        if self._writes:
+        while self._writes:
             await asyncio.wait(self._writes)
         try:
             if last is not None:
@@ -112,12 +117,18 @@ class Link:
         return asyncio.gather(*map(asyncio.shield, self._writes), return_exceptions=True)
 
     async def run(
-        self, work: Work[T], *, writes: bool = False, repeats: bool = True, limit_s: float = TOTAL_S
+        self,
+        work: Work[T],
+        *,
+        writes: bool = False,
+        repeats: bool = True,
+        undo: Work[None] | None = None,
     ) -> T:
         """Have ``work`` done on a connection.
 
         Cancelled, it ends with its connection; but one that ``writes`` is done all the same, in a
-        task that ``close`` waits for: so nobody need ask whether it was.
+        task that ``close`` waits for: so nobody need ask whether it was. With ``undo`` that is done
+        after it then.
 
         Where the connection turns out to be broken it is done again on another one if it ``repeats``,
         and once more in any case where the server undid it because of somebody else's.
@@ -125,7 +136,7 @@ class Link:
         Raises:
             StoreUnavailable: with ``outcome_unknown`` if it ``writes`` and was under way.
         """
-        return await self._start(work, _Progress(writes), repeats, limit_s)
+        return await self._start(work, _Progress(writes), repeats, TOTAL_S, undo)
 
     async def transact(
         self, work: Work[T], *, writes: bool = True, repeats: bool = False, limit_s: float = TOTAL_S
@@ -152,18 +163,42 @@ class Link:
 
         return await self._start(bound, progress, repeats or not writes, limit_s)
 
-    async def _start(self, work: Work[T], progress: "_Progress", repeats: bool, limit_s: float) -> T:
+    async def _start(
+        self,
+        work: Work[T],
+        progress: "_Progress",
+        repeats: bool,
+        limit_s: float,
+        undo: Work[None] | None = None,
+    ) -> T:
         if not self.is_open:
             raise StoreUnavailable("The store is not open.")
         if not progress.writes:
             return await self._run(work, progress, repeats, limit_s)
-        running = self._run(work, progress, repeats, limit_s)
-        task = asyncio.get_running_loop().create_task(running, name="postgres:write")
+        task = self._spawn(self._run(work, progress, repeats, limit_s))
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if undo is not None:
+                self._spawn(self._undo(task, undo))
+            raise
+
+    def _spawn(self, coroutine: Coroutine[Any, Any, T]) -> "asyncio.Task[T]":
+        task = asyncio.get_running_loop().create_task(coroutine, name="postgres:write")
         self._writes.add(task)
         task.add_done_callback(self._writes.discard)
-        return await asyncio.shield(task)
+        return task
+
+    async def _undo(self, task: "asyncio.Task[Any]", undo: Work[None]) -> None:
+        await asyncio.wait([task])
+        try:
+            await self._run(undo, _Progress(writes=True), repeats=True, limit_s=TOTAL_S)
+        except StoreUnavailable as error:
+            _log.warning("what nobody waited for is not undone: %s", error.detail)
 
     async def _run(self, work: Work[T], progress: "_Progress", repeats: bool, limit_s: float) -> T:
+        if self._is_silent and limit_s == TOTAL_S:
+            limit_s = SILENT_S
         try:
             async with asyncio.timeout(limit_s):
                 # A server that was restarted has broken every connection of the pool.
@@ -180,6 +215,7 @@ class Link:
                             raise
                 return await self._try(work, progress)
         except TimeoutError as error:
+            self._is_silent = True
             raise StoreUnavailable(
                 "The database does not answer.", outcome_unknown=progress.is_unknown
             ) from error
@@ -228,6 +264,7 @@ class Link:
             progress.was_connected = progress.is_under_way = True
             result = await work(connection)
             # It stays under way: time may run out before the caller has the result.
+            self._is_silent = False
         except (AgentPoolError, ValueError):
             # What we decide ourselves is decided between statements.
             progress.is_under_way = False
@@ -237,7 +274,7 @@ class Link:
             if isinstance(error, _BROKEN):
                 _end(connection)
             else:
-                progress.is_under_way = False
+                progress.is_under_way = self._is_silent = False
                 if connection.is_in_transaction():
                     _end(connection)
             raise

@@ -20,6 +20,7 @@ from app.domain.stats import SessionStats, UserUsage
 from app.domain.turn import BoundTurn, JsonObject, Turn, TurnPage, Usage
 from app.stores import rules
 from app.stores.codec import to_turn_body
+from app.stores.ensuring import EnsuresInTwoSteps
 from app.stores.postgres import (
     boot,
     branches,
@@ -54,7 +55,7 @@ Reading = Callable[Concatenate[Connection, P], Coroutine[Any, Any, T]]
 Writing = Callable[Concatenate[Unit, P], Coroutine[Any, Any, T]]
 
 
-class PostgresStore:
+class PostgresStore(EnsuresInTwoSteps):
     """Sessions in the schema that the connection's ``search_path`` names first; others may share it.
 
     ``target`` is a URL, or a pool that ``close`` leaves open (its connections should reset nothing
@@ -224,16 +225,18 @@ class PostgresStore:
         """As the port says, in one statement where this process has seen the session last.
 
         Where only what no turn depends on has changed, like the last activity, it takes a second one.
+        Cancelled, it leaves neither lease nor record.
         """
         body, record = to_turn_body(turn), self._records.find_for(session)
         taker = Taker(self._leases.node, self._leases.duration_s)
+        undo = self._leases.giving_back(session.key, turn.turn_id)
         for _ in range(_TRIES):
             known = record
 
             async def work(connection: Connection) -> tuple[Started, Record | None]:
                 return await turns.start_turn(connection, known, session, turn, body, taker, self._life)  # noqa: B023
 
-            outcome, record = await self._link.run(work, writes=True)
+            outcome, record = await self._link.run(work, writes=True, undo=undo)
             if record is not None:
                 self._records.keep(record)
             if outcome is not Started.OTHER_RECORD:

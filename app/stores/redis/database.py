@@ -128,6 +128,17 @@ class Database:
             raise SessionNotFound(session_id=session.key.session_id)
         return None
 
+    def check_heard(self, repeated: int) -> None:
+        """Refuse to begin a write anew that says it did not happen, but was sent twice.
+
+        It may have happened unheard, if somebody wrote in between. ``repeated`` is from before it.
+
+        Raises:
+            StoreUnavailable: calls were repeated meanwhile.
+        """
+        if self.wire.repeated != repeated:
+            raise StoreUnavailable("Whether a write happened is not known.", outcome_unknown=True)
+
     async def change(self, read: Callable[[], Awaitable[T]], attempt: Callable[[T], Awaitable[bool]]) -> None:
         """Read and attempt until an attempt says that it is done.
 
@@ -144,6 +155,7 @@ class Database:
         """Let this process's writers to the same thing go one after the other, in the order they came.
 
         They need not: it spares those that would begin anew. Cancelled, a waiter lets the next go.
+        What Redis did not do for one is not asked for by those behind: each would wait as long again.
         """
         queue = self._queues.setdefault(what, [])
         mine = asyncio.get_running_loop().create_future()
@@ -152,6 +164,11 @@ class Database:
             if queue[0] is not mine:
                 await mine
             yield
+        except StoreUnavailable as error:
+            for waiting in queue:
+                if waiting is not mine and not waiting.done():
+                    waiting.set_exception(StoreUnavailable(error.detail))
+            raise
         finally:
             is_first = queue[0] is mine
             queue.remove(mine)

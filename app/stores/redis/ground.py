@@ -2,7 +2,8 @@
 
 import asyncio
 import logging
-from typing import Any
+
+from redis.exceptions import NoPermissionError
 
 from app.domain.errors import StoreUnavailable
 from app.stores.redis.wire import Wire
@@ -25,9 +26,9 @@ async def check_ground(wire: Wire, *, accept_volatile: bool, fsync_wait_ms: int)
         ValueError: it is one, or no single primary, or too old.
         StoreUnavailable: it does not answer.
     """
-    info = _read(await wire.call("INFO"))
-    version = _version(info.get("redis_version", "0"))
-    if version < _OLDEST:
+    info = await _ask(wire)
+    version = _version(info.get("redis_version", ""))
+    if info and version < _OLDEST:
         raise ValueError("Redis must be 6.2 or later.")
     if info.get("cluster_enabled") == "1":
         raise ValueError("Redis Cluster is not supported: the store needs one primary.")
@@ -40,6 +41,18 @@ async def check_ground(wire: Wire, *, accept_volatile: bool, fsync_wait_ms: int)
            accept_volatile=accept_volatile)  # fmt: skip
     appends = info.get("aof_enabled")
     _judge(_VOLATILE, appends, appends != "1", accept_volatile=accept_volatile)
+
+
+async def _ask(wire: Wire) -> dict[str, str]:
+    """Return what the server says of itself, nothing if this user may not ask."""
+    try:
+        raw = await wire.call("INFO")
+    except StoreUnavailable as error:
+        if isinstance(error.__cause__, NoPermissionError):
+            return {}
+        raise
+    lines = (line.partition(":") for line in raw.decode("utf-8", "replace").splitlines())
+    return {name: value.strip() for name, separator, value in lines if separator}
 
 
 def _judge(complaint: str, said: str | None, is_bad: bool, *, accept_volatile: bool) -> None:
@@ -83,11 +96,6 @@ class Fence:
             if written[0] < 1:
                 raise StoreUnavailable("Redis did not get the write to disk in time.", outcome_unknown=True)
             self._reached = upto
-
-
-def _read(raw: Any) -> dict[str, str]:
-    lines = (line.partition(":") for line in raw.decode("utf-8", "replace").splitlines())
-    return {name: value.strip() for name, separator, value in lines if separator}
 
 
 def _version(text: str) -> tuple[int, int]:

@@ -151,10 +151,13 @@ async def rewrite(
         if draft is None:
             result.append(record.session)
             return True
+        repeated = db.wire.repeated
         written = await db.write(draft)
-        if written is not None:
-            result.append(written[0].session)
-        return written is not None
+        if written is None:
+            db.check_heard(repeated)
+            return False
+        result.append(written[0].session)
+        return True
 
     async with db.alone(key):
         await db.change(read, once)
@@ -187,7 +190,11 @@ async def patch_shared(
             raise PreconditionFailed
         patched = shared.patched(patch)
         result.append(patched)
-        return await put_shared(db, scope, patched, now, token)
+        repeated = db.wire.repeated
+        if await put_shared(db, scope, patched, now, token):
+            return True
+        db.check_heard(repeated)
+        return False
 
     async with db.alone(scope):
         await db.change(lambda: _read_shared(db, scope), once)

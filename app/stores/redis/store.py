@@ -20,6 +20,7 @@ from app.domain.state import SharedState, StateScope
 from app.domain.stats import SessionStats, UserUsage
 from app.domain.turn import BoundTurn, JsonObject, Turn, TurnPage, Usage
 from app.stores import rules
+from app.stores.ensuring import EnsuresInTwoSteps
 from app.stores.redis import listing, moving, records, side, sums, tree, turns
 from app.stores.redis.address import Address
 from app.stores.redis.database import Database
@@ -36,7 +37,7 @@ MAX_FSYNC_WAIT_MS = 900
 _REAPED_AT_ONCE = 100
 
 
-class RedisStore:
+class RedisStore(EnsuresInTwoSteps):
     """``address`` is a URL, or a client, whose settings are used and which stays open.
 
     ``prefix`` begins every key. ``fsync_wait_ms``: how long a write waits until it is on disk, 0 for not

@@ -7,7 +7,8 @@ in one round of the event loop goes out in one write. Always true:
   goes out, whatever becomes of the caller;
 * each command has its place among the replies, so a caller that is cancelled leaves nothing unread;
 * a reply that takes longer than ``SOCKET_S`` is the end of the connection, and of all that wait on it;
-* the next command makes a new one; all that come meanwhile wait for the same.
+* the next command makes a new one; all that come meanwhile wait for the same. Once Redis has kept
+  somebody waiting in vain they do so for ``GRACE_S`` only: a request may ask more than once.
 """
 
 import asyncio
@@ -28,6 +29,8 @@ from app.stores.redis.scripts import load_scripts
 
 CALL_S = 1.2
 """How long a call takes at most, connecting and repeating included."""
+GRACE_S = 0.2
+"""How long a call waits for a connection to a server that has not answered."""
 CLOSE_S = 2.0
 _CANCEL_S = 0.05
 
@@ -140,7 +143,10 @@ class Wire:
         self._prefix = prefix
         self._line: _Line | None = None
         self._connecting: asyncio.Task[_Line] | None = None
+        self._is_silent = False
         self._is_closed = False
+        self.repeated = 0
+        """How many calls were sent again because their connection was lost."""
 
     async def call(self, *words: Word, repeats: bool = True, writes: bool = False) -> Any:
         """Return the reply to a command.
@@ -211,12 +217,14 @@ class Wire:
         try:
             return await line.send(words)
         except _Lost as lost:
+            self._is_silent = self._is_silent or not lost.may_repeat
             if not repeats or not lost.may_repeat:
                 raise
             try:
                 line = await self._get_line()
             except (RedisError, OSError) as error:
                 raise lost from error  # it has been sent once, and may have been carried out
+        self.repeated += 1
         return await line.send(words)
 
     async def _get_line(self) -> _Line:
@@ -228,12 +236,21 @@ class Wire:
             self._connecting = asyncio.get_running_loop().create_task(self._make_line(), name="redis:connect")
             self._connecting.add_done_callback(self._connected)
         # One attempt for all who wait: a caller that goes takes nobody's connection away.
-        return await asyncio.shield(self._connecting)
+        try:
+            async with asyncio.timeout(GRACE_S if self._is_silent else None):
+                return await asyncio.shield(self._connecting)
+        except TimeoutError:
+            raise StoreUnavailable("Redis does not answer.") from None
 
     def _connected(self, task: "asyncio.Task[_Line]") -> None:
         self._connecting = None
-        if not task.cancelled() and task.exception() is None:
-            self._line = task.result()
+        if task.cancelled():
+            return
+        error = task.exception()
+        if error is None:
+            self._line, self._is_silent = task.result(), False
+        elif isinstance(error, exceptions.TimeoutError):
+            self._is_silent = True
 
     async def _make_line(self) -> _Line:
         connection = self._connect()

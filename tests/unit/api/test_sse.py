@@ -1,12 +1,14 @@
 """Watching a turn's log: positions, sharing, silence, and clients that leave."""
 
 import asyncio
+from collections.abc import Awaitable
 
+from app.api.push import PUSH_KEY
 from app.api.sse import HEARTBEAT, RETRY, WRITE_BYTES, EventStream, StoredEvents
 from app.domain.events import TextDelta, TurnCancelled, TurnEvent, TurnFailed
 from app.domain.turn import CancelReason, TurnError
-from app.services.turn_log import TurnLog, Watch
-from tests.unit.api.wire import Wire, http_scope
+from app.services.turn_log import Take, TurnLog, Watch
+from tests.unit.api.wire import PushingWire, Wire, http_scope
 
 END = TurnCancelled(CancelReason.USER, False, None, 0)
 
@@ -55,7 +57,7 @@ async def test_a_finished_log_is_sent_in_one_write() -> None:
     assert wire.headers["cache-control"] == "no-cache"
     assert wire.headers["x-accel-buffering"] == "no"
     assert "content-length" not in wire.headers
-    assert wire.writes == [RETRY, b"1:a\n\n2:b\n\n3:TurnCancelled\n\n", b""]
+    assert wire.writes == [RETRY + b"1:a\n\n2:b\n\n3:TurnCancelled\n\n", b""]
     assert wire.is_complete
 
 
@@ -63,7 +65,7 @@ async def test_a_position_leaves_out_what_was_seen() -> None:
     """Only events behind the position are sent."""
     wire = Wire()
     await watch(log_of("a", "b"), wire, position=2)
-    assert wire.writes == [RETRY, b"3:TurnCancelled\n\n", b""]
+    assert wire.writes == [RETRY + b"3:TurnCancelled\n\n", b""]
 
 
 async def test_events_are_sent_as_they_come() -> None:
@@ -75,7 +77,8 @@ async def test_events_are_sent_as_they_come() -> None:
         log.append(TextDelta("b"))
         await written(wire, b"2:b")
         log.close(END)
-    assert wire.writes == [RETRY, b"1:a\n\n", b"2:b\n\n", b"3:TurnCancelled\n\n", b""]
+    assert wire.writes == [RETRY + b"1:a\n\n", b"2:b\n\n", b"3:TurnCancelled\n\n"]
+    assert wire.is_complete
 
 
 async def test_silence_is_filled() -> None:
@@ -109,11 +112,11 @@ async def test_from_the_middle_nothing_before_it_is_encoded() -> None:
     log, late, early = log_of(*"abcd"), PlainEncoder(), PlainEncoder()
     wire = Wire()
     await watch(log, wire, encoder=late, position=3)
-    assert wire.writes[1] == b"4:d\n\n5:TurnCancelled\n\n"
+    assert wire.writes[0] == RETRY + b"4:d\n\n5:TurnCancelled\n\n"
     assert late.encoded == 2
     wire = Wire()
     await watch(log, wire, encoder=early)
-    assert wire.writes[1] == b"1:a\n\n2:b\n\n3:c\n\n4:d\n\n5:TurnCancelled\n\n"
+    assert wire.writes[0] == RETRY + b"1:a\n\n2:b\n\n3:c\n\n4:d\n\n5:TurnCancelled\n\n"
     assert early.encoded == 3
 
 
@@ -144,7 +147,7 @@ async def test_a_long_backlog_goes_out_in_pieces_of_whole_events() -> None:
     """No write grows beyond its bound by more than one event, and none splits an event."""
     wire = Wire()
     await watch(log_of(*["x" * 1000] * 500), wire)
-    pieces = wire.writes[1:-1]
+    pieces = wire.writes[:-1]
     assert len(pieces) > 5
     assert all(piece.endswith(b"\n\n") for piece in pieces)
     assert max(map(len, pieces)) < WRITE_BYTES + 1100
@@ -153,8 +156,8 @@ async def test_a_long_backlog_goes_out_in_pieces_of_whole_events() -> None:
 class SpiedLog(TurnLog):
     """Remembers who watched it."""
 
-    def watch(self, limit_s: float) -> Watch:
-        self.last_watch = super().watch(limit_s)
+    def watch(self, limit_s: float, take: Take | None = None) -> Watch:
+        self.last_watch = super().watch(limit_s, take)
         return self.last_watch
 
 
@@ -168,7 +171,7 @@ async def test_a_client_that_leaves_is_noticed_at_once() -> None:
         wire.hang_up()
     assert left == [True]
     assert not wire.is_complete
-    assert log._waiters == {}
+    assert log._watches == {}
     assert log.last_watch._timer.cancelled()
     await asyncio.sleep(0)
     assert asyncio.all_tasks() == {asyncio.current_task()}
@@ -183,7 +186,7 @@ async def test_a_server_whose_send_never_waits_is_not_blocked_by_a_long_log() ->
         await written(wire, b"1:x")
         wire.hang_up()
     assert encoder.encoded < 1000
-    assert log._waiters == {}
+    assert log._watches == {}
 
 
 async def test_a_watcher_beyond_the_end_waits_in_silence() -> None:
@@ -197,7 +200,7 @@ async def test_a_watcher_beyond_the_end_waits_in_silence() -> None:
             await asyncio.sleep(0)
         await written(wire, b"4:d")
         log.close(END)
-    assert wire.writes == [RETRY, b"4:d\n\n", b"5:TurnCancelled\n\n", b""]
+    assert wire.writes == [RETRY, b"4:d\n\n", b"5:TurnCancelled\n\n"]
 
 
 async def test_the_end_is_told_once() -> None:
@@ -228,6 +231,103 @@ async def test_a_log_that_closes_without_an_end_ends_the_stream() -> None:
         await written(wire, RETRY)
         log.close()
     assert wire.writes == [RETRY, b""]
+
+
+async def watch_pushed(log: TurnLog, wire: PushingWire, **options) -> None:
+    stream = EventStream(log, PlainEncoder(), **options)
+    await stream(http_scope(**{PUSH_KEY: wire.push}), wire.receive, wire.send)
+
+
+async def test_an_event_is_pushed_in_the_step_in_which_it_is_logged() -> None:
+    """Where the server takes parts at once, no task runs between; the end goes the usual way."""
+    log, wire = log_of("a", end=None), PushingWire()
+    async with asyncio.TaskGroup() as group:
+        group.create_task(watch_pushed(log, wire))
+        await written(wire, b"1:a")
+        await asyncio.sleep(0)
+        log.append(TextDelta("b"))
+        log.append(TextDelta("c"))
+        assert wire.pushed == [b"2:b\n\n", b"3:c\n\n"]
+        log.close(END)
+    assert wire.writes == [RETRY + b"1:a\n\n", *wire.pushed, b"4:TurnCancelled\n\n"]
+    assert wire.is_complete
+
+
+async def test_what_the_connection_does_not_take_is_sent_in_order() -> None:
+    """While it refuses, the task sends and waits, all together; afterwards it is pushed again."""
+    log, wire = log_of("a", end=None), PushingWire()
+    async with asyncio.TaskGroup() as group:
+        group.create_task(watch_pushed(log, wire))
+        await written(wire, b"1:a")
+        await asyncio.sleep(0)
+        wire.takes = False
+        log.append(TextDelta("b"))
+        wire.takes = True
+        log.append(TextDelta("c"))  # not before the one that waits
+        await written(wire, b"3:c")
+        await asyncio.sleep(0)
+        log.append(TextDelta("d"))
+        assert wire.pushed == [b"4:d\n\n"]
+        log.close(END)
+    assert wire.writes == [RETRY + b"1:a\n\n", b"2:b\n\n3:c\n\n", b"4:d\n\n", b"5:TurnCancelled\n\n"]
+
+
+async def test_pushed_events_put_silence_off() -> None:
+    """The comment goes out after silence only, also when the task sleeps through all events."""
+    log, wire = log_of(end=None), PushingWire()
+    loop = asyncio.get_running_loop()
+    async with asyncio.TaskGroup() as group:
+        group.create_task(watch_pushed(log, wire, heartbeat_s=0.05))
+        await written(wire, RETRY)
+        begun = loop.time()
+        while loop.time() < begun + 0.2:
+            log.append(TextDelta("x"))
+            await asyncio.sleep(0)
+        assert HEARTBEAT not in wire.body
+        await written(wire, HEARTBEAT)
+        log.close(END)
+    assert len(wire.pushed) > 3
+
+
+async def test_pushing_skips_what_was_seen() -> None:
+    """Events that a client claims to have seen are not pushed, nor is anything in their place."""
+    log, wire = log_of("a", end=None), PushingWire()
+    async with asyncio.TaskGroup() as group:
+        group.create_task(watch_pushed(log, wire, position=3))
+        await written(wire, RETRY)
+        await asyncio.sleep(0)
+        for text in "bcd":
+            log.append(TextDelta(text))
+        assert wire.pushed == [b"4:d\n\n"]
+        log.close(END)
+    assert wire.writes == [RETRY, b"4:d\n\n", b"5:TurnCancelled\n\n"]
+
+
+async def test_a_watcher_that_breaks_does_not_break_the_turn() -> None:
+    """What goes wrong while an event is pushed ends that response; the log takes the event, and the next."""
+    log, wire = log_of("a", end=None), PushingWire()
+
+    def broken(_body: bytes) -> bool:
+        raise RuntimeError("broken")
+
+    wire.push = broken  # type: ignore[method-assign]
+    async with asyncio.TaskGroup() as group:
+        shown = group.create_task(caught(watch_pushed(log, wire)))
+        await written(wire, b"1:a")
+        await asyncio.sleep(0)
+        log.append(TextDelta("b"))
+        log.append(TextDelta("c"))
+    assert str(shown.result()) == "broken"
+    assert len(log.events) == 3
+    assert log._watches == {}
+
+
+async def caught(watching: Awaitable[None]) -> Exception | None:
+    try:
+        await watching
+    except Exception as error:
+        return error
+    return None
 
 
 async def test_stored_events_are_sent_with_their_own_numbers() -> None:

@@ -74,3 +74,18 @@ class Wire:
     @property
     def is_complete(self) -> bool:
         return bool(self.sent) and not self.sent[-1].get("more_body", False)
+
+
+class PushingWire(Wire):
+    """A connection that takes parts of the body at once, while ``takes``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.takes = True
+        self.pushed: list[bytes] = []
+
+    def push(self, body: bytes) -> bool:
+        if self.takes:
+            self.pushed.append(body)
+            self.sent.append({"body": body, "more_body": True})
+        return self.takes

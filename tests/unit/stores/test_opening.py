@@ -33,6 +33,24 @@ def test_memory_and_files_can_be_opened() -> None:
         assert store._path == path
 
 
+@pytest.mark.parametrize("scheme", ["postgresql", "postgres"])
+def test_postgresql_can_be_named(scheme: str) -> None:
+    """A PostgreSQL URL gives that store, without connecting."""
+    store = open_store(f"{scheme}://me:s3cret@nowhere.invalid/db", LifeSpan())
+    assert type(store).__name__ == "PostgresStore"
+
+
+def test_a_missing_driver_is_named_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without asyncpg a PostgreSQL URL is a ValueError that says what to install, and repeats nothing."""
+    monkeypatch.setitem(sys.modules, "asyncpg", None)
+    for name in [name for name in sys.modules if name.startswith("app.stores.postgres")]:
+        monkeypatch.delitem(sys.modules, name)
+    with pytest.raises(ValueError, match=r"pip install 'agentpool\[postgres\]'") as caught:
+        open_store("postgresql://me:s3cret@h/db", LifeSpan())
+    assert "s3cret" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     "url",
     [

@@ -1,0 +1,373 @@
+-- What is done in one step, and so in one statement: leases, the begin and the end of a turn, sweeps.
+
+-- Tell who waits for the session. Only called where somebody does: NOTIFY makes commits queue.
+CREATE FUNCTION wake(p_owner bytea, p_session_id bytea) RETURNS void LANGUAGE sql AS $$
+    SELECT pg_notify('agentpool.' || current_schema(), encode(p_owner, 'hex') || '/' || encode(p_session_id, 'hex'))
+$$;
+
+-- Fail the turn of a lease that has run out, if it is still said to run. Its row says only that: what it
+-- looks like then is app.stores.rules.interrupted.
+CREATE FUNCTION abandon_turn(p_owner bytea, p_session_id bytea, p_turn_id bytea) RETURNS boolean
+LANGUAGE plpgsql AS $$
+DECLARE
+    found_session record;
+    began bigint;
+BEGIN
+    SELECT id, user_id INTO found_session FROM sessions WHERE owner = p_owner AND session_id = p_session_id;
+    UPDATE turns SET status = 4 WHERE session = found_session.id AND turn_id = p_turn_id AND status = 0
+        RETURNING started_at INTO began;
+    IF NOT FOUND THEN
+        RETURN false;
+    END IF;
+    DELETE FROM idempotency_keys WHERE session = found_session.id AND turn_id = p_turn_id;
+    PERFORM count_turn(p_owner, found_session.user_id, began / 86400000, 1, 0, 0, NULL, NULL);
+    RETURN true;
+END $$;
+
+-- Take the session's lease. Not taken: the other columns say who has it.
+CREATE FUNCTION take_lease(
+    p_owner bytea, p_session_id bytea, p_nonce text, p_turn_id bytea, p_boot_id text, p_url text, p_lease_s float8,
+    OUT is_taken boolean, OUT holder_boot text, OUT holder_url text, OUT holder_nonce text, OUT for_turn boolean
+) LANGUAGE plpgsql AS $$
+DECLARE
+    had leases;
+    ends timestamptz := clock_timestamp() + make_interval(secs => p_lease_s);
+BEGIN
+    LOOP
+        INSERT INTO leases VALUES (p_owner, p_session_id, p_nonce, p_turn_id, p_boot_id, p_url, ends)
+            ON CONFLICT (owner, session_id) DO NOTHING;
+        IF FOUND THEN
+            is_taken := true;
+            RETURN;
+        END IF;
+        SELECT * INTO had FROM leases WHERE owner = p_owner AND session_id = p_session_id FOR UPDATE;
+        CONTINUE WHEN NOT FOUND;  -- it was given back in between
+        IF had.nonce <> p_nonce AND had.until > clock_timestamp() THEN
+            SELECT false, had.boot_id, had.url, had.nonce, had.turn_id IS NOT NULL
+                INTO is_taken, holder_boot, holder_url, holder_nonce, for_turn;
+            RETURN;
+        END IF;
+        UPDATE leases SET nonce = p_nonce, turn_id = p_turn_id, boot_id = p_boot_id, url = p_url, until = ends,
+            is_awaited = had.is_awaited AND had.nonce = p_nonce
+            WHERE owner = p_owner AND session_id = p_session_id;
+        IF had.nonce <> p_nonce THEN
+            IF had.is_awaited THEN
+                PERFORM wake(p_owner, p_session_id);
+            END IF;
+            PERFORM abandon_turn(p_owner, p_session_id, had.turn_id);
+        END IF;
+        is_taken := true;
+        RETURN;
+    END LOOP;
+END $$;
+
+CREATE FUNCTION free_lease(p_owner bytea, p_session_id bytea, p_nonce text) RETURNS boolean LANGUAGE plpgsql AS $$
+DECLARE
+    was_awaited boolean;
+BEGIN
+    DELETE FROM leases WHERE owner = p_owner AND session_id = p_session_id AND nonce = p_nonce
+        RETURNING is_awaited INTO was_awaited;
+    IF NOT FOUND THEN
+        RETURN false;
+    END IF;
+    IF was_awaited THEN
+        PERFORM wake(p_owner, p_session_id);
+    END IF;
+    RETURN true;
+END $$;
+
+-- Give a lease back whose turn, if it is for one, has not ended: its start record goes.
+CREATE FUNCTION give_back(p_owner bytea, p_session_id bytea, p_nonce text, p_turn_id bytea) RETURNS void
+LANGUAGE plpgsql AS $$
+DECLARE
+    number bigint;
+BEGIN
+    IF NOT free_lease(p_owner, p_session_id, p_nonce) OR p_turn_id IS NULL THEN
+        RETURN;
+    END IF;
+    SELECT id INTO number FROM sessions WHERE owner = p_owner AND session_id = p_session_id;
+    DELETE FROM turns WHERE session = number AND turn_id = p_turn_id AND status = 0;
+    IF FOUND THEN
+        DELETE FROM idempotency_keys WHERE session = number AND turn_id = p_turn_id;
+    END IF;
+END $$;
+
+-- End turns whose leases have run out.
+CREATE FUNCTION reap_leases(p_limit integer) RETURNS integer LANGUAGE plpgsql AS $$
+DECLARE
+    had leases;
+    ended integer := 0;
+BEGIN
+    FOR had IN
+        SELECT * FROM leases WHERE until <= clock_timestamp() ORDER BY owner, session_id LIMIT p_limit
+            FOR UPDATE SKIP LOCKED
+    LOOP
+        PERFORM free_lease(had.owner, had.session_id, had.nonce);
+        IF abandon_turn(had.owner, had.session_id, had.turn_id) THEN
+            ended := ended + 1;
+        END IF;
+    END LOOP;
+    RETURN ended;
+END $$;
+
+-- Remove sessions, whose rows the caller has locked, with all that belongs to them.
+CREATE FUNCTION remove_sessions(p_ids bigint[]) RETURNS bigint LANGUAGE plpgsql AS $$
+DECLARE
+    gone bigint;
+BEGIN
+    WITH freed AS (
+        DELETE FROM leases AS l USING sessions AS s
+            WHERE s.id = ANY (p_ids) AND l.owner = s.owner AND l.session_id = s.session_id
+            RETURNING l.owner, l.session_id, l.is_awaited
+    ) SELECT count(wake(owner, session_id)) FROM freed WHERE is_awaited INTO gone;
+    DELETE FROM turns WHERE session = ANY (p_ids);
+    DELETE FROM idempotency_keys WHERE session = ANY (p_ids);
+    DELETE FROM states WHERE session = ANY (p_ids);
+    DELETE FROM notes WHERE session = ANY (p_ids);
+    DELETE FROM checkpoints WHERE session = ANY (p_ids);
+    DELETE FROM session_events WHERE session = ANY (p_ids);
+    DELETE FROM sessions WHERE id = ANY (p_ids);
+    GET DIAGNOSTICS gone = ROW_COUNT;
+    RETURN gone;
+END $$;
+
+-- Say who uses a key: NULL nobody (any more), 0 a committed turn, 1 one that runs under the lease returned.
+CREATE FUNCTION check_key(
+    p_owner bytea, p_key bytea, p_session bigint, p_turn_id bytea,
+    OUT taken smallint, OUT by_turn bytea, OUT by_session bytea,
+    OUT holder_boot text, OUT holder_url text, OUT holder_nonce text
+) LANGUAGE plpgsql AS $$
+DECLARE
+    bound record;
+BEGIN
+    SELECT s.owner, s.session_id, t.turn_id, t.status, t.kept, l.boot_id, l.url, l.nonce, l.until
+        INTO bound
+        FROM idempotency_keys AS k
+        JOIN turns AS t ON t.session = k.session AND t.turn_id = k.turn_id
+        JOIN sessions AS s ON s.id = k.session
+        LEFT JOIN leases AS l ON l.owner = s.owner AND l.session_id = s.session_id AND l.turn_id = k.turn_id
+        WHERE k.owner = p_owner AND k.key = p_key AND NOT (k.session = p_session AND k.turn_id = p_turn_id);
+    IF NOT FOUND THEN
+        RETURN;
+    END IF;
+    by_turn := bound.turn_id;
+    by_session := bound.session_id;
+    IF is_committed(bound.status, bound.kept) THEN
+        taken := 0;
+    ELSIF bound.until > clock_timestamp() THEN
+        SELECT 1, bound.boot_id, bound.url, bound.nonce INTO taken, holder_boot, holder_url, holder_nonce;
+    ELSE
+        PERFORM abandon_turn(bound.owner, bound.session_id, bound.turn_id);
+    END IF;
+END $$;
+
+-- Begin a turn: key, lease, comparison with the record that the caller has made the rest of, start record,
+-- activity, in one step. Outcomes: 0 noted, 1 the lease is taken but the record is not that of ``p_writes``,
+-- 2 no such session, 3 it runs already, 4 it has ended, 5 leased elsewhere, 6 the key is a committed turn's,
+-- 7 the key is that of a turn that runs.
+CREATE FUNCTION start_turn(
+    p_owner bytea, p_session_id bytea, p_uid bytea, p_writes bigint,
+    p_last_accessed bigint, p_expires_at bigint, p_marked_idle boolean, p_seal bigint,
+    p_nonce text, p_boot_id text, p_url text, p_lease_s float8,
+    k_owner bytea, k_key bytea, k_fingerprint bytea, k_seal bigint,
+    t_turn_id bytea, t_parent bytea, t_depth bigint, t_status smallint, t_kept boolean, t_agent_id bytea,
+    t_provider bytea, t_model bytea, t_boot_id bytea, t_started_at bigint, t_finished_at bigint, t_state bigint,
+    t_body bytea,
+    OUT outcome smallint, OUT by_turn bytea, OUT by_session bytea,
+    OUT holder_boot text, OUT holder_url text, OUT holder_nonce text, OUT for_turn boolean
+) LANGUAGE plpgsql AS $$
+DECLARE
+    here record;
+    known smallint;
+    key_state record;
+    lease record;
+BEGIN
+    SELECT id, writes INTO here FROM sessions
+        WHERE owner = p_owner AND session_id = p_session_id AND uid = p_uid FOR NO KEY UPDATE;
+    IF NOT FOUND THEN
+        outcome := 2;
+        RETURN;
+    END IF;
+    IF k_key IS NOT NULL THEN
+        SELECT * INTO key_state FROM check_key(k_owner, k_key, here.id, t_turn_id);
+        IF key_state.taken IS NOT NULL THEN
+            SELECT 6 + key_state.taken, key_state.by_turn, key_state.by_session, key_state.holder_boot,
+                key_state.holder_url, key_state.holder_nonce, true
+                INTO outcome, by_turn, by_session, holder_boot, holder_url, holder_nonce, for_turn;
+            RETURN;
+        END IF;
+    END IF;
+    SELECT * INTO lease
+        FROM take_lease(p_owner, p_session_id, p_nonce, t_turn_id, p_boot_id, p_url, p_lease_s);
+    IF NOT lease.is_taken THEN
+        SELECT 5, lease.holder_boot, lease.holder_url, lease.holder_nonce, lease.for_turn
+            INTO outcome, holder_boot, holder_url, holder_nonce, for_turn;
+        RETURN;
+    END IF;
+    SELECT status INTO known FROM turns WHERE session = here.id AND turn_id = t_turn_id;
+    IF FOUND THEN
+        outcome := CASE WHEN known = 0 THEN 3 ELSE 4 END;
+        IF known <> 0 THEN
+            PERFORM free_lease(p_owner, p_session_id, p_nonce);
+        END IF;
+        RETURN;
+    END IF;
+    IF here.writes <> p_writes THEN
+        outcome := 1;
+        RETURN;
+    END IF;
+    -- What a crash of the server loses of this is the trace of a turn, which then commits as any other.
+    PERFORM set_config('synchronous_commit', 'off', true);
+    INSERT INTO turns VALUES (here.id, t_turn_id, t_parent, t_depth, t_status, t_kept, t_agent_id, t_provider,
+        t_model, t_boot_id, t_started_at, t_finished_at, t_state, t_body);
+    IF k_key IS NOT NULL THEN
+        -- Fails if another transaction has just taken it: the caller tries again and finds whose it is.
+        INSERT INTO idempotency_keys VALUES (k_owner, k_key, k_fingerprint, here.id, t_turn_id, t_started_at, k_seal);
+    END IF;
+    UPDATE sessions SET last_accessed = p_last_accessed, expires_at = p_expires_at,
+        marked_idle = p_marked_idle, seal = p_seal, writes = writes + 1 WHERE id = here.id;
+    outcome := 0;
+END $$;
+
+-- End a turn: on the head (``p_commits``) or beside the tree. Outcomes: 0 done, 1 the record is not that of
+-- ``p_writes`` (nothing is done), 2 no such session, 3 it has been committed before, 4 it was ended otherwise
+-- before, 5 the head is not ``p_head``, 6 done, but its key belongs to another committed turn.
+CREATE FUNCTION end_turn(
+    p_owner bytea, p_session_id bytea, p_uid bytea, p_writes bigint, p_nonce text, p_commits boolean, p_head bytea,
+    s_head bytea, s_note bytea, s_depth bigint, s_updated_at bigint, s_last_accessed bigint, s_expires_at bigint,
+    s_marked_idle boolean, s_rev bigint, s_state_rev bigint, s_state_number bigint, s_last_state bigint,
+    s_seal bigint, s_state bytea, kept_state bytea,
+    k_owner bytea, k_key bytea, k_fingerprint bytea, k_seal bigint,
+    c_day bigint, c_prompt bigint, c_completion bigint, c_response_ms bigint, c_bucket smallint,
+    t_turn_id bytea, t_parent bytea, t_depth bigint, t_status smallint, t_kept boolean, t_agent_id bytea,
+    t_provider bytea, t_model bytea, t_boot_id bytea, t_started_at bigint, t_finished_at bigint, t_state bigint,
+    t_body bytea,
+    OUT outcome smallint
+) LANGUAGE plpgsql AS $$
+DECLARE
+    here record;
+    known record;
+BEGIN
+    SELECT id, writes, head, user_id INTO here FROM sessions
+        WHERE owner = p_owner AND session_id = p_session_id AND uid = p_uid FOR NO KEY UPDATE;
+    IF NOT FOUND THEN
+        outcome := 2;
+        RETURN;
+    END IF;
+    SELECT status, kept INTO known FROM turns WHERE session = here.id AND turn_id = t_turn_id;
+    IF FOUND AND known.status <> 0 THEN
+        PERFORM free_lease(p_owner, p_session_id, p_nonce);
+        outcome := CASE WHEN is_committed(known.status, known.kept) THEN 3 ELSE 4 END;
+        RETURN;
+    END IF;
+    IF p_commits AND here.head IS DISTINCT FROM p_head THEN
+        outcome := 5;
+        RETURN;
+    END IF;
+    IF here.writes <> p_writes THEN
+        outcome := 1;
+        RETURN;
+    END IF;
+    PERFORM free_lease(p_owner, p_session_id, p_nonce);
+    UPDATE turns SET parent = t_parent, depth = t_depth, status = t_status, kept = t_kept,
+        agent_id = t_agent_id, provider = t_provider, model = t_model, boot_id = t_boot_id,
+        started_at = t_started_at, finished_at = t_finished_at, state = t_state, body = t_body
+        WHERE session = here.id AND turn_id = t_turn_id AND status = 0;
+    IF NOT FOUND AND known.status = 0 THEN
+        outcome := 4;  -- its lease ran out, and somebody ended it a moment ago
+        RETURN;
+    ELSIF NOT FOUND THEN
+        INSERT INTO turns VALUES (here.id, t_turn_id, t_parent, t_depth, t_status, t_kept, t_agent_id, t_provider,
+            t_model, t_boot_id, t_started_at, t_finished_at, t_state, t_body);
+    END IF;
+    outcome := 0;
+    IF NOT p_commits THEN
+        DELETE FROM idempotency_keys WHERE session = here.id AND turn_id = t_turn_id;
+    ELSIF k_key IS NOT NULL THEN
+        -- Unless a committed turn has it: the commit counts, not the key.
+        INSERT INTO idempotency_keys AS k
+            VALUES (k_owner, k_key, k_fingerprint, here.id, t_turn_id, t_started_at, k_seal)
+            ON CONFLICT (owner, key) DO UPDATE SET fingerprint = excluded.fingerprint,
+                session = excluded.session, turn_id = excluded.turn_id, created_at = excluded.created_at,
+                seal = excluded.seal
+            WHERE NOT EXISTS (SELECT 1 FROM turns AS t
+                WHERE t.session = k.session AND t.turn_id = k.turn_id AND is_committed(t.status, t.kept)
+                AND NOT (k.session = excluded.session AND k.turn_id = excluded.turn_id));
+        IF NOT FOUND THEN
+            outcome := 6;
+        END IF;
+    END IF;
+    IF kept_state IS NOT NULL THEN
+        INSERT INTO states VALUES (here.id, s_state_number, kept_state);
+    END IF;
+    UPDATE sessions SET head = s_head, note = s_note, depth = s_depth, updated_at = s_updated_at,
+        last_accessed = s_last_accessed, expires_at = s_expires_at, marked_idle = s_marked_idle, rev = s_rev,
+        state_rev = s_state_rev, state_number = s_state_number, last_state = s_last_state, seal = s_seal,
+        state = s_state, writes = writes + 1 WHERE id = here.id;
+    PERFORM count_turn(p_owner, here.user_id, c_day, (t_status = 2)::int, c_prompt, c_completion,
+        c_response_ms, c_bucket);
+END $$;
+
+-- One step of a sweep: phases brought up to ``p_now`` as far as ``p_limit`` rows go. ``is_last``: nothing is
+-- left; then ``expired`` is how many have expired since the last sweep.
+CREATE FUNCTION sweep(p_now bigint, p_limit integer, OUT expired bigint, OUT is_last boolean)
+LANGUAGE plpgsql AS $$
+DECLARE
+    since bigint;
+    idle_ms bigint;
+    moved bigint;
+    moved_too bigint;
+    -- A write that was not committed when the last sweep looked, or of a process whose clock is late.
+    slack CONSTANT bigint := 600000;
+BEGIN
+    SELECT swept_ms, idle_after_ms INTO since, idle_ms FROM sweeps FOR UPDATE;
+    expired := 0;
+    is_last := true;
+    IF p_now <= since THEN
+        RETURN;
+    END IF;
+    UPDATE sessions SET phase = 1 WHERE id IN (SELECT id FROM sessions
+        WHERE idle_ms > 0 AND phase = 0 AND last_accessed > since - idle_ms - slack
+        AND last_accessed <= p_now - idle_ms ORDER BY last_accessed LIMIT p_limit FOR NO KEY UPDATE SKIP LOCKED);
+    GET DIAGNOSTICS moved = ROW_COUNT;
+    UPDATE sessions SET phase = 3 WHERE id IN (SELECT id FROM sessions
+        WHERE phase <> 3 AND expires_at > since - slack AND expires_at <= p_now
+        ORDER BY expires_at LIMIT p_limit FOR NO KEY UPDATE SKIP LOCKED);
+    GET DIAGNOSTICS moved_too = ROW_COUNT;
+    is_last := moved < p_limit AND moved_too < p_limit;
+    IF is_last THEN
+        SELECT count(*) INTO expired FROM sessions WHERE expires_at > since AND expires_at <= p_now;
+        UPDATE sweeps SET swept_ms = p_now;
+    END IF;
+END $$;
+
+-- Remove up to ``p_limit`` sessions that expired up to ``p_line`` and whose turns do not run.
+CREATE FUNCTION purge(p_line bigint, p_limit integer) RETURNS bytea[] LANGUAGE plpgsql AS $$
+DECLARE
+    due bigint[];
+    keys bytea[];
+BEGIN
+    WITH found AS (
+        SELECT s.id, s.owner, s.session_id FROM sessions AS s
+            WHERE s.expires_at <= p_line AND NOT EXISTS (SELECT 1 FROM leases AS l
+                WHERE l.owner = s.owner AND l.session_id = s.session_id AND l.turn_id IS NOT NULL
+                AND l.until > clock_timestamp())
+            ORDER BY s.expires_at LIMIT p_limit FOR UPDATE SKIP LOCKED
+    ) SELECT array_agg(id), array_agg(array[owner, session_id]) INTO due, keys FROM found;
+    PERFORM remove_sessions(due);
+    RETURN keys;
+END $$;
+
+-- Make the phases right where sessions go idle after another time than before.
+CREATE FUNCTION set_idle_after(p_idle_ms bigint) RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+    swept bigint;
+BEGIN
+    PERFORM 1 FROM sweeps WHERE idle_after_ms <> p_idle_ms;
+    IF NOT FOUND THEN
+        RETURN;
+    END IF;
+    UPDATE sweeps SET idle_after_ms = p_idle_ms RETURNING swept_ms INTO swept;
+    UPDATE sessions SET phase = phase_at(archived, marked_idle, last_accessed, expires_at, swept, p_idle_ms)
+        WHERE phase <> phase_at(archived, marked_idle, last_accessed, expires_at, swept, p_idle_ms);
+END $$;
