@@ -192,6 +192,11 @@ class Runtime:
     def turns_in_flight(self) -> int:
         return len(self._turns)
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether turns are in flight here, or answers of other nodes on their way through this one."""
+        return len(self._turns) > 0 or (self._link is not None and self._link.under_way > 0)
+
     async def __aenter__(self) -> Self:
         # Imports: better now than in the first turn, or between another process and this one.
         self._models.preload()

@@ -148,13 +148,21 @@ class KeyTaken(AgentPoolError):
 
 
 class RunsElsewhere(AgentPoolError):
-    """Another process has what is asked for, and does not answer."""
+    """Another process has what is asked for, and does not answer.
+
+    ``outcome_unknown``: a request that it was sent may have been carried out.
+    """
 
     code = "NODE_UNREACHABLE"
 
-    def __init__(self, node: Node, **ids: Any) -> None:
+    def __init__(self, node: Node, *, outcome_unknown: bool = False, **ids: Any) -> None:
         super().__init__(**{"retry_after_s": 1, **ids})
         self.node = node
+        self.outcome_unknown = outcome_unknown
+
+    @property
+    def extra(self) -> dict[str, Any]:
+        return {"outcome": "unknown"} if self.outcome_unknown else {}
 
 
 class SessionArchived(AgentPoolError):
@@ -182,7 +190,10 @@ class PoolExhausted(AgentPoolError):
 
 
 class Draining(AgentPoolError):
-    """The server is shutting down and takes no new turns."""
+    """The server is shutting down and takes no new turns.
+
+    Nothing was begun, unless it names a turn.
+    """
 
     code = "DRAINING"
 

@@ -30,6 +30,8 @@ class NodeClient:
     def __init__(self, here: Node) -> None:
         self.here = here
         self.secret = ""
+        self.under_way = 0
+        """How many requests other nodes are answering."""
         self._client: httpx2.AsyncClient | None = None
 
     def open(self, secret: str) -> None:
@@ -87,14 +89,24 @@ class NodeClient:
             content=body,
             timeout=httpx2.Timeout(idle_s, connect=CONNECT_S),
         )
+        self.under_way += 1
         try:
-            response = await self._client.send(request, stream=True)
-        except httpx2.TransportError as error:
-            raise RunsElsewhere(node) from error
-        try:
-            yield response
+            response = await self._send(request, node)
+            try:
+                yield response
+            finally:
+                await response.aclose()
         finally:
-            await response.aclose()
+            self.under_way -= 1
+
+    async def _send(self, request: httpx2.Request, node: Node) -> httpx2.Response:
+        assert self._client is not None
+        try:
+            return await self._client.send(request, stream=True)
+        except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
+            raise RunsElsewhere(node) from error
+        except httpx2.TransportError as error:
+            raise RunsElsewhere(node, outcome_unknown=True) from error
 
     async def _ask_turns(self, node: Node, path: str, question: JsonObject) -> tuple[str, ...]:
         answer = await self._ask(node, "POST", path, question)

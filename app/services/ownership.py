@@ -220,6 +220,16 @@ class Ownership:
             return {}
         return await self._ask(await self._others(), lambda peers, node: peers.stats_of(node))
 
+    async def find_successor(self) -> Node | None:
+        """Return the other node that was started last: the least likely to be about to end, too."""
+        if self._leases is None:
+            return None
+        try:
+            others = [node for node in await self._others() if node.url is not None]
+        except StoreUnavailable:
+            return None
+        return max(others, key=lambda node: node.boot_id, default=None)  # ids are in order of time
+
     def referral(self, taken: KeyTaken) -> RunsElsewhere:
         """Return where to repeat a request whose key has a turn already: here, if that has ended."""
         node = self.here if taken.holder is None else taken.holder.node

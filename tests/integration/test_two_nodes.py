@@ -213,6 +213,47 @@ async def test_who_waits_is_not_cancelled_for_who_runs(nodes: tuple[LocalNode, L
     assert (await waiting).json()["turn_count"] == 1
 
 
+async def test_a_node_that_drains_passes_its_turns_on(nodes: tuple[LocalNode, LocalNode]) -> None:
+    """New turns, and those that wait, are another node's; the drain lasts until they have ended."""
+    here, there = nodes
+    own, _ = await begin_turn(here, "s", SLOW)
+    waiting = asyncio.ensure_future(here.chat("s", "next"))
+    await until(lambda: here.runtime.turns_in_flight == 2)
+    here.runtime.begin_drain()
+    passed, turn_id = await begin_turn(here, "t", SLOW)
+    assert there.runtime._turns.get(turn_id) is not None
+    assert here.runtime.is_busy
+    assert (await read_events(own))[-1]["type"] == "turn.finished"
+    assert (await read_events(passed))[-1]["type"] == "turn.finished"
+    assert (await waiting).json()["turn_count"] == 2
+    assert (await here.chat("t", "more")).json()["turn_count"] == 2
+    await until(lambda: not here.runtime.is_busy)
+
+
+async def test_nodes_that_all_drain_refuse(nodes: tuple[LocalNode, LocalNode]) -> None:
+    """If no node takes turns, clients are told so, and nothing is begun."""
+    for node in nodes:
+        node.runtime.begin_drain()
+    for node in nodes:
+        refused = await node.chat("s", "one")
+        assert (refused.status_code, refused.json()["code"]) == (503, "DRAINING")
+        assert refused.headers["retry-after"] == "1"
+    assert (await nodes[0].client.get("/sessions/s")).status_code == 404
+
+
+async def test_a_turn_that_a_drain_ended_is_not_begun_again(nodes: tuple[LocalNode, LocalNode]) -> None:
+    """What it has said is kept; no other node is asked to say it once more."""
+    here, there = nodes
+    asked = asyncio.ensure_future(here.chat("s", STUCK))
+    await until(lambda: here.runtime.turns_in_flight == 1 and here.runtime._turns.all()[0].turn is not None)
+    here.runtime.begin_drain()
+    await here.runtime.cancel_turns()
+    answer = await asked
+    assert (answer.status_code, answer.json()["code"]) == (503, "DRAINING")
+    turns = (await there.client.get("/sessions/s/turns")).json()["turns"]
+    assert [turn["status"] for turn in turns] == ["cancelled"]
+
+
 async def test_busy_policies_count_on_every_node(nodes: tuple[LocalNode, LocalNode]) -> None:
     """While a turn runs on one node another one refuses, waits or interrupts, as it is told to."""
     here, there = nodes
@@ -220,6 +261,8 @@ async def test_busy_policies_count_on_every_node(nodes: tuple[LocalNode, LocalNo
     await until(lambda: here.runtime._turns.all()[0].log.events[1:])  # it has said something
     busy = await there.chat("s", "no", on_busy="reject")
     assert (busy.status_code, busy.json()["code"], busy.json()["turn_id"]) == (409, "SESSION_BUSY", turn_id)
+    flight = here.runtime._turns.get(turn_id)
+    await until(lambda: flight is not None and len(flight.log.events) > 1)  # it has said something
     interrupting = await there.chat("s", "stop that", on_busy="interrupt")
     assert interrupting.status_code == 200, interrupting.text
     ended = (await read_events(own))[-1]

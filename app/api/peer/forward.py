@@ -14,8 +14,9 @@ from app.api.departure import ClientLeft, client_watched
 from app.api.errors import problem_response
 from app.api.exchange import Exchange, Missing, exchange_of
 from app.api.peer.gate import HOPS_KEY
-from app.domain.errors import RunsElsewhere
+from app.domain.errors import Draining, RunsElsewhere
 from app.domain.lease import Node
+from app.services import Services
 
 MAX_HOPS = 3
 """A turn may end, and another node take the session, while a request is on its way."""
@@ -53,40 +54,55 @@ class Forwarder(Protocol):
 
 
 def install_forwarding(app: FastAPI, forwarder: Forwarder) -> None:
-    """Have requests answered by the node that ``RunsElsewhere`` names."""
+    """Have requests answered by the node that ``RunsElsewhere`` names.
+
+    And by any other one what was not begun here because this node drains.
+    """
 
     async def forward(request: Request, error: Exception) -> Response:
         assert isinstance(error, RunsElsewhere)
-        exchange = exchange_of(request.scope)
-        exchange.turn_id = None  # of the turn that was not to be; the other node's answer names its own
-        hops: int = request.scope.get(HOPS_KEY, 0)
-        if error.node.url is None or hops >= MAX_HOPS:
-            return problem_response(error, exchange)
-        return await _ask(forwarder, error, request, exchange, hops)
+        return await _forward(forwarder, error.node, error, request)
+
+    async def pass_on(request: Request, error: Exception) -> Response:
+        assert isinstance(error, Draining)
+        services: Services = request.app.state.services
+        node = await services.chat.find_successor() if error.turn_id is None else None
+        return await _forward(forwarder, node, error, request)
 
     app.add_exception_handler(RunsElsewhere, forward)
+    app.add_exception_handler(Draining, pass_on)
 
 
-async def _ask(
-    forwarder: Forwarder, error: RunsElsewhere, request: Request, exchange: Exchange, hops: int
+async def _forward(
+    forwarder: Forwarder, node: Node | None, error: RunsElsewhere | Draining, request: Request
 ) -> Response:
+    """Return the node's answer, or ``error`` if it cannot be asked."""
+    exchange = exchange_of(request.scope)
+    hops: int = request.scope.get(HOPS_KEY, 0)
+    if node is None or node.url is None or hops >= MAX_HOPS:
+        return problem_response(error, exchange)
+    exchange.turn_id = None  # of the turn that was not to be; the other node's answer names its own
+    try:
+        return await _ask(forwarder, node, request, exchange, hops)
+    except RunsElsewhere as failure:
+        return problem_response(failure if failure.outcome_unknown else error, exchange)
+
+
+async def _ask(forwarder: Forwarder, node: Node, request: Request, exchange: Exchange, hops: int) -> Response:
     scope = request.scope
     query: bytes = scope["query_string"]
     stack = AsyncExitStack()
-    try:
-        async with client_watched(request.receive):
-            answer = await stack.enter_async_context(
-                forwarder.forward(
-                    error.node,
-                    scope["method"],
-                    exchange.path + (f"?{query.decode('latin-1')}" if query else ""),
-                    _headers_to_send(scope, exchange, hops),
-                    None if isinstance(exchange.body, Missing) else orjson.dumps(exchange.body),
-                    idle_s=_patience(scope, request),
-                )
+    async with client_watched(request.receive):
+        answer = await stack.enter_async_context(
+            forwarder.forward(
+                node,
+                scope["method"],
+                exchange.path + (f"?{query.decode('latin-1')}" if query else ""),
+                _headers_to_send(scope, exchange, hops),
+                None if isinstance(exchange.body, Missing) else orjson.dumps(exchange.body),
+                idle_s=_patience(scope, request),
             )
-    except RunsElsewhere:
-        return problem_response(error, exchange)
+        )
     return ForwardedResponse(answer, stack)
 
 
