@@ -2,7 +2,8 @@
 
 Two nodes, fifty sessions, sixty clients, and no request is sent to a node for any reason. All
 the while something happens to a node: it stops for longer than its leases last, it dies and
-comes back, or its way to the store becomes slow, deaf, one-way or closed.
+comes back, or its way to the store becomes slow, deaf, one-way or closed. That goes on for ten
+seconds; ``--cluster-s 30`` is the whole proof, and ``--cluster-seed`` another course of it.
 """
 
 import asyncio
