@@ -166,7 +166,8 @@ class Supervisor:
             await self._replace_all()
 
     async def _replace_all(self) -> None:
-        for place, worker in [(place, place.worker) for place in self._places]:
+        serving = [(place, place.worker) for place in self._places if not place.is_over.is_set()]
+        for place, worker in serving:
             # One that died meanwhile has, or gets, a successor in its own place.
             if place.worker is not worker or worker is None or worker.returncode is not None:
                 continue

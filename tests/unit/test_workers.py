@@ -24,6 +24,7 @@ echo $$ >> started
 case $mode in
     failing) exit 3 ;;
     waiting) read _ < gate ;;
+    lingering) trap '' TERM ;;
 esac
 echo $$ >> ready
 echo ready
@@ -34,7 +35,8 @@ exec cat > /dev/null
 class Crew:
     """Two workers of a supervisor. The next ones that start are as ``mode`` says:
 
-    ``ready`` soon, ``failing``, or ``waiting`` until the test lets one through the gate.
+    ``ready`` soon, ``failing``, ``waiting`` until the test lets one through the gate, or ``lingering``
+    when they are to end, until they are killed.
     """
 
     def __init__(self, folder: Path, listener: socket.socket) -> None:
@@ -266,6 +268,25 @@ async def test_worker_stays_until_its_own_successor_is_ready(
     os.kill(crew.started()[2], signal.SIGKILL)
     await until(lambda: "a successor did not become ready" in caplog.text)
     assert crew.alive() == {stays, crew.started()[3]}
+    assert await crew.end() == 0
+
+
+async def test_worker_that_still_drains_is_not_replaced_again(
+    crew: Crew, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A second SIGHUP replaces those that serve, however long their predecessors take to end."""
+    crew.mode("lingering")
+    before = await crew.start()
+    crew.mode("ready")
+    for count in (1, 2):
+        os.kill(os.getpid(), signal.SIGHUP)
+        await until(lambda count=count: caplog.text.count("every worker is replaced") == count)
+    try:
+        assert len(crew.started()) == 6
+        await until(lambda: crew.alive() == before | set(crew.started()[4:]))
+    finally:
+        for pid in before:
+            os.kill(pid, signal.SIGKILL)
     assert await crew.end() == 0
 
 
