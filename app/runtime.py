@@ -192,6 +192,11 @@ class Runtime:
     def turns_in_flight(self) -> int:
         return len(self._turns)
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether turns are in flight here, or answers of other nodes on their way through this one."""
+        return len(self._turns) > 0 or (self._link is not None and self._link.under_way > 0)
+
     async def __aenter__(self) -> Self:
         # Imports: better now than in the first turn, or between another process and this one.
         self._models.preload()
@@ -211,6 +216,7 @@ class Runtime:
     def begin_drain(self) -> None:
         """Refuse new turns; those that run go on."""
         self.agents.begin_drain()
+        self._conductor.begin_drain()
 
     async def cancel_turns(self) -> None:
         """Cancel what still runs and keep what it has said so far; no turn starts after this.

@@ -2,8 +2,10 @@
 
 The end has an order, which ``PoolServer.shutdown`` is:
 
-1. turns that come and turns that wait are refused; every answer says ``Connection: close``;
-2. running turns end, for ``DRAIN_TIMEOUT_S`` at most or until a second signal;
+1. turns that come and turns that wait are refused, or, where the store is shared, passed on to
+   another node; every answer says ``Connection: close``;
+2. running turns end, and answers that come from other nodes, for ``DRAIN_TIMEOUT_S`` at most or
+   until a second signal;
 3. the others are cancelled, and what they have said is kept;
 4. answers that are being written are finished, and the connections closed;
 5. pool, models and last the store are closed: from then on another process may have it.
@@ -105,9 +107,7 @@ class PoolServer(uvicorn.Server):
         last_call = asyncio.get_running_loop().call_later(LAST_CALL_S, partial(self._wind_down, idle=True))
         if self._shares_socket:
             self.servers[0].close()  # not the one for other nodes, who watch what still runs here
-        await self._wait(
-            lambda: self.is_wait_over or not runtime.turns_in_flight, runtime.settings.drain_timeout_s
-        )
+        await self._wait(lambda: self.is_wait_over or not runtime.is_busy, runtime.settings.drain_timeout_s)
         await runtime.cancel_turns()
         self._stop_accepting()
         await self._wait(self._is_alone, LAST_CALL_S)

@@ -1,8 +1,8 @@
 """A small round-robin HTTP proxy, as it may stand before several nodes.
 
-No request sticks to a node. What a node was sent is never sent again; only one that refuses
-the connection, or says that it drains and so began nothing, is passed by. A node whose
-``/ready`` is not 200 gets nothing. Streams are passed on as they come.
+No request sticks to a node. What was sent is never sent again: a node is passed by only if it
+refuses the connection. One whose ``/ready`` is not 200 gets nothing, as far as that is known.
+Streams are passed on as they come.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ _HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "content-length"
 class Balancer:
     """Listens on a free port, on a thread of its own. ``find_urls`` tells where the nodes are now.
 
-    ``sent`` counts the requests of each node's URL, ``passed_by`` those that a node did not want.
+    ``sent`` counts the requests of each node's URL, ``refused`` the connections.
     """
 
     def __init__(self, find_urls: Callable[[], Sequence[str]]) -> None:
@@ -32,7 +32,7 @@ class Balancer:
         self._ready: dict[str, bool] = {}
         self._next = 0
         self.sent: Counter[str] = Counter()
-        self.passed_by: Counter[str] = Counter()
+        self.refused = 0
         self.url = ""
         self._loop = asyncio.new_event_loop()
         self._is_over = asyncio.Event()
@@ -110,16 +110,12 @@ class Balancer:
             try:
                 answer = await self._send(request, url, body)
             except aiohttp.ClientConnectorError:
-                self.passed_by["refused"] += 1
+                self.refused += 1
                 continue
             async with answer:
-                if answer.status == 503 and b'"DRAINING"' in (raw := await answer.read()):
-                    self.passed_by["draining"] += 1
-                    last = web.Response(status=503, body=raw, content_type="application/problem+json")
-                    continue
                 self.sent[url] += 1
                 return await self._answer(request, answer)
-        return last if tried and self.passed_by["draining"] else web.Response(status=502)
+        return web.Response(status=502)
 
     async def _send(self, request: web.Request, url: str, body: bytes) -> aiohttp.ClientResponse:
         headers = {name: value for name, value in request.headers.items() if name.lower() not in _HOP_BY_HOP}

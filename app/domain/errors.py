@@ -147,14 +147,29 @@ class KeyTaken(AgentPoolError):
         self.holder = holder
 
 
-class RunsElsewhere(AgentPoolError):
-    """Another process has what is asked for, and does not answer."""
+class NodeUnreachable(AgentPoolError):
+    """Another process has what is asked for, and does not answer.
+
+    ``outcome_unknown``: a request that it was sent may have been carried out.
+    """
 
     code = "NODE_UNREACHABLE"
 
-    def __init__(self, node: Node, **ids: Any) -> None:
+    def __init__(self, node: Node, *, outcome_unknown: bool = False, **ids: Any) -> None:
         super().__init__(**{"retry_after_s": 1, **ids})
         self.node = node
+        self.outcome_unknown = outcome_unknown
+
+    @property
+    def extra(self) -> dict[str, Any]:
+        return {"outcome": "unknown"} if self.outcome_unknown else {}
+
+
+class RunsElsewhere(NodeUnreachable):
+    """Another process has what is asked for, and is to be asked; from here it cannot be.
+
+    Faces send the request there, so that only programs without one ever see this.
+    """
 
 
 class SessionArchived(AgentPoolError):
@@ -182,7 +197,10 @@ class PoolExhausted(AgentPoolError):
 
 
 class Draining(AgentPoolError):
-    """The server is shutting down and takes no new turns."""
+    """The server is shutting down and takes no new turns.
+
+    Nothing was begun, unless it names a turn.
+    """
 
     code = "DRAINING"
 

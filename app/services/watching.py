@@ -3,6 +3,7 @@
 from app.domain.chat import ActiveTurns
 from app.domain.errors import NoActiveTurn, RunsElsewhere, TurnNotFound
 from app.domain.ids import SessionKey
+from app.domain.lease import Node
 from app.domain.replay import Numbered, replay
 from app.domain.session import Session
 from app.domain.turn import CancelOrder, CancelReason, Turn, TurnStatus
@@ -90,7 +91,7 @@ class TurnWatching:
         Raises:
             SessionNotFound, NoActiveTurn
             TurnNotFound: ``turn_id`` names no turn of this session.
-            RunsElsewhere: it is another node's, which does not answer.
+            NodeUnreachable: it is another node's, which does not answer.
         """
         session = await self._admission.get(key, user_id)
         order = CancelOrder(CancelReason.USER, keep_partial, turn_id, all_turns)
@@ -105,6 +106,10 @@ class TurnWatching:
         if turn_id is not None and not all_turns:
             await self._store.get_turn(session, turn_id)  # TurnNotFound if it never was
         raise NoActiveTurn(session_id=key.session_id)
+
+    async def find_successor(self) -> Node | None:
+        """Return the node that takes the turns that this one, which drains, takes no more."""
+        return await self._ownership.find_successor()
 
     def turns_here(self, key: SessionKey) -> tuple[str, ...]:
         """Return the session's turns that this process has in flight, the running one first."""

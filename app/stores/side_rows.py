@@ -1,6 +1,6 @@
 """Rows of what hangs on a session beside its turns <-> domain values, as both databases with SQL have them.
 
-Each is checked against its seal, which is made with the ``uid`` of its session, so that none counts for another one.
+Each is checked against its seal, which is made with the ``uid`` of its session: none counts for another one.
 """
 
 import struct

@@ -1,13 +1,13 @@
 """A server process on the demo model, shared by the tests of one module."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 
 from tests.postgresserver import PostgresServer, find_binaries
 from tests.redisserver import RedisServer
 from tests.serverprocess import ServerProcess
-from tests.storeserver import STORES, StoreServer, open_store_server, url_through
+from tests.storeserver import STORES, StoreServer, open_store_server
 
 KILLS = 20
 CLUSTER_S = 10.0
@@ -68,9 +68,3 @@ def store_server(request: pytest.FixtureRequest) -> Iterator[StoreServer]:
     """A server of each kind that nodes can share; whatever a test does to it, it leaves it running."""
     with open_store_server(request.param) as server:
         yield server
-
-
-@pytest.fixture
-def store_url_port(store_server: StoreServer) -> tuple[Callable[[int], str], int]:
-    """How the store's URL is by way of another port, and its own port."""
-    return lambda port: url_through(store_server, port), store_server.port

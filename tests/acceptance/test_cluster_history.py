@@ -2,7 +2,9 @@
 
 Two nodes, fifty sessions, sixty clients, and no request is sent to a node for any reason. All
 the while something happens to a node: it stops for longer than its leases last, it dies and
-comes back, or its way to the store becomes slow, deaf, one-way or closed.
+comes back, or its way to the store becomes slow, deaf, one-way or closed; and now and then the
+store itself stands still, or dies and comes back. That goes on for ten seconds; ``--cluster-s 30``
+is the whole proof, and ``--cluster-seed`` another course of it.
 """
 
 import asyncio
@@ -23,6 +25,7 @@ from tests.acceptance.history import Fault, Log, Op, check, messages_of
 from tests.cluster import LEASE_S, Cluster, until
 from tests.faultproxy import BLACK_HOLE, HOLD, PASS, REFUSE, RESET, SWALLOW_REPLIES, FaultProxy, latency
 from tests.modelserver import ModelServer
+from tests.storeserver import StoreServer, url_through
 
 NODES, SESSIONS, TALKERS = 2, 50, 60
 FAULTS = (latency(0.2), RESET, BLACK_HOLE, HOLD, SWALLOW_REPLIES, REFUSE)
@@ -34,7 +37,11 @@ _log = logging.getLogger(__name__)
 class Trouble:
     """What happens to the nodes, one after another or to both at once, as ``chance`` has it."""
 
-    def __init__(self, cluster: Cluster, proxies: list[FaultProxy], chance: Random) -> None:
+    def __init__(
+        self, store: StoreServer, cluster: Cluster, proxies: list[FaultProxy], chance: Random
+    ) -> None:
+        self._store = store
+        self._is_store_up = asyncio.Lock()  # a node that starts needs it
         self._cluster = cluster
         self._proxies = proxies
         self._chance = chance
@@ -42,8 +49,9 @@ class Trouble:
         self.starts_s: list[float] = []
 
     async def make(self, until_s: float) -> None:
-        """Let things happen to each node until ``until_s``, and end with all well."""
-        await asyncio.gather(*(self._make(number, until_s) for number in range(NODES)))
+        """Let things happen to each node and to the store until ``until_s``, and end with all well."""
+        nodes = (self._make(number, until_s) for number in range(NODES))
+        await asyncio.gather(self._shake_store(until_s), *nodes)
 
     async def _make(self, number: int, until_s: float) -> None:
         while (left_s := until_s - time.monotonic()) > 0:
@@ -59,8 +67,9 @@ class Trouble:
 
     async def _kill(self, number: int) -> None:
         await asyncio.to_thread(self._cluster.kill, number)
-        began = time.monotonic()
-        await asyncio.to_thread(self._cluster.nodes[number].start)
+        async with self._is_store_up:
+            began = time.monotonic()
+            await asyncio.to_thread(self._cluster.nodes[number].start)
         self.starts_s.append(round(time.monotonic() - began, 1))
         self.done["kill"] += 1
 
@@ -71,6 +80,16 @@ class Trouble:
         await asyncio.to_thread(proxy.inflict, PASS)
         self.done[str(fault)] += 1
 
+    async def _shake_store(self, until_s: float) -> None:
+        while (left_s := until_s - time.monotonic()) > 0:
+            await self._lasts(min(left_s, self._chance.uniform(2, 6)))
+            kills = self._chance.random() < 0.5
+            async with self._is_store_up:
+                await asyncio.to_thread(self._store.kill if kills else self._store.freeze)
+                await self._lasts(self._chance.uniform(0.1, 1.2) * LEASE_S)
+                await asyncio.to_thread(self._store.start if kills else self._store.thaw)
+            self.done["store killed" if kills else "store frozen"] += 1
+
     async def _lasts(self, seconds: float) -> None:
         over = asyncio.get_running_loop().create_future()
         asyncio.get_running_loop().call_later(seconds, over.set_result, None)
@@ -80,14 +99,12 @@ class Trouble:
 class World:
     """A cluster, each node behind a fault proxy of its own, and its clients."""
 
-    def __init__(
-        self, cluster: Cluster, proxies: list[FaultProxy], model: ModelServer, folder: Path, seed: int
-    ) -> None:
+    def __init__(self, cluster: Cluster, trouble: Trouble, model: ModelServer, folder: Path) -> None:
         self.cluster = cluster
+        self.trouble = trouble
         self.model = model
         self.log = Log(folder / "ops.jsonl")
         self.sessions = [f"s{number}" for number in range(SESSIONS)]
-        self.trouble = Trouble(cluster, proxies, Random(seed))
         self.talkers = [
             Talker(number, self.sessions[number % SESSIONS], lambda: cluster.urls, self.log)
             for number in range(TALKERS)
@@ -134,17 +151,15 @@ class World:
 
 
 @pytest.fixture
-def world(
-    store_url_port: tuple[Callable[[int], str], int], tmp_path: Path, cluster_seed: int
-) -> Iterator[World]:
-    url_at, port = store_url_port
+def world(store_server: StoreServer, tmp_path: Path, cluster_seed: int) -> Iterator[World]:
     with ExitStack() as stack:
         model = stack.enter_context(ModelServer())
-        proxies = [stack.enter_context(FaultProxy(port)) for _ in range(NODES)]
-        urls = [url_at(proxy.port) for proxy in proxies]
+        proxies = [stack.enter_context(FaultProxy(store_server.port)) for _ in range(NODES)]
+        urls = [url_through(store_server, proxy.port) for proxy in proxies]
         settings = {"SESSION_QUEUE_WAIT_S": "6", "DRAIN_TIMEOUT_S": "2"}
         cluster = stack.enter_context(Cluster(tmp_path, urls, model, **settings))
-        yield World(cluster, proxies, model, tmp_path, cluster_seed)
+        trouble = Trouble(store_server, cluster, proxies, Random(cluster_seed))
+        yield World(cluster, trouble, model, tmp_path)
 
 
 @pytest.mark.timeout(600)

@@ -108,6 +108,10 @@ def test_a_repeat_elsewhere_gets_the_turn_of_whoever_has_it(cluster: Cluster, mo
     assert repeat() == answered
     assert answered["turn_id"] != turn_id
     assert model.calls()["hello"] == 2
+    # Who watched the turn that died hears of its end on any node.
+    path, seen = f"/sessions/dead/turns/{turn_id}/stream", {"Last-Event-ID": f"{turn_id}:1"}
+    end = list(b.stream(path, method="GET", headers=seen))[-1]
+    assert (end["type"], end["code"]) == ("turn.failed", "INTERRUPTED")
     codes = [(turn["status"], (turn["error"] or {}).get("code")) for turn in cluster.turns("dead", 1)]
     assert codes == [("failed", "INTERRUPTED"), ("finished", None)]
     cluster.nodes[0].start()

@@ -119,8 +119,8 @@ async def test_moving_has_more_patience_than_serving(
     source = SqliteStore(str(tmp_path / "source.db"), LIFE)
     await source.open(BOOT)
     await fill(source)
-    monkeypatch.setattr("app.stores.sqlite.READ_TIMEOUT_S", 0.0)
-    monkeypatch.setattr("app.stores.sqlite.WRITE_TIMEOUT_S", 0.0)
+    monkeypatch.setattr("app.stores.sqlite.store.READ_TIMEOUT_S", 0.0)
+    monkeypatch.setattr("app.stores.sqlite.store.WRITE_TIMEOUT_S", 0.0)
     with pytest.raises(StoreUnavailable):
         await source.get_session_stats()
     await copy_all(source, store)
@@ -132,7 +132,7 @@ async def test_moving_does_not_wait_for_ever(store: SqliteStore, monkeypatch: py
     """Where even that patience ends, the call fails, and says that it may yet be done."""
     session, _ = await extend(store, await stored_session(store), 1)
     dump = await get_dump(store, session.key)
-    monkeypatch.setattr("app.stores.sqlite_moving.PATIENCE_S", 0.0)
+    monkeypatch.setattr("app.stores.sqlite.moving.PATIENCE_S", 0.0)
     for call in (store.dump_rest(), store.load_session(dump)):
         with pytest.raises(StoreUnavailable) as caught:
             await call

@@ -205,7 +205,7 @@ async def wait_reply(begun: Flight | PastTurn, call: Call) -> ChatReply:
         finally:
             begun.leave()
         if isinstance(ended, TurnCancelled) and ended.reason is CancelReason.DRAIN:
-            raise Draining()
+            raise Draining(turn_id=begun.turn_id)
     return call.services.chat.reply_of(begun)
 
 
