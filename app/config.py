@@ -7,7 +7,6 @@ variable of the same name in capitals, in the order of ``.env.example``.
 import os
 import re
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
 
 from dotenv import dotenv_values
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
@@ -21,6 +20,7 @@ from app.pool.limits import PoolLimits
 Names = Annotated[tuple[str, ...], NoDecode]
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 _ENV_FILE = ".env"
+_HOST = r"(\[[0-9A-Fa-f:.]+\]|[^\s:/?#@\[\]\\]+)"
 _KNOWN_VENDORS = ("openai", "deepseek", "ollama")
 
 
@@ -149,15 +149,15 @@ class Settings(BaseSettings):
     @field_validator("node_url")
     @classmethod
     def _check_node_url(cls, url: str | None) -> str | None:
-        parts = urlsplit(url or "http://host")
-        if parts.scheme != "http" or not parts.hostname or parts.path not in ("", "/") or parts.query:
+        match = re.fullmatch(rf"http://{_HOST}(:[0-9]{{1,5}})?/?", url or "http://host")
+        if match is None or not 0 < int((match[2] or ":80")[1:]) <= 65_535:
             raise ValueError("must be http://host:port")
         return url.rstrip("/") if url else None
 
     @field_validator("node_listen")
     @classmethod
     def _check_node_listen(cls, address: str | None) -> str | None:
-        if address and not re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[^\s:/\[\]]+):[0-9]{1,5}", address):
+        if address and not re.fullmatch(rf"{_HOST}:[0-9]{{1,5}}", address):
             raise ValueError("must be host:port")
         return address or None
 

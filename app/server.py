@@ -168,11 +168,12 @@ async def serve(
 
     Raises:
         StoreLocked, StoreUnavailable, ValueError: the store cannot be opened.
+        ValueError: also, there is no listening for other nodes; names the setting.
     """
     sockets = [listener]
     node_url = node_port = None
     if settings.is_store_shared:
-        sockets.append(listen_to_nodes(settings))
+        sockets.append(listen_to_nodes(settings, not_on=listener.getsockname()[1]))
         node_url = url_of(sockets[1], towards=settings.store_url)
         node_port = sockets[1].getsockname()[1]
     for each in sockets:
@@ -212,17 +213,24 @@ def bind(host: str, port: int) -> socket.socket:
     return listener
 
 
-def listen_to_nodes(settings: Settings) -> socket.socket:
+def listen_to_nodes(settings: Settings, *, not_on: int) -> socket.socket:
     """Return the socket that other processes of the store reach this one by.
+
+    ``not_on`` is the port for clients, which counts on every address: by nothing but the port that
+    it came to is a request known to be a client's.
 
     Raises:
         ValueError: it cannot be had; names the setting.
     """
     host, _, port = (settings.node_listen or f"{address_towards(settings.store_url)}:0").rpartition(":")
     try:
-        return bind(host.strip("[]"), int(port))
+        listener = bind(host.strip("[]"), int(port))
     except (OSError, OverflowError) as error:
         raise ValueError(f"NODE_LISTEN: cannot listen on {host}:{port}: {error}") from None
+    if listener.getsockname()[1] == not_on:
+        listener.close()
+        raise ValueError(f"NODE_LISTEN: {host}:{not_on} has the port that clients use (PORT); take another")
+    return listener
 
 
 def take_over(descriptor: int) -> socket.socket:

@@ -124,7 +124,7 @@ def test_workers_that_cannot_start_end_all(tmp_path: Path) -> None:
     """If the store cannot be reached the command ends, says why, and starts nothing again and again."""
     ended = run_server(tmp_path, "postgresql://someone:hidden@127.0.0.1:1/nothing")
     assert ended.returncode == 1
-    assert "a worker ended before it was ready" in ended.stderr
+    assert "all end, since not all were ready yet" in ended.stderr
     assert "hidden" not in ended.stderr + ended.stdout
 
 

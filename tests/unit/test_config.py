@@ -55,6 +55,22 @@ def test_arguments_win_over_environment_over_file(tmp_path, monkeypatch):
         ("CONTEXT_POLICY", "last"),
         ("CONTEXT_POLICY", "tokens:0"),
         ("LOG_LEVEL", "loud"),
+        ("NODE_URL", "https://host:1"),
+        ("NODE_URL", "host:1"),
+        ("NODE_URL", "http://"),
+        ("NODE_URL", "http://:1"),
+        ("NODE_URL", "http://host:abc"),
+        ("NODE_URL", "http://host:"),
+        ("NODE_URL", "http://host:0"),
+        ("NODE_URL", "http://host:65536"),
+        ("NODE_URL", "http://::1:8000"),
+        ("NODE_URL", "http://someone:hidden@host:1"),
+        ("NODE_URL", "http://host:1/path"),
+        ("NODE_URL", "http://host:1?"),
+        ("NODE_URL", "http://host:1#part"),
+        ("NODE_LISTEN", "host"),
+        ("NODE_LISTEN", "http://host:1"),
+        ("NODE_LISTEN", "::1:8000"),
         ("MODEL_PROVIDERS", "{"),
         ("MODEL_PROVIDERS", '{"x": {"base_url": "http://127.0.0.1"}}'),
     ],
@@ -65,6 +81,20 @@ def test_wrong_value_is_refused_by_name(monkeypatch, name, value):
     with pytest.raises(Exception) as caught:
         Settings()
     assert name.lower() in str(caught.value).lower()
+
+
+@pytest.mark.parametrize(
+    ("url", "kept"),
+    [
+        ("http://host", "http://host"),
+        ("http://10.0.0.2:1/", "http://10.0.0.2:1"),
+        ("http://[fe80::1]:65535", "http://[fe80::1]:65535"),
+        ("", None),
+    ],
+)
+def test_node_url_is_a_host_and_a_port(url, kept):
+    """Where other nodes reach this one is kept without a slash at its end."""
+    assert Settings(node_url=url).node_url == kept
 
 
 def test_error_never_shows_a_secret(monkeypatch):

@@ -10,7 +10,7 @@ import pytest
 
 from app.config import Settings
 from app.runtime import Runtime
-from app.server import GC_THRESHOLDS, SAME_SIGNAL_S, PoolServer, bind, calm_collector, take_over
+from app.server import GC_THRESHOLDS, SAME_SIGNAL_S, PoolServer, bind, calm_collector, serve, take_over
 from tests.fakes import FakeClock
 
 TERM, INT = int(signal.SIGTERM), int(signal.SIGINT)
@@ -69,6 +69,17 @@ def test_other_sockets_are_refused_and_left_open(kind: socket.SocketKind) -> Non
         with pytest.raises(OSError, match="not a listening TCP socket"):
             take_over(other.fileno())
         assert other.getsockname()
+
+
+async def test_port_for_nodes_is_another_than_that_for_clients(listener: socket.socket) -> None:
+    """The same number on another address ends the start: requests of both are told apart by their ports."""
+    settings = Settings(
+        store_url="redis://127.0.0.1:1",
+        model_provider="demo",
+        node_listen=f"127.0.0.2:{listener.getsockname()[1]}",
+    )
+    with pytest.raises(ValueError, match=r"^NODE_LISTEN: 127\.0\.0\.2:\d+ has the port that clients use"):
+        await serve(settings, listener)
 
 
 async def test_store_closes_last_whatever_fails(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
