@@ -216,6 +216,7 @@ class Runtime:
     def begin_drain(self) -> None:
         """Refuse new turns; those that run go on."""
         self.agents.begin_drain()
+        self._conductor.begin_drain()
 
     async def cancel_turns(self) -> None:
         """Cancel what still runs and keep what it has said so far; no turn starts after this.

@@ -96,7 +96,8 @@ def _push(request: "weakref.ref[RequestResponseCycle]", body: bytes) -> bool:
         return False
     if cycle.disconnected or cycle.flow.write_paused:
         return False
-    cycle.transport.write(b"%x\r\n%b\r\n" % (len(body), body))
+    if body:  # an empty chunk would be the end
+        cycle.transport.write(b"%x\r\n%b\r\n" % (len(body), body))
     return True
 
 

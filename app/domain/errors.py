@@ -147,7 +147,7 @@ class KeyTaken(AgentPoolError):
         self.holder = holder
 
 
-class RunsElsewhere(AgentPoolError):
+class NodeUnreachable(AgentPoolError):
     """Another process has what is asked for, and does not answer.
 
     ``outcome_unknown``: a request that it was sent may have been carried out.
@@ -163,6 +163,13 @@ class RunsElsewhere(AgentPoolError):
     @property
     def extra(self) -> dict[str, Any]:
         return {"outcome": "unknown"} if self.outcome_unknown else {}
+
+
+class RunsElsewhere(NodeUnreachable):
+    """Another process has what is asked for, and is to be asked; from here it cannot be.
+
+    Faces send the request there, so that only programs without one ever see this.
+    """
 
 
 class SessionArchived(AgentPoolError):

@@ -1,22 +1,24 @@
 """The asking side: other nodes' turns, and whole requests that belong to another node.
 
-Every request carries the secret that the nodes share (``SessionLeases.secret``); it is sent to
-no address but those that nodes have stored themselves.
+Every request proves that it comes from a node, and for which node it is: by an HMAC with the secret
+that the nodes share (``SessionLeases.secret``). The secret itself is never sent, so who listens where
+a node has died learns nothing that another would take.
 """
 
+import hashlib
+import hmac
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import httpx2
 import orjson
 
-from app.domain.errors import RunsElsewhere
+from app.domain.errors import NodeUnreachable
 from app.domain.ids import SessionKey
 from app.domain.lease import Node
 from app.domain.turn import CancelOrder, JsonObject
 
-SECRET_HEADER = "X-AgentPool-Node"  # noqa: S105  # the header's name
-HOPS_HEADER = "X-AgentPool-Hops"
+PROOF_HEADER = b"x-agentpool-node"
 CONNECT_S = 1.0
 ASK_S = 2.0
 """For an answer that a healthy node gives in a few milliseconds."""
@@ -78,35 +80,55 @@ class NodeClient:
         ``idle_s``: how long the node may send nothing.
 
         Raises:
-            RunsElsewhere: it does not answer.
+            NodeUnreachable: it does not answer.
         """
         if self._client is None or node.url is None:
-            raise RunsElsewhere(node)
-        request = self._client.build_request(
-            method,
-            node.url + target,
-            headers=[*headers, (SECRET_HEADER.encode(), self.secret.encode())],
-            content=body,
-            timeout=httpx2.Timeout(idle_s, connect=CONNECT_S),
-        )
+            raise NodeUnreachable(node)
+        request = self._build(node, method, target, headers, body, idle_s)
         self.under_way += 1
         try:
             response = await self._send(request, node)
             try:
+                if "x-request-id" not in response.headers:  # not of a node, or of one with another secret
+                    raise NodeUnreachable(node)
                 yield response
             finally:
                 await response.aclose()
         finally:
             self.under_way -= 1
 
+    def prove(self, node: Node, method: str, target: bytes) -> bytes:
+        """Return the value of ``PROOF_HEADER`` for a request to ``node``."""
+        words = b"\n".join((node.boot_id.encode(), method.encode(), target))
+        return hmac.new(self.secret.encode(), words, hashlib.sha256).hexdigest().encode()
+
+    def is_proof(self, given: bytes, method: str, target: bytes) -> bool:
+        """Whether a request to this node with that proof comes from a node."""
+        return bool(self.secret) and hmac.compare_digest(given, self.prove(self.here, method, target))
+
+    def _build(
+        self, node: Node, method: str, target: str, headers: Headers, body: bytes | None, idle_s: float
+    ) -> httpx2.Request:
+        assert self._client is not None
+        timeout = httpx2.Timeout(idle_s, connect=CONNECT_S)
+        try:
+            request = self._client.build_request(
+                method, f"{node.url}{target}", headers=headers, content=body, timeout=timeout
+            )
+        except httpx2.InvalidURL as error:
+            raise NodeUnreachable(node) from error
+        proof = self.prove(node, method, request.url.raw_path)  # as it is sent, not as it was written
+        request.headers[PROOF_HEADER.decode()] = proof.decode()
+        return request
+
     async def _send(self, request: httpx2.Request, node: Node) -> httpx2.Response:
         assert self._client is not None
         try:
             return await self._client.send(request, stream=True)
         except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
-            raise RunsElsewhere(node) from error
-        except httpx2.TransportError as error:
-            raise RunsElsewhere(node, outcome_unknown=True) from error
+            raise NodeUnreachable(node) from error
+        except httpx2.RequestError as error:
+            raise NodeUnreachable(node, outcome_unknown=True) from error
 
     async def _ask_turns(self, node: Node, path: str, question: JsonObject) -> tuple[str, ...]:
         answer = await self._ask(node, "POST", path, question)
@@ -121,10 +143,10 @@ class NodeClient:
         async with self.forward(node, method, path, headers, content, idle_s=ASK_S) as response:
             try:
                 body = orjson.loads(await response.aread())
-            except (httpx2.TransportError, ValueError) as error:
-                raise RunsElsewhere(node) from error
+            except (httpx2.RequestError, ValueError) as error:
+                raise NodeUnreachable(node) from error
             if response.status_code != 200 or not isinstance(body, dict):
-                raise RunsElsewhere(node)
+                raise NodeUnreachable(node)
             return body
 
 

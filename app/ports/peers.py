@@ -11,7 +11,7 @@ class Peers(Protocol):
     """What processes ask each other, as far as they can be reached.
 
     Raises:
-        RunsElsewhere: the node does not answer.
+        NodeUnreachable: the node does not answer.
     """
 
     async def stats_of(self, node: Node) -> JsonObject:

@@ -129,6 +129,10 @@ class AdminService:
         told = await self._ownership.stats_elsewhere()
         return NodeStats(first, None, is_here=True), *(NodeStats(node, told.get(node)) for node in others)
 
+    async def wait_gone(self, node: Node) -> None:
+        """Return when that process does not announce itself any more."""
+        await self._ownership.wait_gone(node)
+
     def is_live(self, key: SessionKey) -> bool:
         """Whether the session has a live agent in this process."""
         return self._pool.is_live(key)

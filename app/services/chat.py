@@ -39,7 +39,8 @@ from app.pool.manager import AgentManager
 from app.ports import AgentFactory, NewId, SessionStore
 from app.services.admission import Admission, NewSession
 from app.services.compaction import Compactor
-from app.services.conductor import Conductor, Departure
+from app.services.conductor import Conductor
+from app.services.departure import Departure
 from app.services.holds import INTERRUPTS, Holds
 from app.services.ownership import Ownership
 from app.services.turns import Flight, Turns

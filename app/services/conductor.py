@@ -8,13 +8,11 @@ that ignores its cancellation cannot hold up the rest.
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 from app.background import TaskOwner
 from app.domain.branch import ROOT
-from app.domain.chat import Choices
 from app.domain.errors import (
     AgentPoolError,
     Draining,
@@ -26,11 +24,11 @@ from app.domain.errors import (
     SnapshotUnreadable,
     StoreUnavailable,
     TurnNotFound,
+    TurnQueueFull,
     TurnTimeout,
 )
 from app.domain.events import TurnStarted
-from app.domain.idempotency import Binding
-from app.domain.session import UNSET, Session, Unset
+from app.domain.session import Session
 from app.domain.stats import DiscardCause
 from app.domain.turn import Answer, CancelReason, Turn, TurnStatus
 from app.pool.lease import Lease
@@ -38,48 +36,13 @@ from app.pool.manager import AgentManager
 from app.ports import AgentFactory, Clock, SessionStore
 from app.services.admission import Admission
 from app.services.compaction import Compactor
+from app.services.departure import Boarding, Departure
 from app.services.holds import Holds
 from app.services.landing import Airborne, CheckpointPlan, Landing
 from app.services.ownership import Manners, Ownership, Patience
 from app.services.turns import Flight, FlightState, Turns
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Departure:
-    """What a turn sets out with.
-
-    ``message`` ``None``: the head turn's input once more, beside that turn.
-    ``parent``: the committed turn that it continues, ``ROOT``, or ``None`` for the head as it is then.
-    ``choices`` stick to the session as it is when the turn starts.
-    ``user`` is whose share of the pool it takes.
-    ``may_wait``: whether it waits for a turn of its session that runs.
-    ``interrupts``: it cancels that turn for this reason instead, and goes before all that wait.
-    ``expected_head``: it is refused if the session's head is another one by then.
-    ``binding``: the idempotency key that is stored with it.
-    ``seek`` finds the session, or makes it, if the one that was meant turns out to be gone.
-    """
-
-    message: str | None
-    choices: Choices
-    parent: str | None = None
-    user: str | None = None
-    may_wait: bool = True
-    interrupts: CancelReason | None = None
-    expected_head: str | Unset | None = UNSET
-    binding: Binding | None = None
-    seek: Callable[[], Awaitable[Session]] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Boarding:
-    """What a turn begins with: the session as stored, and as it would be at the place that it continues."""
-
-    session: Session
-    place: Session
-    message: str
-    resets_state: bool = False
 
 
 class Conductor:
@@ -112,6 +75,7 @@ class Conductor:
         self._boot_id = boot_id
         self._turn_timeout_s = turn_timeout_s
         self._tasks = TaskOwner("turns")
+        self._waiting_elsewhere: dict[Flight, None] = {}
         self._landing = Landing(store, clock, self._tasks, checkpoints)
 
     def depart(self, flight: Flight, departure: Departure) -> None:
@@ -134,21 +98,10 @@ class Conductor:
 
     async def _conduct(self, flight: Flight, departure: Departure) -> None:
         try:
-            async with self._pool.lease(
-                flight.key,
-                user=departure.user,
-                turn_id=flight.turn_id,
-                may_wait=departure.may_wait,
-                front=departure.interrupts is not None,
-                on_entered=partial(self._holds.make_way, flight.key, departure.interrupts, flight.turn_id),
-            ) as lease:
-                flight.state = FlightState.BOARDING
-                try:
-                    air = await self._take_off(flight, lease, departure)
-                except BaseException:
-                    await self._ownership.give_back(flight.key, flight.turn_id)
-                    raise
-                await self._fly(air)
+            patience = self._ownership.patience()
+            while not await self._try(flight, departure, patience):
+                # In line again, behind whoever has come meanwhile; what was meant may be gone by now.
+                departure = replace(departure, seek=None)
         except KeyTaken as error:
             flight.refuse(self._ownership.referral(error))
         except AgentPoolError as error:
@@ -164,6 +117,52 @@ class Conductor:
             self._ownership.forget(flight.key, flight.turn_id)
             self._turns.end(flight)
 
+    async def _try(self, flight: Flight, departure: Departure, patience: Patience) -> bool:
+        """Carry the turn out; or wait until another process gives its session back, and return ``False``."""
+        interrupts = None if patience.has_interrupted else departure.interrupts
+        try:
+            async with self._pool.lease(
+                flight.key,
+                user=departure.user,
+                turn_id=flight.turn_id,
+                may_wait=departure.may_wait,
+                front=departure.interrupts is not None,
+                on_entered=partial(self._holds.make_way, flight.key, interrupts, flight.turn_id),
+            ) as lease:
+                flight.state = FlightState.BOARDING
+                try:
+                    air = await self._take_off(flight, lease, departure)
+                except BaseException:
+                    await self._ownership.give_back(flight.key, flight.turn_id)
+                    raise
+                await self._fly(air)
+                return True
+        except LeasedElsewhere as busy:
+            await self._wait_elsewhere(busy, flight, departure, patience)
+            return False
+
+    async def _wait_elsewhere(
+        self, busy: LeasedElsewhere, flight: Flight, departure: Departure, patience: Patience
+    ) -> None:
+        """Wait in no queue of this process, since nobody here has the session: no place is held meanwhile."""
+        flight.stand_in_line()
+        waiting = sum(f.state is FlightState.ACCEPTED for f in self._turns.of_session(flight.key))
+        if self._pool.stats().draining:
+            raise Draining(session_id=flight.key.session_id, retry_after_s=1)
+        if waiting > self._pool.limits.queue_depth:
+            raise TurnQueueFull(session_id=flight.key.session_id, retry_after_s=1)
+        self._waiting_elsewhere[flight] = None
+        try:
+            manners = Manners(departure.may_wait, departure.interrupts)
+            await self._ownership.wait_for(busy, flight.key, manners, patience)
+        finally:
+            del self._waiting_elsewhere[flight]
+
+    def begin_drain(self) -> None:
+        """Refuse the turns that wait for other processes; the pool refuses those that wait here."""
+        for flight in self._waiting_elsewhere:
+            flight.cancel(CancelReason.DRAIN, keep_partial=False)
+
     def _ensure_ended(self, flight: Flight) -> None:
         if flight.state is not FlightState.ENDED:
             flight.refuse(Draining(retry_after_s=1))
@@ -176,7 +175,6 @@ class Conductor:
         with what is stored. Whatever it would be refused for is looked at afresh.
         """
         session, is_fresh = await self._look_up(flight, lease)
-        patience = self._ownership.patience()
         while True:
             try:
                 boarding = await self._find_place(session, departure)
@@ -191,9 +189,9 @@ class Conductor:
                 await lease.fit(boarding.place)
                 air = self._to_airborne(flight, lease, boarding, departure)
                 moved = await self._record_start(air)
-            except LeasedElsewhere as busy:
-                await self._wait_elsewhere(busy, flight, lease, departure, patience)
-                session, is_fresh = await self._find(flight, departure), True
+            except LeasedElsewhere:
+                lease.give_back()
+                raise
             except SessionNotFound:
                 if is_fresh or departure.seek is None:
                     raise
@@ -259,16 +257,6 @@ class Conductor:
         await self._ownership.take(flight.key, flight.turn_id, flight.oust)
         session = await self._store.update_session(flight.key, change, self._clock.now_ms())
         return await self._find_place(session, departure)
-
-    async def _wait_elsewhere(
-        self, busy: LeasedElsewhere, flight: Flight, lease: Lease, departure: Departure, patience: Patience
-    ) -> None:
-        manners = Manners(departure.may_wait, departure.interrupts)
-        try:
-            await self._ownership.wait_for(busy, flight.key, manners, patience)
-        except AgentPoolError:
-            lease.give_back()
-            raise
 
     async def _find_place(self, session: Session, departure: Departure) -> Boarding:
         """Return where the turn continues.

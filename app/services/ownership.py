@@ -14,6 +14,7 @@ from app.domain.errors import (
     AgentPoolError,
     KeyTaken,
     LeasedElsewhere,
+    NodeUnreachable,
     RunsElsewhere,
     SessionBusy,
     StoreUnavailable,
@@ -24,8 +25,10 @@ from app.domain.lease import Node
 from app.domain.turn import CancelOrder, CancelReason, JsonObject
 from app.ports import NewId, Peers, SessionLeases
 
-RENEWALS = 3
-"""Renewals within a lease's duration: two may fail."""
+RENEWALS = 4
+"""Renewals within a lease's duration: two may fail, and take their time."""
+RETRY_S = 1.0
+"""After a renewal that failed, where that is sooner."""
 REAP_LIMIT = 200
 
 NOBODY = Node("")
@@ -45,6 +48,14 @@ class Manners:
 
 def _ignore() -> None:
     pass
+
+
+@dataclass(slots=True)
+class _Held:
+    """A lease. Until ``is_sure`` the store may not have been reached: it is given back, but not renewed."""
+
+    on_lost: Callable[[], None]
+    is_sure: bool = True
 
 
 class Ownership:
@@ -67,7 +78,7 @@ class Ownership:
         self.here = here
         self._new_id = new_id
         self._queue_wait_s = queue_wait_s
-        self._held: dict[tuple[SessionKey, str], Callable[[], None]] = {}
+        self._held: dict[tuple[SessionKey, str], _Held] = {}
 
     @property
     def is_shared(self) -> bool:
@@ -77,7 +88,7 @@ class Ownership:
     def keep(self, key: SessionKey, nonce: str, on_lost: Callable[[], None] = _ignore) -> None:
         """Renew the lease from now on, and call ``on_lost`` when that fails because others took it."""
         if self._leases is not None:
-            self._held[key, nonce] = on_lost
+            self._held[key, nonce] = _Held(on_lost)
 
     def forget(self, key: SessionKey, nonce: str) -> None:
         """Do not renew it any more: the store has it back."""
@@ -94,12 +105,14 @@ class Ownership:
         """
         if self._leases is None or self.has(key, nonce):
             return
-        self.keep(key, nonce, on_lost)  # first: what a cancelled call may have taken is given back
+        # First: what a cancelled call may have taken is given back.
+        held = self._held[key, nonce] = _Held(on_lost, is_sure=False)
         try:
             await self._leases.take(key, nonce)
         except LeasedElsewhere:
             self.forget(key, nonce)
             raise
+        held.is_sure = True
 
     async def give_back(self, key: SessionKey, nonce: str) -> None:
         """Give the session back if it is held; a store that does not answer lets it run out by itself."""
@@ -138,7 +151,9 @@ class Ownership:
     async def wait_for(
         self, busy: LeasedElsewhere, key: SessionKey, manners: Manners, patience: "Patience"
     ) -> None:
-        """Return when it may be had, having asked who has it to end if ``manners`` says so.
+        """Return when it may be had, having asked who has it first to end if ``manners`` says so.
+
+        Whoever gets it next was in line before, and is left alone.
 
         Raises:
             SessionBusy: it is not to be waited for.
@@ -150,29 +165,41 @@ class Ownership:
             raise SessionBusy(session_id=key.session_id, turn_id=holder.turn_id) from None
         if patience.left_s <= 0:
             raise TurnQueueFull(session_id=key.session_id, retry_after_s=1) from None
-        if manners.reason is not None and holder.is_turn and self._is_other(holder.node):
+        if manners.reason is not None and not patience.has_interrupted:
+            patience.has_interrupted = True
             keeps = manners.reason is CancelReason.INTERRUPT
             order = CancelOrder(manners.reason, keeps, turn_id=holder.turn_id)
-            await self._ask([holder.node], lambda peers, node: peers.cancel(node, key, order))
+            if holder.is_turn and self._is_other(holder.node):
+                await self._ask([holder.node], lambda peers, node: peers.cancel(node, key, order))
         await self._leases.wait_free(key, patience.left_s)
 
     async def cancel(self, key: SessionKey, order: CancelOrder) -> tuple[str, ...]:
         """Ask the turns of the session on other nodes to end; return which were asked.
 
         Raises:
-            RunsElsewhere: the node that has the session does not answer.
+            NodeUnreachable: the node that has the session does not answer.
         """
         if self._leases is None:
             return ()
         holder = await self._leases.holder(key)
-        if holder is not None and self._is_other(holder.node) and order.turn_id is None and not order.all:
+        if order.turn_id is None and not order.all:
+            if holder is None or not holder.is_turn or not self._is_other(holder.node):
+                return await self._cancel_first(key, order)
             order = replace(order, turn_id=holder.turn_id)  # those that wait for it are not meant
         asked = await self._ask(await self._others(), lambda peers, node: peers.cancel(node, key, order))
         wanted = holder is not None and holder.is_turn and order.turn_id in (None, holder.turn_id)
         if holder is not None and wanted and self._is_other(holder.node) and holder.node not in asked:
-            raise RunsElsewhere(holder.node, session_id=key.session_id, turn_id=holder.turn_id)
+            raise NodeUnreachable(holder.node, session_id=key.session_id, turn_id=holder.turn_id)
         ended = [turn_id for turn_ids in asked.values() for turn_id in turn_ids]
         return tuple(sorted(ended, key=lambda turn_id: holder is None or turn_id != holder.turn_id))
+
+    async def _cancel_first(self, key: SessionKey, order: CancelOrder) -> tuple[str, ...]:
+        """End one turn of those that wait somewhere, while none runs elsewhere."""
+        for node in await self._others():
+            asked = await self._ask([node], lambda peers, node: peers.cancel(node, key, order))
+            if turn_ids := asked.get(node):
+                return turn_ids
+        return ()
 
     async def cancel_holder(self, key: SessionKey, reason: CancelReason) -> None:
         """Ask the turn that has the session, if it is another node's, to end; without a promise."""
@@ -235,6 +262,17 @@ class Ownership:
         node = self.here if taken.holder is None else taken.holder.node
         return RunsElsewhere(node, session_id=taken.session_id, turn_id=taken.turn_id)
 
+    async def wait_gone(self, node: Node) -> None:
+        """Return when the node does not announce itself any more, as far as the store can be asked."""
+        assert self._leases is not None
+        is_there = True
+        while is_there:
+            await asyncio.sleep(self._leases.duration_s / RENEWALS)
+            try:
+                is_there = node in await self._leases.nodes()
+            except AgentPoolError:
+                continue
+
     async def end_abandoned(self) -> None:
         """End the turns of processes that have died."""
         if self._leases is not None:
@@ -246,25 +284,35 @@ class Ownership:
         A store that does not answer takes nothing away: the commit decides.
         """
         assert self._leases is not None
+        loop = asyncio.get_running_loop()
+        pause_s = self._leases.duration_s / RENEWALS
         while True:
-            try:
-                await self._leases.announce()
-                await self._renew()
-                await self._leases.reap(REAP_LIMIT)
-            except AgentPoolError as error:
-                _log.warning("the leases could not be renewed now: %s", error)
-            except Exception:
-                _log.exception("renewing the leases failed; the next time is in its turn")
-            await asyncio.sleep(self._leases.duration_s / RENEWALS)
+            began = loop.time()
+            steps = (self._renew, self._leases.announce, self.end_abandoned)
+            is_well = all([await self._take(step) for step in steps])
+            due = began + (pause_s if is_well else min(pause_s, RETRY_S))
+            await asyncio.sleep(max(0.0, due - loop.time()))
+
+    async def _take(self, step: Callable[[], Awaitable[None]]) -> bool:
+        """Take the step, whatever became of the others; say whether it went well."""
+        try:
+            await step()
+        except AgentPoolError as error:
+            _log.warning("the leases could not be kept up now: %s", error)
+        except Exception:
+            _log.exception("keeping the leases up failed; the next time is in its turn")
+        else:
+            return True
+        return False
 
     async def _renew(self) -> None:
         assert self._leases is not None
-        held = list(self._held)
-        for one, is_kept in zip(held, await self._leases.renew(held), strict=True):
+        held = {one: lease for one, lease in self._held.items() if lease.is_sure}
+        for one, is_kept in zip(held, await self._leases.renew(list(held)), strict=True):
             # What was given back while this waited is not lost.
-            if not is_kept and (on_lost := self._held.pop(one, None)) is not None:
+            if not is_kept and self._held.get(one) is held[one]:
                 _log.warning("session %r was taken by another process", one[0].session_id)
-                on_lost()
+                self._held.pop(one).on_lost()
 
     def _is_other(self, node: Node) -> bool:
         return node.boot_id != self.here.boot_id
@@ -284,7 +332,7 @@ class Ownership:
         answers = await asyncio.gather(*(question(peers, node) for node in asked), return_exceptions=True)
         said: dict[Node, T] = {}
         for node, answer in zip(asked, answers, strict=True):
-            if isinstance(answer, RunsElsewhere):
+            if isinstance(answer, NodeUnreachable):
                 _log.warning("node %s does not answer", node.url)
             elif isinstance(answer, BaseException):
                 raise answer
@@ -294,11 +342,12 @@ class Ownership:
 
 
 class Patience:
-    """How long is left of a wait that began when this was made."""
+    """How long is left of a wait that began when this was made, and whether it has ended a turn for that."""
 
-    __slots__ = ("_until",)
+    __slots__ = ("_until", "has_interrupted")
 
     def __init__(self, limit_s: float) -> None:
+        self.has_interrupted = False
         self._until = asyncio.get_running_loop().time() + limit_s
 
     @property

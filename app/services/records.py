@@ -1,5 +1,6 @@
 """The sessions' records: make, find, list, change and delete them."""
 
+import asyncio
 from collections.abc import Iterable, Sequence
 from contextlib import AsyncExitStack
 from typing import Any
@@ -157,9 +158,9 @@ class SessionRecords(SessionBase):
         except SnapshotUnreadable:
             if user_id is not None:  # whose it is cannot be told
                 raise
-        self._cancel_turns(key)
         await self._ownership.cancel_holder(key, CancelReason.DELETED)
-        # Turns that come from now on wait behind this hold, and then find no session.
+        self._cancel_turns(key)
+        # No await between. Turns that come from now on wait behind this hold, and then find no session.
         async with self._pool.hold(key, front=True):
             if not await self._store.delete_session(key):
                 raise SessionNotFound(session_id=key.session_id)
@@ -194,6 +195,9 @@ class SessionRecords(SessionBase):
     async def _delete_page(self, keys: Sequence[SessionKey]) -> int:
         for key in keys:  # before the first is waited for, so that their turns end side by side
             self._cancel_turns(key)
+        if self._ownership.is_shared:
+            reason = CancelReason.DELETED
+            await asyncio.gather(*(self._ownership.cancel_holder(key, reason) for key in keys))
         async with AsyncExitStack() as held:
             # In one order for all: two deletes that share sessions must not wait for each other.
             for key in sorted(keys):

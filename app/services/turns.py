@@ -173,6 +173,12 @@ class Flight:
             self.task.cancel()
         return True
 
+    def stand_in_line(self) -> None:
+        """Wait once more, as before it had its lease; dropped if nobody watches by now."""
+        self.state = FlightState.ACCEPTED
+        if not self._watchers:
+            self.cancel(CancelReason.DISCONNECT, keep_partial=False)
+
     def oust(self) -> None:
         """End the turn, which can not be committed any more."""
         self.is_ousted = True

@@ -91,7 +91,7 @@ class TurnWatching:
         Raises:
             SessionNotFound, NoActiveTurn
             TurnNotFound: ``turn_id`` names no turn of this session.
-            RunsElsewhere: it is another node's, which does not answer.
+            NodeUnreachable: it is another node's, which does not answer.
         """
         session = await self._admission.get(key, user_id)
         order = CancelOrder(CancelReason.USER, keep_partial, turn_id, all_turns)

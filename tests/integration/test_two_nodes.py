@@ -11,15 +11,16 @@ import pytest
 import uvicorn
 
 from app.config import Settings
-from app.domain.errors import SnapshotUnreadable
+from app.domain.errors import SnapshotUnreadable, StoreUnavailable
 from app.domain.ids import SessionKey
+from app.domain.lease import Holder, Node
 from app.domain.session import LifeSpan, Path, Session
 from app.domain.turn import TurnStatus
 from app.main import create_app
 from app.nodes.address import url_of
 from app.runtime import Runtime
 from app.server import bind
-from app.stores.memory.shared import SharedMemoryStore
+from app.stores.memory.shared import Lease, SharedMemoryStore
 from tests.modelserver import ModelServer
 
 LEASE_S = 1.0
@@ -425,16 +426,22 @@ async def test_strangers_learn_nothing_on_the_nodes_port(nodes: tuple[LocalNode,
     """Without the secret the private port says 404 to all, and the public one knows no such routes."""
     here, _ = nodes
     assert here.runtime.link is not None
-    secret = here.runtime.link.secret
+    link = here.runtime.link
     question = {"owner": "", "session_id": "s"}
     async with httpx2.AsyncClient() as stranger:
         for headers in ({}, {"X-AgentPool-Node": "x" * 43}, {"X-AgentPool-Node": ""}):
             for path in ("/health", "/node/turns", "/sessions"):
                 answer = await stranger.post(here.private_url + path, json=question, headers=headers)
                 assert (answer.status_code, answer.content) == (404, b"")
-        known = {"X-AgentPool-Node": secret}
+        proof = link.prove(link.here, "POST", b"/node/turns").decode()
+        known = {"X-AgentPool-Node": proof}
         answer = await stranger.post(here.private_url + "/node/turns", json=question, headers=known)
         assert answer.json() == {"turns": []}
+        elsewhere = link.prove(Node("another boot"), "POST", b"/node/turns").decode()
+        for path, given in (("/node/cancel", proof), ("/node/turns", elsewhere), ("/node/turns?a=b", proof)):
+            headers = {"X-AgentPool-Node": given}
+            answer = await stranger.post(here.private_url + path, json=question, headers=headers)
+            assert (answer.status_code, answer.content) == (404, b"")
     refused = await here.client.post("/node/turns", json=question)
     assert (refused.status_code, refused.json()["code"]) == (404, "NOT_FOUND")
     schema = (await here.client.get("/openapi.json")).text
@@ -492,3 +499,165 @@ async def test_an_operator_sees_and_steers_every_node_from_each(nodes: tuple[Loc
     assert [node["stats"] is None for node in listed] == [False, True]
     gone = await here.client.get("/agent-stats", params={"node": other})
     assert gone.json()["code"] == "NODE_UNREACHABLE"
+
+
+# -- what waits for another node's turn waits as it would here
+
+
+async def wait_elsewhere(node: LocalNode, session_id: str, message: str, **body: Any) -> "asyncio.Task[Any]":
+    """Send a turn that has to wait for another node's; return when it does."""
+    before = len(node.runtime._conductor._waiting_elsewhere)
+    asked = asyncio.get_running_loop().create_task(node.chat(session_id, message, **body))
+    await until(lambda: len(node.runtime._conductor._waiting_elsewhere) > before or asked.done())
+    return asked
+
+
+async def test_a_waiting_turn_whose_client_leaves_is_dropped(nodes: tuple[LocalNode, LocalNode]) -> None:
+    """It never runs, as a turn that waits for one of its own node."""
+    here, there = nodes
+    own, turn_id = await begin_turn(here, "s", SLOW)
+    (await wait_elsewhere(there, "s", "second")).cancel()
+    await until(lambda: there.runtime.turns_in_flight == 0)
+    assert (await read_events(own))[-1]["type"] == "turn.finished"
+    turns = (await here.client.get("/sessions/s/turns")).json()["turns"]
+    assert [turn["turn_id"] for turn in turns] == [turn_id]
+
+
+async def test_a_waiting_turn_holds_no_place_and_keeps_no_drain(nodes: tuple[LocalNode, LocalNode]) -> None:
+    """While it waits no agent is counted as working, and a node that drains does not wait for it."""
+    here, there = nodes
+    own, _ = await begin_turn(here, "s", STUCK)
+    waiting = await wait_elsewhere(there, "s", "second")
+    assert there.runtime.agents.stats().active == 0
+    there.runtime.begin_drain()
+    await until(lambda: there.runtime.turns_in_flight == 0)
+    assert not waiting.done()  # it was passed on to the node that has the session
+    await here.client.post("/sessions/s/cancel", json={"keep_partial": False})
+    assert (await read_events(own))[-1]["type"] == "turn.cancelled"
+    assert (await waiting).status_code == 200
+
+
+async def test_waiting_turns_survive_an_interrupt(nodes: tuple[LocalNode, LocalNode]) -> None:
+    """Only the turn that runs is interrupted, on whichever node the others wait, and they come after it."""
+    here, there = nodes
+    own, _ = await begin_turn(here, "s", STUCK)
+    queued = [await wait_elsewhere(there, "s", "waits there")]
+    queued.append(asyncio.get_running_loop().create_task(here.chat("s", "waits here")))
+    await until(lambda: here.runtime.turns_in_flight == 2)
+    interrupting = await there.chat("s", "stop that", on_busy="interrupt")
+    assert interrupting.status_code == 200, interrupting.text
+    assert (await read_events(own))[-1]["reason"] == "interrupt"
+    assert [(await one).status_code for one in queued] == [200, 200]
+
+
+async def test_as_many_turns_wait_as_would_here(nodes: tuple[LocalNode, LocalNode]) -> None:
+    """Beyond the queue's depth a turn is refused, also where all wait for another node."""
+    here, there = nodes
+    own, _ = await begin_turn(here, "s", STUCK)
+    depth = there.runtime.settings.session_queue_depth
+    waiting = [await wait_elsewhere(there, "s", f"number {n}") for n in range(depth)]
+    refused = await there.chat("s", "one too many")
+    assert (refused.status_code, refused.json()["code"]) == (429, "TURN_QUEUE_FULL")
+    await here.client.post("/sessions/s/cancel", json={"keep_partial": False})
+    await read_events(own)
+    assert [(await one).status_code for one in waiting] == [200] * depth
+
+
+async def test_a_deleted_session_is_not_made_anew_by_who_waited(nodes: tuple[LocalNode, LocalNode]) -> None:
+    """A turn that waited for a session that was deleted meanwhile is told so."""
+    here, there = nodes
+    own, _ = await begin_turn(here, "s", STUCK)
+    waiting = await wait_elsewhere(there, "s", "second")
+    assert (await here.client.delete("/sessions/s")).status_code == 200
+    assert (await waiting).json()["code"] == "SESSION_NOT_FOUND"
+    assert (await there.client.get("/sessions/s")).status_code == 404
+    await read_events(own)
+
+
+async def test_many_deletes_reach_turns_of_other_nodes(nodes: tuple[LocalNode, LocalNode]) -> None:
+    """A bulk delete ends the turns of its sessions wherever they run."""
+    here, there = nodes
+    own, _ = await begin_turn(here, "s", STUCK)
+    answer = await there.client.post("/sessions/batch-delete", json={"session_ids": ["s", "t"]})
+    assert answer.json()["deleted"] == 1, answer.text
+    last = (await read_events(own))[-1]
+    assert (last["type"], last["reason"]) == ("turn.cancelled", "deleted")
+
+
+async def test_a_choice_and_a_renewal_at_once_lose_nothing(
+    nodes: tuple[LocalNode, LocalNode], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A lease that is just being taken is not called lost because the renewal does not find it yet."""
+    here, _ = nodes
+    await here.chat("s", "one")
+    leases, ownership = here.runtime._store.leases, here.runtime._ownership
+    assert leases is not None
+    take = leases.take
+
+    async def take_late(key: SessionKey, nonce: str) -> None:
+        await ownership._renew()
+        await take(key, nonce)
+        await ownership._renew()
+
+    monkeypatch.setattr(leases, "take", take_late)
+    chosen = await here.chat("s", "two", params={"temperature": 0.5})
+    assert chosen.status_code == 200, chosen.text
+    assert await leases.holder(SessionKey("", "s")) is None
+
+
+async def test_renewing_goes_on_while_announcing_fails(
+    nodes: tuple[LocalNode, LocalNode], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A turn keeps its lease though its node cannot say that it is there."""
+    here, there = nodes
+    leases = here.runtime._store.leases
+    assert leases is not None
+
+    async def fail() -> None:
+        raise StoreUnavailable
+
+    monkeypatch.setattr(leases, "announce", fail)
+    own, _ = await begin_turn(
+        here, "s", '[[{"mode": "text", "text": "a b c d", "chunks": 4, "delay_s": 0.6}]]'
+    )
+    waiting = await wait_elsewhere(there, "s", "then")
+    assert (await read_events(own))[-1]["type"] == "turn.finished"
+    assert (await waiting).json()["turn_count"] == 2
+
+
+async def test_a_silent_node_keeps_nobody_for_long(
+    nodes: tuple[LocalNode, LocalNode], store: SharedMemoryStore
+) -> None:
+    """Who asks for a turn of a node that accepts connections and says nothing is told so in bounded time."""
+    here, _ = nodes
+    await here.chat("s", "one")
+    with bind("127.0.0.1", 0) as silent:
+        dead = Node("dead", url_of(silent))
+        content, loop = store._content, asyncio.get_running_loop()
+        turn_id = "0199c1f2-7d1a-7b3e-8c55-3f0e9d2b6a11"
+        content.leases[SessionKey("", "s")] = Lease(Holder(dead, turn_id, is_turn=True), loop.time() + 60)
+        content.nodes[dead] = loop.time() + LEASE_S
+        began = loop.time()
+        cancelled = await here.client.post("/sessions/s/cancel", json={})
+        watched = await here.client.get(f"/sessions/s/turns/{turn_id}/stream")
+        assert loop.time() - began < PROMPTLY_S
+        for answer in (cancelled, watched):
+            assert (answer.status_code, answer.json()["code"]) == (503, "NODE_UNREACHABLE")
+
+
+async def test_what_is_no_node_is_not_believed(
+    nodes: tuple[LocalNode, LocalNode], store: SharedMemoryStore
+) -> None:
+    """An address that is none, or another server's, gives an honest 503 and never somebody else's answer."""
+    here, there = nodes
+    await here.chat("s", "one")
+    content, loop = store._content, asyncio.get_running_loop()
+    for url in ("http://host:abc", there.private_url):
+        liar = Node("another boot", url)
+        turn_id = "0199c1f2-7d1a-7b3e-8c55-3f0e9d2b6a11"
+        content.leases[SessionKey("", "s")] = Lease(Holder(liar, turn_id, is_turn=True), loop.time() + 60)
+        content.nodes[liar] = loop.time() + 60
+        for path in (f"/sessions/s/turns/{turn_id}/stream", "/agent-nodes"):
+            answer = await here.client.get(path)
+            assert answer.status_code == (200 if path == "/agent-nodes" else 503), answer.text
+        del content.nodes[liar]

@@ -1,8 +1,9 @@
 """A request that belongs to another node goes there as it came, and the answer comes back as it is."""
 
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from functools import partial
 from typing import Any, Protocol
 
 import orjson
@@ -10,11 +11,11 @@ from fastapi import FastAPI, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from app.api.departure import ClientLeft, client_watched
+from app.api.departure import ClientLeft, client_watched, ended_by
 from app.api.errors import problem_response
 from app.api.exchange import Exchange, Missing, exchange_of
 from app.api.peer.gate import HOPS_KEY
-from app.domain.errors import Draining, RunsElsewhere
+from app.domain.errors import Draining, NodeUnreachable, RunsElsewhere
 from app.domain.lease import Node
 from app.services import Services
 
@@ -84,7 +85,7 @@ async def _forward(
     exchange.turn_id = None  # of the turn that was not to be; the other node's answer names its own
     try:
         return await _ask(forwarder, node, request, exchange, hops)
-    except RunsElsewhere as failure:
+    except NodeUnreachable as failure:
         return problem_response(failure if failure.outcome_unknown else error, exchange)
 
 
@@ -92,7 +93,8 @@ async def _ask(forwarder: Forwarder, node: Node, request: Request, exchange: Exc
     scope = request.scope
     query: bytes = scope["query_string"]
     stack = AsyncExitStack()
-    async with client_watched(request.receive):
+    services: Services = request.app.state.services
+    async with client_watched(request.receive), node_watched(services, node):
         answer = await stack.enter_async_context(
             forwarder.forward(
                 node,
@@ -103,13 +105,27 @@ async def _ask(forwarder: Forwarder, node: Node, request: Request, exchange: Exc
                 idle_s=_patience(scope, request),
             )
         )
-    return ForwardedResponse(answer, stack)
+    return ForwardedResponse(answer, stack, lambda: node_watched(services, node))
+
+
+def node_watched(services: Services, node: Node) -> AbstractAsyncContextManager[None]:
+    """Run the block while the node is there; cancel it when others do not hear of it any more.
+
+    Raises:
+        NodeUnreachable: so it was; whatever it was asked to do may have happened.
+    """
+    return ended_by(partial(services.admin.wait_gone, node), NodeUnreachable(node, outcome_unknown=True))
 
 
 class ForwardedResponse(Response):
     """Another node's answer, passed on as it comes; what it came from is closed with it."""
 
-    def __init__(self, answer: Answer, source: AsyncExitStack) -> None:
+    def __init__(
+        self,
+        answer: Answer,
+        source: AsyncExitStack,
+        watched: Callable[[], AbstractAsyncContextManager[None]],
+    ) -> None:
         self.status_code = answer.status_code
         self.background = None
         self.raw_headers = [
@@ -117,11 +133,12 @@ class ForwardedResponse(Response):
         ]
         self._answer = answer
         self._source = source
+        self._watched = watched
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with self._source:
             try:
-                async with client_watched(receive):
+                async with client_watched(receive), self._watched():
                     start = {"type": "http.response.start", "status": self.status_code}
                     await send({**start, "headers": self.raw_headers})
                     async for part in self._answer.aiter_raw():
@@ -140,6 +157,6 @@ def _headers_to_send(scope: Scope, exchange: Exchange, hops: int) -> Headers:
 
 
 def _patience(scope: Scope, request: Request) -> float:
-    if scope["path"].endswith("/stream"):
+    if scope["path"].endswith("/stream") or b"stream=true" in scope["query_string"]:
         return float(SILENT_HEARTBEATS * request.app.state.api_options.heartbeat_s)
     return ANSWER_S

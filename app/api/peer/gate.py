@@ -1,6 +1,5 @@
-"""Who is a node: the secret in a header, compared before anything else is done."""
+"""Who is a node: a proof in a header, checked before anything else is done."""
 
-import hmac
 from typing import Protocol
 
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -8,16 +7,16 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 HOPS_KEY = "agentpool.hops"
 """In the scope of a request that another node forwarded: how often it has been."""
 
-_SECRET = b"x-agentpool-node"
+_PROOF = b"x-agentpool-node"
 _HOPS = b"x-agentpool-hops"
-_OURS = frozenset({_SECRET, _HOPS})
+_OURS = frozenset({_PROOF, _HOPS})
 
 
 class Link(Protocol):
-    """What this process knows of being a node; ``secret`` is empty until the store is open."""
+    """What this process knows of being a node."""
 
-    @property
-    def secret(self) -> str: ...
+    def is_proof(self, given: bytes, method: str, target: bytes) -> bool:
+        """Whether a request to this node with that proof comes from a node."""
 
 
 class NodeGate:
@@ -36,7 +35,7 @@ class NodeGate:
             given = {name: value for name, value in scope["headers"] if name in _OURS}
             if given:
                 scope["headers"] = [header for header in scope["headers"] if header[0] not in _OURS]
-            if self._is_node(given.get(_SECRET, b"")):
+            if self._is_node(given.get(_PROOF, b""), scope):
                 hops = given.get(_HOPS, b"0")
                 scope[HOPS_KEY] = int(hops) if hops.isdigit() else 0
             elif self._private_port is not None and self._port_of(scope) == self._private_port:
@@ -45,9 +44,10 @@ class NodeGate:
                 return
         await self._app(scope, receive, send)
 
-    def _is_node(self, given: bytes) -> bool:
-        secret = self._link.secret.encode()
-        return bool(secret) and hmac.compare_digest(given, secret)
+    def _is_node(self, given: bytes, scope: Scope) -> bool:
+        query: bytes = scope["query_string"]
+        target = scope.get("raw_path", b"").partition(b"?")[0] + (b"?" + query if query else b"")
+        return bool(given) and self._link.is_proof(given, scope["method"], target)
 
     def _port_of(self, scope: Scope) -> int | None:
         server = scope.get("server")

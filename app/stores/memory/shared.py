@@ -22,7 +22,9 @@ from app.stores.memory.store import MemoryStore
 
 
 @dataclass(frozen=True, slots=True)
-class _Lease:
+class Lease:
+    """Who has a session, and until when."""
+
     holder: Holder
     until: float
 
@@ -31,7 +33,7 @@ class _Lease:
 class _Content:
     """What all stores beside each other know of who is there, by the event loop's clock."""
 
-    leases: dict[SessionKey, _Lease] = field(default_factory=dict)
+    leases: dict[SessionKey, Lease] = field(default_factory=dict)
     nodes: dict[Node, float] = field(default_factory=dict)
     waiters: dict[SessionKey, set["asyncio.Future[None]"]] = field(default_factory=dict)
     secret: str = field(default_factory=partial(token_urlsafe, 32))
@@ -239,7 +241,7 @@ class MemoryLeases:
             raise LeasedElsewhere(holder, session_id=key.session_id)
         if holder is None:
             self.drop(key, unless=wanted.nonce)
-        self._content.leases[key] = _Lease(wanted, _now() + self._duration_s)
+        self._content.leases[key] = Lease(wanted, _now() + self._duration_s)
 
     def give_back_now(self, key: SessionKey, nonce: str) -> None:
         lease = self._content.leases.get(key)
