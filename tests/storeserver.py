@@ -67,7 +67,7 @@ STORES = ("redis", "postgres")
 
 @contextmanager
 def open_store_server(kind: str) -> Iterator[StoreServer]:
-    """Start a server of that kind with nothing in it; skip where there is none."""
+    """Start a server of that kind with nothing in it, which loses nothing; skip where there is none."""
     if kind == "postgres":
         binaries = find_binaries()
         if binaries is None:
@@ -75,7 +75,8 @@ def open_store_server(kind: str) -> Iterator[StoreServer]:
         with PostgresServer(binaries, fsync=True) as server:
             yield server
         return
-    server = RedisServer()
+    # By default it may answer up to two seconds before a write is in its file (everysec).
+    server = RedisServer("--appendfsync", "always")
     try:
         yield server.start()
     finally:
