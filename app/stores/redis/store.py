@@ -113,6 +113,7 @@ class RedisStore(EnsuresInTwoSteps):
         if db is not None:
             with suppress(StoreUnavailable):
                 await db.tell("boot", db.node.boot_id, 0, node_word(db.node))
+            await db.close()
         if wakeups is not None:
             self._held.wakeups = None
             await wakeups.close()
