@@ -6,7 +6,6 @@ who waits looks again by itself, as it does anyway after ``LOOK_S``.
 
 import asyncio
 import logging
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -14,7 +13,7 @@ from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import RedisError
 
 from app.stores.redis.address import Connect
-from app.stores.redis.wire import end_tasks, pack, told_as_lost
+from app.stores.redis.wire import connect, end_tasks, pack, receive, send
 
 AGAIN_S = 0.2
 """How long after a loss the connection is tried anew."""
@@ -65,22 +64,27 @@ class Wakeups:
 
     async def _serve(self) -> None:
         while True:
-            connection = self._connect()
             try:
-                with told_as_lost():
-                    await connection.connect()  # type: ignore[no-untyped-call]
-                async with asyncio.TaskGroup() as group:
-                    group.create_task(self._subscribe(connection), name="redis:subscribe")
-                    group.create_task(self._listen(connection), name="redis:listen")
+                await self._attend()
             except* (RedisError, OSError) as errors:
                 _log.debug("no connection for wake-ups: %s", errors.exceptions)
-            finally:
-                self._subscribed.clear()
-                await connection.disconnect(nowait=True)
+            except* Exception as errors:
+                _log.error("wake-ups failed in a way that is not known", exc_info=errors)
             # What was given back meanwhile nobody has been told.
             for tag in list(self._calls):
                 self._tell(tag)
             await asyncio.sleep(AGAIN_S)
+
+    async def _attend(self) -> None:
+        connection = self._connect()
+        try:
+            await connect(connection)
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._subscribe(connection), name="redis:subscribe")
+                group.create_task(self._listen(connection), name="redis:listen")
+        finally:
+            self._subscribed.clear()
+            await connection.disconnect(nowait=True)
 
     async def _subscribe(self, connection: AbstractConnection) -> None:
         asked: set[str] = set()
@@ -91,16 +95,14 @@ class Wakeups:
                 ("UNSUBSCRIBE", asked - self._calls.keys()),
             ):
                 if tags:
-                    words = pack(verb, *(self._channel + tag for tag in tags))
-                    with told_as_lost():
-                        await connection.send_packed_command(words, check_health=False)
+                    await send(connection, pack(verb, *(self._channel + tag for tag in tags)))
             self._subscribed -= asked - self._calls.keys()
             asked = set(self._calls)
             await self._changed.wait()
 
     async def _listen(self, connection: AbstractConnection) -> None:
         while True:
-            kind, channel, _ = await connection.read_response(disable_decoding=True, timeout=math.inf)
+            kind, channel, _ = await receive(connection, for_ever=True)
             tag = channel.decode().removeprefix(self._channel)
             if kind == b"message":
                 self._tell(tag)
