@@ -3,6 +3,7 @@
 import asyncio
 import gc
 from collections.abc import AsyncIterator
+from contextlib import ExitStack
 from uuid import uuid4
 
 import pytest
@@ -104,6 +105,39 @@ async def test_wake_ups_end_when_they_are_told_to_while_they_subscribe(ears: Ear
             await asyncio.sleep(0)
         await ears.close()
     assert redis_tasks() == set()
+
+
+@pytest.mark.parametrize("pause", range(4))
+async def test_who_comes_while_another_is_subscribed_is_subscribed_too(ears: Ears, pause: int) -> None:
+    """Of forty who come at any step of each other's subscription, each is ready, and none is left behind."""
+    await ears.until_up()
+    with ExitStack() as all_calls:
+        calls = []
+        for number in range(40):
+            calls.append(all_calls.enter_context(ears.wakeups.listening(f"s{number}")))
+            for _ in range(pause):
+                await asyncio.sleep(0)
+        async with asyncio.timeout(SOON_S):
+            await asyncio.gather(*(call.ready.wait() for call in calls))
+
+
+@pytest.mark.parametrize("pause", range(1, 6))
+async def test_who_is_ready_is_told_though_others_have_just_gone(
+    ears: Ears, redis_server: RedisServer, pause: int
+) -> None:
+    """A subscription that is being ended for one is not taken for that of the next."""
+    await ears.until_up()
+    for _ in range(20):
+        with ears.wakeups.listening("s"):
+            for _ in range(pause):
+                await asyncio.sleep(0)
+        for _ in range(pause):
+            await asyncio.sleep(0)
+        with ears.wakeups.listening("s") as call:
+            async with asyncio.timeout(SOON_S):
+                await call.ready.wait()
+                redis_server.command("PUBLISH", f"{ears.channel}:free:s", "")
+                await call.told.wait()
 
 
 async def test_wake_ups_survive_what_nobody_has_thought_of(

@@ -6,6 +6,7 @@ who waits looks again by itself, as it does anyway after ``LOOK_S``.
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -36,6 +37,8 @@ class Wakeups:
         self._connect = connect
         self._channel = f"{prefix}:free:"
         self._calls: dict[str, set[Call]] = {}
+        self._asked: set[str] = set()
+        self._due: Counter[str] = Counter()  # confirmations
         self._subscribed: set[str] = set()
         self._changed = asyncio.Event()
         # A store may not know TaskOwner: this one is the object's, which ends it.
@@ -87,17 +90,17 @@ class Wakeups:
             await connection.disconnect(nowait=True)
 
     async def _subscribe(self, connection: AbstractConnection) -> None:
-        asked: set[str] = set()
+        self._asked, self._due = set(), Counter()
         while True:
             self._changed.clear()
-            for verb, tags in (
-                ("SUBSCRIBE", self._calls.keys() - asked),
-                ("UNSUBSCRIBE", asked - self._calls.keys()),
-            ):
+            # Once, and noted before anything is sent: who comes or goes meanwhile is the next time's.
+            wanted, asked = set(self._calls), self._asked
+            self._asked = wanted
+            self._due.update(wanted - asked)
+            self._subscribed -= asked - wanted
+            for verb, tags in (("SUBSCRIBE", wanted - asked), ("UNSUBSCRIBE", asked - wanted)):
                 if tags:
                     await send(connection, pack(verb, *(self._channel + tag for tag in tags)))
-            self._subscribed -= asked - self._calls.keys()
-            asked = set(self._calls)
             await self._changed.wait()
 
     async def _listen(self, connection: AbstractConnection) -> None:
@@ -106,10 +109,19 @@ class Wakeups:
             tag = channel.decode().removeprefix(self._channel)
             if kind == b"message":
                 self._tell(tag)
-            elif kind == b"subscribe" and tag in self._calls:
-                self._subscribed.add(tag)
-                for call in self._calls[tag]:
-                    call.ready.set()
+            elif kind == b"subscribe":
+                self._confirm(tag)
+
+    def _confirm(self, tag: str) -> None:
+        self._due[tag] -= 1
+        if self._due[tag]:
+            return  # behind this one there is an UNSUBSCRIBE under way
+        del self._due[tag]
+        if tag not in self._asked:
+            return
+        self._subscribed.add(tag)
+        for call in self._calls.get(tag, ()):
+            call.ready.set()
 
     def _tell(self, tag: str) -> None:
         for call in self._calls.get(tag, ()):
