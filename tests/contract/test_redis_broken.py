@@ -1,11 +1,13 @@
 """What becomes of values that something else has changed: the session is set aside, the rest goes on."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from uuid import uuid4
 
 import pytest
 from redis.asyncio import Redis
 
+from app.domain.checkpoint import Checkpoint
 from app.domain.errors import SnapshotUnreadable
 from app.domain.idempotency import Binding
 from app.domain.ids import to_id_bytes
@@ -148,6 +150,27 @@ async def test_broken_states_notes_and_checkpoints_are_noticed(store: RedisStore
     with pytest.raises(SnapshotUnreadable):
         await store.at_turn(hit, turns[0].turn_id)
     assert (await store.commit_turn(hit, make_turn(hit))).depth == 4
+
+
+@pytest.mark.parametrize("broken", [{0}, {1}, {2}, {4}, {0, 1}, {0, 1, 2}, {2, 3, 4}, set(range(5))])
+@pytest.mark.parametrize("limit", [1, 2, 3, 4, 9])
+async def test_pages_of_checkpoints_go_on_behind_broken_ones(
+    store: RedisStore, hand: Hand, broken: set[int], limit: int
+) -> None:
+    """Wherever on a page the broken ones stand, the pages end, and together list all others once."""
+    session = await stored_session(store)
+    made = [await store.add_checkpoint(session, make_checkpoint(created_at=T0 + n)) for n in range(5)]
+    for number in broken:
+        await hand.flip(session, "c", to_id_bytes(made[number].checkpoint_id), -1)
+    listed: list[Checkpoint] = []
+    cursor, is_last = None, False
+    async with asyncio.timeout(5):
+        while not is_last:
+            page = await store.list_checkpoints(session, limit, cursor)
+            assert len(page.checkpoints) <= limit
+            listed += page.checkpoints
+            cursor, is_last = page.next_cursor, page.next_cursor is None
+    assert listed == [one for number, one in reversed(list(enumerate(made))) if number not in broken]
 
 
 async def test_broken_keys_and_shared_states_are_noticed(store: RedisStore, hand: Hand) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from uuid import uuid4
 
 import pytest
@@ -15,7 +16,7 @@ from app.domain.journal import StateChanged
 from app.domain.session import LifeSpan, Session, SessionChange, SessionQuery, SessionStatus
 from app.domain.state import StateScope
 from app.domain.turn import Usage
-from app.stores.redis import keys
+from app.stores.redis import keys, sums
 from app.stores.redis.draft import MARGIN_MS, SLACK_MS
 from app.stores.redis.store import RedisStore
 from tests.redisserver import RedisServer
@@ -233,6 +234,34 @@ async def test_what_went_by_itself_is_swept(world: World) -> None:
     assert (stats.total, stats.idle, stats.archived, stats.expired) == (2, 1, 1, 0)
     assert await world.store.list_after(None, 9) == (kept.key, again.key)
     assert await world.store.delete_sessions([kept.key, again.key]) == 2
+    left = {name.removeprefix(f"{world.prefix}:").partition(":")[0] for name in await world.names()}
+    assert left <= LASTING
+
+
+async def test_another_idle_time_counts_at_the_next_start(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A start with another ``idle_after_s`` counts by that, in steps; what was marked idle stays so."""
+    monkeypatch.setattr(sums, "SESSIONS_PER_STEP", 3)
+    marked = [make_session(f"m{n}", marked_idle=True) for n in range(2)]
+    ended = [make_session("short", ttl_s=5), make_session("archived", archived=True)]
+    timed = [make_session(f"s{n}", now=T0 + n * 10_000) for n in range(10)]
+    await world.store.create_sessions([*timed, *marked, *ended])
+    await world.store.expire_and_purge(T0 + 150_000, 10)
+    await world.store.touch_session(timed[0].key, T0 + 150_000)
+    for idle_after_s, idle in ((100, 5), (80, 7), (0, 0), (500, 0), (60, 9), (100, 5)):
+        life = replace(LIFE, idle_after_s=idle_after_s)
+        for now in (None, T0 + 150_000, T0 + 140_000):
+            other = RedisStore(world.server.url, life, prefix=world.prefix)
+            await other.open(BOOT)
+            if now is not None:
+                assert await other.expire_and_purge(now, 10) == (0, 0)
+            stats = await other.get_session_stats()
+            assert (stats.active, stats.idle) == (10 - idle, idle + len(marked))
+            assert (stats.archived, stats.expired) == (1, 1)
+            await other.close()
+    keys_of_all = [session.key for session in (*timed, *marked, *ended)]
+    assert await world.store.delete_sessions(keys_of_all) == len(keys_of_all)
     left = {name.removeprefix(f"{world.prefix}:").partition(":")[0] for name in await world.names()}
     assert left <= LASTING
 

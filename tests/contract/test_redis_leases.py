@@ -2,12 +2,21 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
 from uuid import uuid4
 
 import pytest
 
-from app.domain.errors import HeadMoved, KeyTaken, LeasedElsewhere, SessionNotFound, TurnNotFound
+from app.domain.errors import (
+    HeadMoved,
+    KeyTaken,
+    LeasedElsewhere,
+    SessionNotFound,
+    SnapshotUnreadable,
+    StoreUnavailable,
+    TurnNotFound,
+)
 from app.domain.idempotency import Binding
 from app.domain.ids import SessionKey
 from app.domain.lease import Holder, Node
@@ -95,6 +104,97 @@ async def test_a_touch_elsewhere_is_no_other_session(pair: Pair) -> None:
     other = make_turn(session)
     with pytest.raises(LeasedElsewhere):
         await pair.b.start_turn(session, running(other))
+
+
+def between_starts(store: RedisStore, deed: Callable[[], Awaitable[object]]) -> None:
+    """Let ``deed`` be done when the store has sent a start of a turn and has to send it again."""
+    tell, sent = store._db.tell, []
+
+    async def told(script: str, *words: Any, **options: Any) -> Any:
+        if script == "start":
+            sent.append(words)
+            if len(sent) == 2:
+                await deed()
+        return await tell(script, *words, **options)
+
+    store._db.tell = told  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("how", ["runs", "is committed"])
+async def test_a_start_that_has_the_session_but_not_the_key_gives_it_back(pair: Pair, how: str) -> None:
+    """A key that another turn takes between the two halves of a start leaves the session free."""
+    session, other = await stored_session(pair.a), await stored_session(pair.b, "s2")
+    await pair.b.touch_session(session.key, T0 + 50)
+    theirs = make_turn(other, binding=BINDING)
+
+    async def take_key() -> None:
+        assert await pair.b.leases.holder(session.key) is not None
+        await pair.b.start_turn(other, running(theirs))
+        if how == "is committed":
+            await pair.b.commit_turn(other, theirs)
+
+    between_starts(pair.a, take_key)
+    with pytest.raises(KeyTaken) as caught:
+        await pair.a.start_turn(session, running(make_turn(session, binding=BINDING)))
+    assert caught.value.turn_id == theirs.turn_id
+    assert await pair.b.leases.holder(session.key) is None
+    assert await pair.b.start_turn(await current(pair.b, session), running(make_turn(session))) is None
+
+
+async def test_who_was_told_the_new_session_and_finds_the_key_taken_has_no_lease(pair: Pair) -> None:
+    """The lease that came with the new session goes with the refusal of the start that follows."""
+    old, other = await stored_session(pair.a), await stored_session(pair.b, "s2")
+    await pair.b.find_session(old.key)
+    new, _ = await extend(pair.b, old, 1)
+    turn = make_turn(old, binding=BINDING)
+    assert await pair.a.start_turn(old, running(turn)) == new
+    await pair.b.start_turn(other, running(make_turn(other, binding=BINDING)))
+    with pytest.raises(KeyTaken):
+        await pair.a.start_turn(new, running(make_turn(new, turn_id=turn.turn_id, binding=BINDING)))
+    assert await pair.b.leases.holder(new.key) is None
+
+
+async def test_a_start_that_fails_half_way_gives_the_session_back(pair: Pair) -> None:
+    """If the second half does not come through, the session is free, and no start is noted."""
+    session = await stored_session(pair.a)
+    await pair.b.touch_session(session.key, T0 + 50)
+
+    async def fail() -> None:
+        raise StoreUnavailable("Redis cannot be reached.")
+
+    between_starts(pair.a, fail)
+    with pytest.raises(StoreUnavailable) as caught:
+        await pair.a.start_turn(session, running(make_turn(session)))
+    assert not caught.value.outcome_unknown
+    assert await pair.b.leases.holder(session.key) is None
+    assert await pair.b.list_entries(session, None, 9, newest_first=False) == ()
+
+
+async def test_a_start_whose_lease_cannot_be_given_back_is_in_doubt(pair: Pair) -> None:
+    """The caller is told so, that it may end what may have begun."""
+    session = await stored_session(pair.a)
+    await pair.b.touch_session(session.key, T0 + 50)
+
+    async def go() -> None:
+        await pair.a._db.wire.close()
+
+    between_starts(pair.a, go)
+    with pytest.raises(StoreUnavailable) as caught:
+        await pair.a.start_turn(session, running(make_turn(session)))
+    assert caught.value.outcome_unknown
+    assert await pair.b.leases.holder(session.key) is not None
+
+
+async def test_a_start_that_finds_a_broken_session_gives_it_back(
+    pair: Pair, redis_server: RedisServer
+) -> None:
+    """A record that has become unreadable is no reason to keep others from repairing or deleting it."""
+    session = await stored_session(pair.a)
+    await pair.b.touch_session(session.key, T0 + 50)
+    redis_server.command("HSET", f"{pair.prefix}:{{{keys.tag_of(session.key)}}}:s", "r", "rubbish")
+    with pytest.raises(SnapshotUnreadable):
+        await pair.a.start_turn(session, running(make_turn(session)))
+    assert await pair.b.leases.holder(session.key) is None
 
 
 async def test_a_lapsed_turn_is_ended_by_whoever_takes_the_session(pair: Pair) -> None:

@@ -9,7 +9,8 @@
 --   c  checkpoints by id    d  checkpoints by time    a  the automatic of them    b  turn -> idempotency key
 --   l  the lease, which also knows how its turn is to be stored if it runs out
 -- Of all: n counters, of member -> indexes, ph member -> phase, z:* indexes by last activity (z:act those
--- in phase active), due those that will expire and x those that have, order by key, leases by their end.
+-- in phase active), idle those idle by time alone, due those that will expire and x those that have, order
+-- by key, leases by their end.
 local P = ARGV[1]
 local call = redis.call
 local ROOMS = {'s', 't', 'i', 'k', 'n', 'o', 'f', 'c', 'd', 'a', 'b'}
@@ -155,14 +156,16 @@ end
 
 local function place(member, active_at, expires_at, archived, marked, now, idle_ms)
   now = math.max(tonumber(now), tonumber(call('HGET', G('n'), 'swept_ms') or 0))
-  local phase = 'active'
+  local phase, is_by_time = 'active', false
   if archived == '1' then phase = 'archived'
   elseif expires_at ~= '' and now >= tonumber(expires_at) then phase = 'expired'
-  elseif marked == '1' or (tonumber(idle_ms) > 0 and now >= active_at + idle_ms) then phase = 'idle' end
+  elseif marked == '1' then phase = 'idle'
+  elseif tonumber(idle_ms) > 0 and now >= active_at + idle_ms then phase, is_by_time = 'idle', true end
   for name in string.gmatch(call('HGET', G('of'), member) or '', '[^\n]+') do
     call('ZADD', G('z:' .. name), active_at, member)
   end
   if phase == 'active' then call('ZADD', G('z:act'), active_at, member) else call('ZREM', G('z:act'), member) end
+  if is_by_time then call('ZADD', G('idle'), active_at, member) else call('ZREM', G('idle'), member) end
   local open, shut = G('due'), G('x')
   if phase == 'expired' then open, shut = shut, open end
   if expires_at == '' then call('ZREM', open, member) else call('ZADD', open, expires_at, member) end
@@ -175,6 +178,7 @@ local function forget(member)
     call('ZREM', G('z:' .. name), member)
   end
   call('ZREM', G('z:act'), member)
+  call('ZREM', G('idle'), member)
   call('ZREM', G('due'), member)
   call('ZREM', G('x'), member)
   local phase = call('HGET', G('ph'), member)

@@ -11,10 +11,16 @@ if ARGV[26] ~= '' then
   local owner, other = bound[1], bound[2]
   if owner and (owner ~= tag or other ~= turn) then
     local row = call('HGET', K(owner, 't'), other)
-    if row and is_committed(row) then return {'key', owner, other} end
+    if row and is_committed(row) then
+      give_back(tag, nonce) -- which an earlier call that noted nothing may have taken
+      return {'key', owner, other}
+    end
     local lease = lease_of(owner)
     if lease and lease.turn == other then
-      if is_held(lease) then return {'key', owner, other, holder_of(lease)} end
+      if is_held(lease) then
+        give_back(tag, nonce)
+        return {'key', owner, other, holder_of(lease)}
+      end
       end_abandoned(owner, lease)
       drop_lease(owner)
     end

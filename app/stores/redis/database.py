@@ -63,6 +63,11 @@ class Database:
             await self._fence.wait()
         return reply
 
+    async def close(self) -> None:
+        """End what waits for the disk."""
+        if self._fence is not None:
+            await self._fence.close()
+
     async def find_record(self, key: SessionKey, uid: str | None = None) -> Record | None:
         """Return the record; with ``uid`` that of this incarnation only.
 

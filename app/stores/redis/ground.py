@@ -6,7 +6,7 @@ import logging
 from redis.exceptions import NoPermissionError
 
 from app.domain.errors import StoreUnavailable
-from app.stores.redis.wire import Wire
+from app.stores.redis.wire import Wire, end_tasks
 
 _OLDEST = (6, 2)
 _WAITAOF_SINCE = (7, 2)
@@ -68,34 +68,55 @@ class Fence:
     """Waits until what was written is on disk, with as few questions as there are answers.
 
     ``WAITAOF`` speaks of what its own connection wrote, and blocks that. So a connection of its own
-    writes a mark behind what is to be waited for, and waits for that; who comes meanwhile shares the next.
+    writes a mark behind what is to be waited for, and waits for that: a round. Who comes meanwhile shares
+    the next, and whoever shares a round shares what becomes of it.
     """
 
     def __init__(self, wire: Wire, prefix: str, wait_ms: int) -> None:
         self._wire = wire
         self._mark = f"{prefix}:fence"
         self._wait_ms = wait_ms
-        self._lock = asyncio.Lock()
-        self._asked = 0
-        self._reached = 0
+        # A store may not know TaskOwner: rounds are the fence's, which ends them.
+        self._running: asyncio.Task[bool] | None = None
+        self._next: asyncio.Task[bool] | None = None
 
     async def wait(self) -> None:
         """Return when what was acknowledged before is in the append-only file.
 
+        Cancelled, it leaves the round to the others.
+
         Raises:
-            StoreUnavailable: not in time; it is written, but may get lost.
+            StoreUnavailable: not in ``wait_ms``; it is written, but may get lost.
         """
-        self._asked += 1
-        mine = self._asked
-        async with self._lock:
-            if self._reached >= mine:
-                return
-            upto = self._asked
-            await self._wire.call("SET", self._mark, upto, writes=True)
-            written = await self._wire.call("WAITAOF", 1, 0, self._wait_ms, writes=True)
-            if written[0] < 1:
-                raise StoreUnavailable("Redis did not get the write to disk in time.", outcome_unknown=True)
-            self._reached = upto
+        if self._next is None:
+            self._next = asyncio.get_running_loop().create_task(
+                self._round(self._running), name="redis:fence"
+            )
+        mine = self._next
+        # One limit for what is left of the round before and for this one; neither ends with who waits.
+        await asyncio.wait([mine], timeout=self._wait_ms / 1000)
+        if not mine.done() or mine.cancelled() or not mine.result():
+            raise StoreUnavailable("Redis did not get the write to disk in time.", outcome_unknown=True)
+
+    async def close(self) -> None:
+        """End the rounds; who waits for one is told that it failed."""
+        await end_tasks([task for task in (self._next, self._running) if task is not None])
+
+    async def _round(self, before: "asyncio.Task[bool] | None") -> bool:
+        try:
+            if before is not None:
+                await asyncio.wait([before])
+            # Who asks from now on has written behind the mark.
+            self._running, self._next = self._next, None
+            # In one breath: on another connection than the mark's, WAITAOF would wait for nothing.
+            _, written = await asyncio.gather(
+                self._wire.call("SET", self._mark, 1, writes=True),
+                self._wire.call("WAITAOF", 1, 0, self._wait_ms, repeats=False, writes=True),
+            )
+        except StoreUnavailable as error:
+            _log.debug("no answer whether what was written is on disk: %s", error)
+            return False
+        return bool(written[0] >= 1)
 
 
 def _version(text: str) -> tuple[int, int]:

@@ -62,11 +62,12 @@ async def list_checkpoints(db: Database, session: Session, limit: int, cursor: s
         reply = await db.ask("page", tag_of(session.key), uid, "d", *after, most, 0, "c")
         if reply is None:
             return CheckpointPage((), 0, None)
-        total, listed = reply
-        found += _readable(session, listed)
-        if len(listed) < 2 * most or not found:
+        total, listed, bodies = reply
+        found += _readable(session, listed[::2], bodies)
+        if len(bodies) < most:
             break
-        after = found[-1].created_at, to_id_bytes(found[-1].checkpoint_id)
+        # Behind what was listed, not what was readable: else a broken one at the end is listed for ever.
+        after = listed[-1], listed[-2]
     page = tuple(found[:limit])
     following = to_cursor("c", page[-1].created_at, page[-1].checkpoint_id) if len(found) > limit else None
     return CheckpointPage(page, total, following)
@@ -163,10 +164,10 @@ async def _turns(
         place = score, last_id if newest_first else last_id + b"\0"
 
 
-def _readable(session: Session, listed: list[bytes]) -> list[Checkpoint]:
+def _readable(session: Session, ids: list[bytes], bodies: list[bytes]) -> list[Checkpoint]:
     """Return the checkpoints; a broken one is left out, so that its neighbours stay listed."""
     found = []
-    for checkpoint_id, raw in zip(listed[::2], listed[1::2], strict=True):
+    for checkpoint_id, raw in zip(ids, bodies, strict=True):
         try:
             found.append(side_rows.from_checkpoint(to_id_bytes(session.uid), checkpoint_id, raw)[0])
         except SnapshotUnreadable:

@@ -99,6 +99,7 @@ class RedisStore(EnsuresInTwoSteps):
             self._held.wakeups = Wakeups(self._address.connect, self._prefix)
             self._held.db = db
             await db.tell("boot", boot_id, lease_ms)
+            await sums.sweep(db)  # another idle time counts from now on, not from the next sweep
             lapsed = _REAPED_AT_ONCE
             while lapsed == _REAPED_AT_ONCE:
                 lapsed, _ = await db.tell("reap", _REAPED_AT_ONCE, repeats=False)
@@ -113,6 +114,7 @@ class RedisStore(EnsuresInTwoSteps):
         if db is not None:
             with suppress(StoreUnavailable):
                 await db.tell("boot", db.node.boot_id, 0, node_word(db.node))
+            await db.close()
         if wakeups is not None:
             self._held.wakeups = None
             await wakeups.close()

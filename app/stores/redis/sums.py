@@ -46,12 +46,20 @@ async def get_session_stats(db: Database) -> SessionStats:
     )
 
 
+async def sweep(db: Database, now: int = 0) -> int:
+    """Bring the phases up to ``now``, or as they were at the last sweep to the idle time as it is now.
+
+    Returns how many sessions have expired since the last sweep.
+    """
+    expired, is_last, idle_ms = 0, 0, db.life.idle_after_s * 1000
+    while not is_last:
+        expired, is_last = await db.tell("sweep", now, idle_ms, SESSIONS_PER_STEP, repeats=False)
+    return expired
+
+
 async def expire_and_purge(db: Database, now: int, limit: int) -> tuple[int, int]:
     """Sweep in steps, between which turns are served; what a step has done stays done."""
-    expired, purged, is_last = 0, 0, 0
-    while not is_last:
-        idle_ms = db.life.idle_after_s * 1000
-        expired, is_last = await db.tell("sweep", now, idle_ms, SESSIONS_PER_STEP, repeats=False)
+    expired, purged = await sweep(db, now), 0
     line = rules.purge_line(now, db.life)
     while line is not None and purged < limit:
         most = min(PURGED_PER_STEP, limit - purged)

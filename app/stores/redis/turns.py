@@ -30,26 +30,58 @@ _log = logging.getLogger(__name__)
 
 async def start_turn(db: Database, session: Session, turn: Turn) -> Session | None:
     record = db.seen.find(session.key)
+    if record is None or _version(record.session) != _version(session):
+        record = await db.get_record(session)
+    reply = await _start(db, record, session, turn)
+    if reply is None:
+        return None
+    try:
+        return await _start_anew(db, session, turn, reply)
+    except Exception as error:
+        await _undo_start(db, session, turn, error)
+        raise
+
+
+async def _start_anew(db: Database, session: Session, turn: Turn, moved: list[Any]) -> Session | None:
+    """Begin with the record as the server has just told it; the lease is taken already."""
     for _ in range(TRIES):
-        if record is None or _version(record.session) != _version(session):
-            record = await db.get_record(session)
-        is_known = _version(record.session) == _version(session)
-        touched, words = _start_words(db, record, turn, is_known=is_known)
-        reply = await db.tell("start", *words)
-        match reply[0]:
-            case b"ok":
-                if reply[1] == touched.token:
-                    db.seen.put(touched)
-                return None
-            case b"moved":
-                record = rows.from_record(session.key, reply[2], reply[3], reply[1])
-                db.seen.put(record)
-                if _version(record.session) != _version(session):
-                    return record.session
-            case _:
-                db.seen.drop(session.key)
-                raise _refusal(reply, session, turn)
+        record = rows.from_record(session.key, moved[2], moved[3], moved[1])
+        db.seen.put(record)
+        if _version(record.session) != _version(session):
+            return record.session
+        reply = await _start(db, record, session, turn)
+        if reply is None:
+            return None
+        moved = reply
     raise StoreUnavailable("Too many write here at once.")
+
+
+async def _start(db: Database, record: Record, session: Session, turn: Turn) -> list[Any] | None:
+    """Begin if ``record`` is still the session's; else return what is, with the lease taken."""
+    is_known = _version(record.session) == _version(session)
+    touched, words = _start_words(db, record, turn, is_known=is_known)
+    reply: list[Any] = await db.tell("start", *words)
+    match reply[0]:
+        case b"ok":
+            if reply[1] == touched.token:
+                db.seen.put(touched)
+            return None
+        case b"moved":
+            return reply
+    db.seen.drop(session.key)
+    raise _refusal(reply, session, turn)
+
+
+async def _undo_start(db: Database, session: Session, turn: Turn, error: Exception) -> None:
+    """Give the lease back under which a turn did not begin.
+
+    Raises:
+        StoreUnavailable: that is in doubt, too, so the lease may be held, and the turn noted.
+    """
+    try:
+        await give_back(db, session, turn)
+    except StoreUnavailable:
+        raise StoreUnavailable("Whether a turn began is not known.", outcome_unknown=True) from error
 
 
 def to_holder(raw: list[bytes]) -> Holder:

@@ -6,7 +6,7 @@ who waits looks again by itself, as it does anyway after ``LOOK_S``.
 
 import asyncio
 import logging
-import math
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -14,7 +14,7 @@ from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import RedisError
 
 from app.stores.redis.address import Connect
-from app.stores.redis.wire import end_tasks, pack, told_as_lost
+from app.stores.redis.wire import connect, end_tasks, pack, receive, send
 
 AGAIN_S = 0.2
 """How long after a loss the connection is tried anew."""
@@ -37,6 +37,8 @@ class Wakeups:
         self._connect = connect
         self._channel = f"{prefix}:free:"
         self._calls: dict[str, set[Call]] = {}
+        self._asked: set[str] = set()
+        self._due: Counter[str] = Counter()  # confirmations
         self._subscribed: set[str] = set()
         self._changed = asyncio.Event()
         # A store may not know TaskOwner: this one is the object's, which ends it.
@@ -65,49 +67,61 @@ class Wakeups:
 
     async def _serve(self) -> None:
         while True:
-            connection = self._connect()
             try:
-                with told_as_lost():
-                    await connection.connect()  # type: ignore[no-untyped-call]
-                async with asyncio.TaskGroup() as group:
-                    group.create_task(self._subscribe(connection), name="redis:subscribe")
-                    group.create_task(self._listen(connection), name="redis:listen")
+                await self._attend()
             except* (RedisError, OSError) as errors:
                 _log.debug("no connection for wake-ups: %s", errors.exceptions)
-            finally:
-                self._subscribed.clear()
-                await connection.disconnect(nowait=True)
+            except* Exception as errors:
+                _log.error("wake-ups failed in a way that is not known", exc_info=errors)
             # What was given back meanwhile nobody has been told.
             for tag in list(self._calls):
                 self._tell(tag)
             await asyncio.sleep(AGAIN_S)
 
+    async def _attend(self) -> None:
+        connection = self._connect()
+        try:
+            await connect(connection)
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._subscribe(connection), name="redis:subscribe")
+                group.create_task(self._listen(connection), name="redis:listen")
+        finally:
+            self._subscribed.clear()
+            await connection.disconnect(nowait=True)
+
     async def _subscribe(self, connection: AbstractConnection) -> None:
-        asked: set[str] = set()
+        self._asked, self._due = set(), Counter()
         while True:
             self._changed.clear()
-            for verb, tags in (
-                ("SUBSCRIBE", self._calls.keys() - asked),
-                ("UNSUBSCRIBE", asked - self._calls.keys()),
-            ):
+            # Once, and noted before anything is sent: who comes or goes meanwhile is the next time's.
+            wanted, asked = set(self._calls), self._asked
+            self._asked = wanted
+            self._due.update(wanted - asked)
+            self._subscribed -= asked - wanted
+            for verb, tags in (("SUBSCRIBE", wanted - asked), ("UNSUBSCRIBE", asked - wanted)):
                 if tags:
-                    words = pack(verb, *(self._channel + tag for tag in tags))
-                    with told_as_lost():
-                        await connection.send_packed_command(words, check_health=False)
-            self._subscribed -= asked - self._calls.keys()
-            asked = set(self._calls)
+                    await send(connection, pack(verb, *(self._channel + tag for tag in tags)))
             await self._changed.wait()
 
     async def _listen(self, connection: AbstractConnection) -> None:
         while True:
-            kind, channel, _ = await connection.read_response(disable_decoding=True, timeout=math.inf)
+            kind, channel, _ = await receive(connection, for_ever=True)
             tag = channel.decode().removeprefix(self._channel)
             if kind == b"message":
                 self._tell(tag)
-            elif kind == b"subscribe" and tag in self._calls:
-                self._subscribed.add(tag)
-                for call in self._calls[tag]:
-                    call.ready.set()
+            elif kind == b"subscribe":
+                self._confirm(tag)
+
+    def _confirm(self, tag: str) -> None:
+        self._due[tag] -= 1
+        if self._due[tag]:
+            return  # behind this one there is an UNSUBSCRIBE under way
+        del self._due[tag]
+        if tag not in self._asked:
+            return
+        self._subscribed.add(tag)
+        for call in self._calls.get(tag, ()):
+            call.ready.set()
 
     def _tell(self, tag: str) -> None:
         for call in self._calls.get(tag, ()):

@@ -13,6 +13,7 @@ in one round of the event loop goes out in one write. Always true:
 
 import asyncio
 import logging
+import math
 from collections import deque
 from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import contextmanager
@@ -73,6 +74,9 @@ class _Line:
     def send(self, words: tuple[Word, ...]) -> "asyncio.Future[Any]":
         """Queue a command; the future has its reply."""
         future = asyncio.get_running_loop().create_future()
+        if self.is_lost:  # since the caller was given the line
+            future.set_exception(_Lost(may_repeat=True))
+            return future
         self._outbox.append(pack(*words))
         self._waiting.append(future)
         self._has_words.set()
@@ -94,8 +98,7 @@ class _Line:
             await self._has_words.wait()
             self._has_words.clear()
             outbox, self._outbox = self._outbox, []
-            with told_as_lost():
-                await self._connection.send_packed_command(outbox, check_health=False)
+            await send(self._connection, outbox)
 
     async def _read(self) -> None:
         while True:
@@ -103,7 +106,7 @@ class _Line:
                 self._has_waiting.clear()
                 await self._has_waiting.wait()
             try:
-                reply = await self._connection.read_response(disable_decoding=True)
+                reply = await receive(self._connection)
             except ReadOnlyError as error:
                 # This was the primary once; the next connection may be to what is now.
                 raise exceptions.ConnectionError from error
@@ -120,7 +123,9 @@ class _Line:
     async def _work(self, work: Coroutine[Any, Any, None]) -> None:
         try:
             await work
-        except (RedisError, OSError) as error:
+        except Exception as error:
+            if not isinstance(error, RedisError | OSError):
+                _log.error("a connection to Redis failed in a way that is not known", exc_info=error)
             self._lose(may_repeat=not isinstance(error, exceptions.TimeoutError))
             for task in self._tasks:
                 if task is not asyncio.current_task():
@@ -255,22 +260,70 @@ class Wire:
     async def _make_line(self) -> _Line:
         connection = self._connect()
         try:
-            with told_as_lost():
-                await connection.connect()  # type: ignore[no-untyped-call]
-                await _load_missing(connection)
+            await connect(connection)
+            await _load_missing(connection)
         except BaseException:
             await connection.disconnect(nowait=True)
             raise
         return _Line(connection)
 
 
+async def connect(connection: AbstractConnection) -> None:
+    """Connect.
+
+    Raises:
+        RedisError, OSError
+    """
+    with _told_as_lost():
+        await connection.connect()  # type: ignore[no-untyped-call]
+
+
+async def send(connection: AbstractConnection, packed: bytes | list[bytes]) -> None:
+    """Send commands over a connection that is up, and never over another one.
+
+    Raises:
+        RedisError, OSError: it is up no more.
+    """
+    with _told_as_lost(connection):
+        # redis-py would connect anew, and what is sent then had a place among the old one's replies.
+        if not connection.is_connected:
+            raise exceptions.ConnectionError("The connection is closed.")
+        await connection.send_packed_command(packed, check_health=False)
+    _check_cancelled()
+
+
+async def receive(connection: AbstractConnection, *, for_ever: bool = False) -> Any:
+    """Return the next reply, waiting for ``SOCKET_S``, or without a limit.
+
+    Raises:
+        ResponseError: it is an error.
+        RedisError, OSError: the connection is up no more.
+    """
+    with _told_as_lost(connection):
+        reply = await connection.read_response(disable_decoding=True, timeout=math.inf if for_ever else None)
+    _check_cancelled()
+    return reply
+
+
 @contextmanager
-def told_as_lost() -> Iterator[None]:
-    """Raise as a lost connection what uvloop says of one that has closed meanwhile."""
+def _told_as_lost(connection: AbstractConnection | None = None) -> Iterator[None]:
+    """Raise as a lost connection what uvloop and redis-py say of one that has closed meanwhile."""
     try:
         yield
     except RuntimeError as error:
         raise exceptions.ConnectionError("The connection is closed.") from error
+    except AttributeError as error:
+        # A task that finds the connection ended takes its streams from under the others.
+        if connection is None or connection.is_connected:
+            raise
+        raise exceptions.ConnectionError("The connection is closed.") from error
+
+
+def _check_cancelled() -> None:
+    # redis-py uses asyncio.wait_for, which may swallow a cancellation, and the task would work on for ever.
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
 
 
 async def end_tasks(tasks: Sequence["asyncio.Task[Any]"]) -> None:
@@ -286,13 +339,11 @@ async def end_tasks(tasks: Sequence["asyncio.Task[Any]"]) -> None:
 
 async def _load_missing(connection: AbstractConnection) -> None:
     scripts = list(load_scripts().values())
-    await connection.send_packed_command(
-        pack("SCRIPT", "EXISTS", *(script.sha for script in scripts)), check_health=False
-    )
-    known = await connection.read_response(disable_decoding=True)
+    await send(connection, pack("SCRIPT", "EXISTS", *(script.sha for script in scripts)))
+    known = await receive(connection)
     missing = [script for script, is_known in zip(scripts, known, strict=True) if not is_known]
     loads = [pack("SCRIPT", "LOAD", script.text) for script in missing]
     if loads:
-        await connection.send_packed_command(loads, check_health=False)
+        await send(connection, loads)
         for _ in loads:
-            await connection.read_response(disable_decoding=True)
+            await receive(connection)
