@@ -83,7 +83,7 @@ CREATE TABLE sessions (
     state_number bigint,  -- states.number of the present state; NULL: not kept yet, or empty
     root_state bigint,  -- states.number of the state that it was created with; NULL: empty
     last_state bigint NOT NULL,  -- the highest states.number so far, 0: none
-    writes bigint NOT NULL DEFAULT 1,  -- grows with each write of the row but a sweep's
+    stamp bigint NOT NULL,  -- another one, by chance, with each write of the row but a sweep's
     seal bigint NOT NULL,
     params bytea,
     metadata bytea,
@@ -238,7 +238,7 @@ $$;
 -- The phase is right at every write, and never from before the last sweep.
 CREATE FUNCTION set_phase() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
-    IF TG_OP = 'UPDATE' AND NEW.writes = OLD.writes THEN
+    IF TG_OP = 'UPDATE' AND NEW.stamp = OLD.stamp THEN
         RETURN NEW;  -- the sweep's, which knows
     END IF;
     SELECT phase_at(

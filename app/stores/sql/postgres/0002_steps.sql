@@ -162,11 +162,11 @@ BEGIN
 END $$;
 
 -- Begin a turn: key, lease, comparison with the record that the caller has made the rest of, start record,
--- activity, in one step. Outcomes: 0 noted, 1 the lease is taken but the record is not that of ``p_writes``,
+-- activity, in one step. Outcomes: 0 noted, 1 the lease is taken but the record is not that of ``p_stamp``,
 -- 2 no such session, 3 it runs already, 4 it has ended, 5 leased elsewhere, 6 the key is a committed turn's,
 -- 7 the key is that of a turn that runs.
 CREATE FUNCTION start_turn(
-    p_owner bytea, p_session_id bytea, p_uid bytea, p_writes bigint,
+    p_owner bytea, p_session_id bytea, p_uid bytea, p_stamp bigint, p_new_stamp bigint,
     p_last_accessed bigint, p_expires_at bigint, p_marked_idle boolean, p_seal bigint,
     p_nonce text, p_boot_id text, p_url text, p_lease_s float8,
     k_owner bytea, k_key bytea, k_fingerprint bytea, k_seal bigint,
@@ -182,7 +182,7 @@ DECLARE
     key_state record;
     lease record;
 BEGIN
-    SELECT id, writes INTO here FROM sessions
+    SELECT id, stamp INTO here FROM sessions
         WHERE owner = p_owner AND session_id = p_session_id AND uid = p_uid FOR NO KEY UPDATE;
     IF NOT FOUND THEN
         outcome := 2;
@@ -212,7 +212,7 @@ BEGIN
         END IF;
         RETURN;
     END IF;
-    IF here.writes <> p_writes THEN
+    IF here.stamp <> p_stamp THEN
         outcome := 1;
         RETURN;
     END IF;
@@ -225,15 +225,16 @@ BEGIN
         INSERT INTO idempotency_keys VALUES (k_owner, k_key, k_fingerprint, here.id, t_turn_id, t_started_at, k_seal);
     END IF;
     UPDATE sessions SET last_accessed = p_last_accessed, expires_at = p_expires_at,
-        marked_idle = p_marked_idle, seal = p_seal, writes = writes + 1 WHERE id = here.id;
+        marked_idle = p_marked_idle, seal = p_seal, stamp = p_new_stamp WHERE id = here.id;
     outcome := 0;
 END $$;
 
 -- End a turn: on the head (``p_commits``) or beside the tree. Outcomes: 0 done, 1 the record is not that of
--- ``p_writes`` (nothing is done), 2 no such session, 3 it has been committed before, 4 it was ended otherwise
+-- ``p_stamp`` (nothing is done), 2 no such session, 3 it has been committed before, 4 it was ended otherwise
 -- before, 5 the head is not ``p_head``, 6 done, but its key belongs to another committed turn.
 CREATE FUNCTION end_turn(
-    p_owner bytea, p_session_id bytea, p_uid bytea, p_writes bigint, p_nonce text, p_commits boolean, p_head bytea,
+    p_owner bytea, p_session_id bytea, p_uid bytea, p_stamp bigint, p_new_stamp bigint,
+    p_nonce text, p_commits boolean, p_head bytea,
     s_head bytea, s_note bytea, s_depth bigint, s_updated_at bigint, s_last_accessed bigint, s_expires_at bigint,
     s_marked_idle boolean, s_rev bigint, s_state_rev bigint, s_state_number bigint, s_last_state bigint,
     s_seal bigint, s_state bytea, kept_state bytea,
@@ -248,7 +249,7 @@ DECLARE
     here record;
     known record;
 BEGIN
-    SELECT id, writes, head, user_id INTO here FROM sessions
+    SELECT id, stamp, head, user_id INTO here FROM sessions
         WHERE owner = p_owner AND session_id = p_session_id AND uid = p_uid FOR NO KEY UPDATE;
     IF NOT FOUND THEN
         outcome := 2;
@@ -264,7 +265,7 @@ BEGIN
         outcome := 5;
         RETURN;
     END IF;
-    IF here.writes <> p_writes THEN
+    IF here.stamp <> p_stamp THEN
         outcome := 1;
         RETURN;
     END IF;
@@ -303,7 +304,7 @@ BEGIN
     UPDATE sessions SET head = s_head, note = s_note, depth = s_depth, updated_at = s_updated_at,
         last_accessed = s_last_accessed, expires_at = s_expires_at, marked_idle = s_marked_idle, rev = s_rev,
         state_rev = s_state_rev, state_number = s_state_number, last_state = s_last_state, seal = s_seal,
-        state = s_state, writes = writes + 1 WHERE id = here.id;
+        state = s_state, stamp = p_new_stamp WHERE id = here.id;
     PERFORM count_turn(p_owner, here.user_id, c_day, (t_status = 2)::int, c_prompt, c_completion,
         c_response_ms, c_bucket);
 END $$;
