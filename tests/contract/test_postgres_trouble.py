@@ -28,6 +28,7 @@ from .builders import (
     running,
     stored_session,
 )
+from .faulty_wire import FaultyWire
 
 PATIENCE_S = 1.5
 RECOVERY_S = 3.0
@@ -142,6 +143,46 @@ async def test_what_a_request_asks_in_turn_fails_in_the_time_of_one(
         own_server.thaw()
     await recovered(store.ping)
     assert not store._link._is_silent
+
+
+async def test_calls_are_hurried_no_longer_than_connecting_takes(own_server: PostgresServer) -> None:
+    """Where connecting takes longer than a hurried call may, calls get all their time back all the same."""
+    with own_server.empty_schema() as url:
+        async with FaultyWire(own_server.port).running() as wire:
+            store = PostgresStore(
+                url.replace(f":{own_server.port}/", f":{wire.port}/"), LIFE, accept_volatile=True
+            )
+            await store.open(BOOT)
+            session = await stored_session(store)
+            wire.gate.clear()
+            wire.cut()
+            for _ in range(3):
+                await refused(store.find_session(session.key))
+            assert store._link._is_silent
+            wire.gate.set()
+            async with asyncio.timeout(PATIENCE_S):
+                while store._link._is_silent:
+                    await store._link._probing  # type: ignore[misc]
+            assert await store.find_session(session.key) == session
+            await store.close()
+
+
+async def test_who_waits_for_the_own_pool_does_not_call_the_server_silent(store: PostgresStore) -> None:
+    """A call that got no connection because others have them all says nothing of the server."""
+    gate, held = asyncio.Event(), asyncio.Barrier(POOL_SIZE + 1)
+
+    async def work(connection: Any) -> None:
+        await held.wait()
+        await gate.wait()
+
+    loop = asyncio.get_running_loop()
+    holding = [loop.create_task(store._link.transact(work, limit_s=10)) for _ in range(POOL_SIZE)]
+    await held.wait()
+    await refused(store.find_session(make_session().key))
+    assert not store._link._is_silent
+    gate.set()
+    await asyncio.gather(*holding)
+    await store.ping()
 
 
 async def test_a_frozen_server_does_not_keep_a_store_from_closing(

@@ -28,9 +28,10 @@ TOTAL_S = 1.0
 """How long a call may take in all: connection, statements, and the second try."""
 SILENT_S = 0.25
 """How long one may take after another went without an answer, until there is one again: a request makes
-several calls, and is not to wait for each in turn."""
-STATEMENT_S = 1.0
-"""How long the server works on a statement before it gives it up, should we be gone by then."""
+several calls, and is not to wait for each in turn. Connecting may take longer: a probe does it for all."""
+STATEMENT_S = 0.9
+"""How long the server works on a statement before it gives it up: less than ``TOTAL_S``, so that one that is
+only slow is not mistaken for a silent server."""
 STALE_S = 5
 """How long the server keeps a transaction open for a process that is cut off."""
 CLOSE_S = 1.0
@@ -73,6 +74,8 @@ class Link:
         self._shards = count(randbelow(SHARDS))
         self._writes: set[asyncio.Task[Any]] = set()  # under way, each for its limit at most
         self._is_silent = False  # the last call that ended had no answer
+        self._probing: asyncio.Task[None] | None = None
+        self._places = asyncio.Semaphore(size)
         self.is_open = False
 
     async def open(self) -> None:
@@ -85,6 +88,7 @@ class Link:
             return
         self._is_silent = False
         self._pool = await self._make_pool() if isinstance(self._target, str) else self._target
+        self._places = asyncio.Semaphore(self._pool.get_max_size())
         self.is_open = True
         try:
             await self.run(_look, repeats=False)
@@ -102,6 +106,8 @@ class Link:
         Takes ``TOTAL_S`` for each of the three at most.
         """
         self.is_open = False
+        if self._probing is not None:
+            self._probing.cancel()
         while self._writes:
             await asyncio.wait(self._writes)
         try:
@@ -197,8 +203,10 @@ class Link:
             _log.warning("what nobody waited for is not undone: %s", error.detail)
 
     async def _run(self, work: Work[T], progress: "_Progress", repeats: bool, limit_s: float) -> T:
-        if self._is_silent and limit_s == TOTAL_S:
+        is_hurried = self._is_silent and limit_s == TOTAL_S
+        if is_hurried:
             limit_s = SILENT_S
+            self._probe()
         try:
             async with asyncio.timeout(limit_s):
                 # A server that was restarted has broken every connection of the pool.
@@ -215,12 +223,32 @@ class Link:
                             raise
                 return await self._try(work, progress)
         except TimeoutError as error:
-            self._is_silent = True
+            if progress.has_place and not is_hurried:
+                self._is_silent = True
             raise StoreUnavailable(
                 "The database does not answer.", outcome_unknown=progress.is_unknown
             ) from error
         except (*_BROKEN, asyncpg.PostgresError) as error:
             raise unavailable(error, outcome_unknown=progress.is_unknown) from error
+
+    def _probe(self) -> None:
+        """See to it that one, and only one, asks the server with all the time that connecting takes."""
+        if self._probing is None or self._probing.done():
+            self._probing = asyncio.get_running_loop().create_task(self._ask(), name="postgres:probe")
+
+    async def _ask(self) -> None:
+        try:
+            connection = await self.connect_alone()
+            try:
+                async with asyncio.timeout(TOTAL_S):
+                    await _look(connection)
+            finally:
+                connection.terminate()
+        except asyncpg.PostgresError:
+            pass  # an answer, too
+        except (OSError, asyncpg.InterfaceError, asyncpg.InternalClientError):
+            return
+        self._is_silent = False
 
     async def connect_alone(self) -> "asyncpg.Connection":
         """Return a connection for as long as the caller likes, who ends it by ``terminate``.
@@ -258,8 +286,14 @@ class Link:
     async def _try(self, work: Work[T], progress: "_Progress") -> T:
         pool = self._pool
         assert pool is not None
-        progress.was_connected = False
-        connection = await pool.acquire()
+        progress.was_connected = progress.has_place = False
+        async with self._places:
+            progress.has_place = True
+            return await self._try_on(await pool.acquire(), pool, work, progress)
+
+    async def _try_on(
+        self, connection: Connection, pool: "asyncpg.Pool", work: Work[T], progress: "_Progress"
+    ) -> T:
         try:
             progress.was_connected = progress.is_under_way = True
             result = await work(connection)
@@ -290,10 +324,12 @@ class Link:
 class _Progress:
     """How far a call has come: ``is_under_way`` while what it asked may be carried out, answered or not.
 
-    ``was_lost``: an earlier try ended like that, whatever becomes of the next.
+    ``was_lost``: an earlier try ended like that, whatever becomes of the next. ``has_place``: it does not
+    wait for others of this process, but for the server.
     """
 
     writes: bool
+    has_place: bool = False
     was_connected: bool = False
     is_under_way: bool = False
     was_lost: bool = False
