@@ -32,6 +32,7 @@ from .builders import (
     running,
     stored_session,
 )
+from .checks import until_awaited
 from .children import open_and_count
 
 
@@ -201,7 +202,7 @@ async def test_who_waits_is_woken_at_once(store: PostgresStore, postgres_url: st
         turn = make_turn(session)
         await store.start_turn(session, running(turn))
         waiting = loop.create_task(other.leases.wait_free(session.key, 20))
-        await _until_awaited(postgres_url)
+        await until_awaited(postgres_url)
         session = await store.commit_turn(session, turn)
         freed = loop.time()
         await waiting
@@ -209,12 +210,22 @@ async def test_who_waits_is_woken_at_once(store: PostgresStore, postgres_url: st
     await other.close()
 
 
-async def _until_awaited(url: str) -> None:
-    connection = await asyncpg.connect(url)
-    async with asyncio.timeout(5):
-        while not await connection.fetchval("SELECT count(*) FROM leases WHERE is_awaited"):
-            pass
-    await connection.close()
+async def test_a_schema_may_have_a_long_name(postgres: PostgresServer) -> None:
+    """Who waits is woken also where the schema's name has all the letters that PostgreSQL permits."""
+    name = "s" * 63
+    postgres.execute(f"DROP SCHEMA IF EXISTS {name} CASCADE; CREATE SCHEMA {name}")
+    url = f"{postgres.url}?search_path={name}"
+    store = PostgresStore(url, LIFE, accept_volatile=True)
+    await store.open(BOOT)
+    session = await stored_session(store)
+    turn = make_turn(session)
+    await store.start_turn(session, running(turn))
+    waiting = asyncio.get_running_loop().create_task(store.leases.wait_free(session.key, 20))
+    await until_awaited(url)
+    await store.commit_turn(session, turn)
+    async with asyncio.timeout(1):
+        await waiting
+    await store.close()
 
 
 async def test_a_waiter_outlives_the_connection_that_it_listened_on(
@@ -226,7 +237,7 @@ async def test_a_waiter_outlives_the_connection_that_it_listened_on(
     await store.start_turn(session, running(turn))
     loop = asyncio.get_running_loop()
     waiting = loop.create_task(store.leases.wait_free(session.key, 20))
-    await _until_awaited(postgres_url)
+    await until_awaited(postgres_url)
     connection = await asyncpg.connect(postgres_url)
     killed = await connection.fetchval(
         "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE query LIKE 'LISTEN%'"
@@ -236,7 +247,7 @@ async def test_a_waiter_outlives_the_connection_that_it_listened_on(
         await waiting
     await connection.execute("UPDATE leases SET is_awaited = false")
     waiting = loop.create_task(store.leases.wait_free(session.key, 20))
-    await _until_awaited(postgres_url)
+    await until_awaited(postgres_url)
     await store.commit_turn(session, turn)
     async with asyncio.timeout(5):
         await waiting

@@ -302,6 +302,14 @@ async def test_who_waits_is_woken(shared_place: SharedPlace) -> None:
     await assert_wakes(there, session, record)
 
 
+async def test_who_waits_for_a_process_that_closes_is_woken(shared_place: SharedPlace) -> None:
+    """A process that ends in good order lets its leases go, and who waits for one hears of it."""
+    here, there, session = await begin(shared_place)
+    turn = make_turn(session)
+    await there.start_turn(session, running(turn))
+    await assert_wakes(here, session, there.close)
+
+
 async def assert_wakes(store: SessionStore, session: Session, free: object) -> None:
     loop = asyncio.get_running_loop()
     waiting = loop.create_task(leases_of(store).wait_free(session.key, 20.0))

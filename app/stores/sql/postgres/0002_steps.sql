@@ -1,8 +1,13 @@
 -- What is done in one step, and so in one statement: leases, the begin and the end of a turn, sweeps.
 
+-- A channel's name has less than 64 bytes, as a schema's has.
+CREATE FUNCTION channel() RETURNS text LANGUAGE sql STABLE AS $$
+    SELECT 'agentpool.' || md5(current_schema())
+$$;
+
 -- Tell who waits for the session. Only called where somebody does: NOTIFY makes commits queue.
 CREATE FUNCTION wake(p_owner bytea, p_session_id bytea) RETURNS void LANGUAGE sql AS $$
-    SELECT pg_notify('agentpool.' || current_schema(), encode(p_owner, 'hex') || '/' || encode(p_session_id, 'hex'))
+    SELECT pg_notify(channel(), encode(p_owner, 'hex') || '/' || encode(p_session_id, 'hex'))
 $$;
 
 -- Fail the turn of a lease that has run out, if it is still said to run. Its row says only that: what it
@@ -74,6 +79,17 @@ BEGIN
         PERFORM wake(p_owner, p_session_id);
     END IF;
     RETURN true;
+END $$;
+
+-- Let the leases of a process run out now.
+CREATE FUNCTION end_leases(p_boot_id text) RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+    woken bigint;
+BEGIN
+    WITH ended AS (
+        UPDATE leases SET until = clock_timestamp() WHERE boot_id = p_boot_id AND until > clock_timestamp()
+            RETURNING owner, session_id, is_awaited
+    ) SELECT count(wake(owner, session_id)) FROM ended WHERE is_awaited INTO woken;
 END $$;
 
 -- Give a lease back whose turn, if it is for one, has not ended: its start record goes.
