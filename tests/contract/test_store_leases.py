@@ -383,6 +383,8 @@ async def test_the_key_of_an_abandoned_turn_is_free(shared_place: SharedPlace) -
     assert await there.find_bound("", "k1") is None
     turn = make_turn(other, binding=binding)
     assert await there.start_turn(other, running(turn)) is None
+    assert await leases_of(here).renew([(session.key, lost.turn_id)]) == (False,)
+    assert await leases_of(there).holder(session.key) is None
     assert (await there.get_turn(session, lost.turn_id)).status is TurnStatus.FAILED
     await there.commit_turn(other, turn)
     with pytest.raises(HeadMoved):

@@ -163,6 +163,7 @@ class SharedMemoryStore(MemoryStore):
         holder = self._leases.find(key)
         if holder is not None and holder.nonce == bound.turn_id:
             raise KeyTaken(holder, session_id=key.session_id, turn_id=bound.turn_id)
+        self._leases.give_back_now(key, bound.turn_id)  # or it could be renewed
         self.end_abandoned(key, bound.turn_id)
 
 

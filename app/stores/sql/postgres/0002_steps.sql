@@ -148,14 +148,26 @@ BEGIN
 END $$;
 
 -- Say who uses a key: NULL nobody (any more), 0 a committed turn, 1 one that runs under the lease returned.
+-- ``p_session`` and the ids before it are those of the turn that wants it. A turn whose lease has run out is
+-- ended, and its lease with it: it cannot be renewed.
 CREATE FUNCTION check_key(
-    p_owner bytea, p_key bytea, p_session bigint, p_turn_id bytea,
+    p_owner bytea, p_key bytea, s_owner bytea, s_session_id bytea, p_session bigint, p_turn_id bytea,
     OUT taken smallint, OUT by_turn bytea, OUT by_session bytea,
     OUT holder_boot text, OUT holder_url text, OUT holder_nonce text
 ) LANGUAGE plpgsql AS $$
 DECLARE
     bound record;
 BEGIN
+    SELECT s.owner, s.session_id INTO bound
+        FROM idempotency_keys AS k JOIN sessions AS s ON s.id = k.session
+        WHERE k.owner = p_owner AND k.key = p_key AND NOT (k.session = p_session AND k.turn_id = p_turn_id);
+    IF NOT FOUND THEN
+        RETURN;
+    END IF;
+    -- Leases before turns, and both in order: what else ends turns, or takes these two, waits for nobody then.
+    PERFORM 1 FROM leases
+        WHERE (owner, session_id) IN ((bound.owner, bound.session_id), (s_owner, s_session_id))
+        ORDER BY owner, session_id FOR UPDATE;
     SELECT s.owner, s.session_id, t.turn_id, t.status, t.kept, l.boot_id, l.url, l.nonce, l.until
         INTO bound
         FROM idempotency_keys AS k
@@ -173,6 +185,7 @@ BEGIN
     ELSIF bound.until > clock_timestamp() THEN
         SELECT 1, bound.boot_id, bound.url, bound.nonce INTO taken, holder_boot, holder_url, holder_nonce;
     ELSE
+        PERFORM free_lease(bound.owner, bound.session_id, bound.nonce);
         PERFORM abandon_turn(bound.owner, bound.session_id, bound.turn_id);
     END IF;
 END $$;
@@ -205,7 +218,7 @@ BEGIN
         RETURN;
     END IF;
     IF k_key IS NOT NULL THEN
-        SELECT * INTO key_state FROM check_key(k_owner, k_key, here.id, t_turn_id);
+        SELECT * INTO key_state FROM check_key(k_owner, k_key, p_owner, p_session_id, here.id, t_turn_id);
         IF key_state.taken IS NOT NULL THEN
             SELECT 6 + key_state.taken, key_state.by_turn, key_state.by_session, key_state.holder_boot,
                 key_state.holder_url, key_state.holder_nonce, true
