@@ -41,7 +41,7 @@ async def open_database(
     """
 
     async def begin(connection: Connection) -> None:
-        await connection.execute("SET LOCAL statement_timeout = 0")
+        await connection.execute("SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = 0")
         await _check_promises(connection, accept_volatile)
         await _migrate(connection)
         await connection.execute("SELECT set_idle_after($1)", life.idle_after_s * 1000)

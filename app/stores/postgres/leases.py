@@ -16,7 +16,7 @@ from typing import Any
 
 import asyncpg
 
-from app.domain.errors import LeasedElsewhere
+from app.domain.errors import AgentPoolError, LeasedElsewhere, StoreUnavailable
 from app.domain.ids import SessionKey, to_id_bytes
 from app.domain.lease import Holder, Node
 from app.stores.postgres.link import Connection, Link, Work
@@ -91,6 +91,14 @@ class PostgresLeases:
 
     async def give_back(self, key: SessionKey, nonce: str) -> None:
         await self._link.run(self.giving_back(key, nonce), writes=True)
+
+    async def give_back_after(self, error: AgentPoolError, key: SessionKey, nonce: str) -> None:
+        """Give back what was taken before ``error``, which says so if that fails."""
+        try:
+            await self.give_back(key, nonce)
+        except StoreUnavailable:
+            if isinstance(error, StoreUnavailable):
+                error.outcome_unknown = True
 
     def giving_back(self, key: SessionKey, nonce: str) -> Work[None]:
         """Return what gives a lease back, also for when nobody waits for it any more."""

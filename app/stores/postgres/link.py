@@ -32,6 +32,9 @@ several calls, and is not to wait for each in turn. Connecting may take longer: 
 STATEMENT_S = 0.9
 """How long the server works on a statement before it gives it up: less than ``TOTAL_S``, so that one that is
 only slow is not mistaken for a silent server."""
+LOCK_S = 0.3
+"""How long a statement waits for another one's rows. Two that wait for each other end by it: PostgreSQL
+looks for such pairs after ``deadlock_timeout``, a second, when no call is there any more to be done again."""
 STALE_S = 5
 """How long the server keeps a transaction open for a process that is cut off."""
 CLOSE_S = 1.0
@@ -56,6 +59,7 @@ _BROKEN = (
 )
 _ROLLED_BACK = (
     asyncpg.DeadlockDetectedError,
+    asyncpg.LockNotAvailableError,
     asyncpg.SerializationError,
     asyncpg.UniqueViolationError,
 )
@@ -275,6 +279,7 @@ class Link:
             server_settings={
                 "application_name": "agentpool",
                 "statement_timeout": str(int(STATEMENT_S * 1000)),
+                "lock_timeout": str(int(LOCK_S * 1000)),
                 "idle_in_transaction_session_timeout": str(STALE_S * 1000),
             },
         )
@@ -352,7 +357,7 @@ def unavailable(error: BaseException, *, outcome_unknown: bool = False) -> Store
             detail = "The database refuses the user or the password."
         case asyncpg.InvalidCatalogNameError():
             detail = "The database of this name does not exist."
-        case asyncpg.QueryCanceledError():
+        case asyncpg.QueryCanceledError() | asyncpg.LockNotAvailableError():
             detail = "The database takes too long."
         case asyncpg.InsufficientPrivilegeError():
             detail = "The database does not permit what the store needs."

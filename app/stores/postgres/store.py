@@ -10,7 +10,13 @@ from app.domain.branch import HeadTarget
 from app.domain.checkpoint import AutoCheckpoint, Checkpoint, CheckpointPage
 from app.domain.compaction import Note
 from app.domain.dump import RestDump, SessionDump
-from app.domain.errors import SessionExists, SessionLimit, StoreUnavailable
+from app.domain.errors import (
+    AgentPoolError,
+    SessionExists,
+    SessionLimit,
+    SnapshotUnreadable,
+    StoreUnavailable,
+)
 from app.domain.ids import SessionKey
 from app.domain.journal import Entry, Position
 from app.domain.lease import LEASE_S, Node
@@ -47,7 +53,7 @@ _TRIES = 4
 
 _log = logging.getLogger(__name__)
 
-_PATIENCE = "SET LOCAL statement_timeout = 0"
+_PATIENCE = "SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = 0"
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -225,25 +231,32 @@ class PostgresStore(EnsuresInTwoSteps):
         """As the port says, in one statement where this process has seen the session last.
 
         Where only what no turn depends on has changed, like the last activity, it takes a second one.
-        Cancelled, it leaves neither lease nor record.
+        Cancelled, or where the second one fails, it leaves neither lease nor record.
         """
         body, record = to_turn_body(turn), self._records.find_for(session)
         taker = Taker(self._leases.node, self._leases.duration_s)
         undo = self._leases.giving_back(session.key, turn.turn_id)
-        for _ in range(_TRIES):
-            known = record
+        is_taken = False
+        try:
+            for _ in range(_TRIES):
+                known = record
 
-            async def work(connection: Connection) -> tuple[Started, Record | None]:
-                return await turns.start_turn(connection, known, session, turn, body, taker, self._life)  # noqa: B023
+                async def work(connection: Connection) -> tuple[Started, Record | None]:
+                    return await turns.start_turn(connection, known, session, turn, body, taker, self._life)  # noqa: B023
 
-            outcome, record = await self._link.run(work, writes=True, undo=undo)
-            if record is not None:
-                self._records.keep(record)
-            if outcome is not Started.OTHER_RECORD:
-                return None
-            if record is not None and not is_same(record.session, session):
-                return record.session
-        raise StoreUnavailable("The session changes all the time.")
+                outcome, record = await self._link.run(work, writes=True, undo=undo)
+                if record is not None:
+                    self._records.keep(record)
+                if outcome is not Started.OTHER_RECORD:
+                    return None
+                if record is not None and not is_same(record.session, session):
+                    return record.session
+                is_taken = True
+            raise StoreUnavailable("The session changes all the time.")
+        except AgentPoolError as error:
+            if is_taken or isinstance(error, SnapshotUnreadable):  # which is read after it was taken
+                await self._leases.give_back_after(error, session.key, turn.turn_id)
+            raise
 
     async def commit_turn(
         self,
