@@ -273,6 +273,9 @@ DECLARE
         WHEN 'UPDATE' THEN NEW.last_accessed - OLD.last_accessed
         ELSE 0 END;  -- the lifetime of what is gone still counts
 BEGIN
+    IF current_setting('agentpool.counts_later', true) = 'on' THEN
+        RETURN NULL;  -- whoever set it for this transaction adds up himself
+    END IF;
     IF gone = come AND lived = 0 AND (TG_OP <> 'UPDATE' OR NEW.agent_id = OLD.agent_id) THEN
         RETURN NULL;
     END IF;
