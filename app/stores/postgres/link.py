@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 import asyncpg
 
 from app.domain.errors import AgentPoolError, StoreUnavailable
+from app.stores.postgres.refusal import unavailable
 
 CONNECT_S = 1.0
 TOTAL_S = 1.0
@@ -342,35 +343,6 @@ class _Progress:
     @property
     def is_unknown(self) -> bool:
         return self.writes and (self.is_under_way or self.was_lost)
-
-
-def unavailable(error: BaseException, *, outcome_unknown: bool = False) -> StoreUnavailable:
-    """Translate what asyncpg or the network raised; no message repeats the URL or the password."""
-    match error:
-        case asyncpg.DiskFullError():
-            detail = "The database is full."
-        case asyncpg.TooManyConnectionsError():
-            detail = "The database has no connection left."
-        case asyncpg.ReadOnlySQLTransactionError():
-            detail = "The database takes no writes: it is a standby."
-        case asyncpg.InvalidAuthorizationSpecificationError():
-            detail = "The database refuses the user or the password."
-        case asyncpg.InvalidCatalogNameError():
-            detail = "The database of this name does not exist."
-        case asyncpg.QueryCanceledError() | asyncpg.LockNotAvailableError():
-            detail = "The database takes too long."
-        case asyncpg.InsufficientPrivilegeError():
-            detail = "The database does not permit what the store needs."
-        case OSError() | asyncpg.InterfaceError() | asyncpg.InternalClientError():
-            detail = "The database cannot be reached."
-        case asyncpg.PostgresConnectionError():
-            detail = "The database cannot be reached."
-        case asyncpg.OperatorInterventionError():
-            detail = "The database is being shut down or started."
-        case _:
-            _log.error("the database refused a statement: %s: %s", type(error).__name__, error)
-            detail = f"The database failed ({type(error).__name__})."
-    return StoreUnavailable(detail, outcome_unknown=outcome_unknown)
 
 
 def _end(connection: Connection) -> None:
