@@ -1,6 +1,9 @@
-"""What several contract tests assert of a session's branch, asked in every way there is."""
+"""What several contract tests assert of a session's branch, asked in every way there is, or wait for."""
 
+import asyncio
 from dataclasses import replace
+
+import asyncpg
 
 from app.domain.session import Session
 from app.domain.turn import ContextMessage, Turn
@@ -26,3 +29,12 @@ async def check_branch(store: SessionStore, session: Session, turns: list[Turn])
     assert (await store.load_path(session)).messages == said(turns)
     assert await store.list_branch(session, 200) == tuple(replace(turn, on_branch=True) for turn in turns)
     assert await on_branch(store, session) == {turn.turn_id for turn in turns}
+
+
+async def until_awaited(url: str) -> None:
+    """Return when somebody waits for a lease in this PostgreSQL schema."""
+    connection = await asyncpg.connect(url)
+    async with asyncio.timeout(5):
+        while not await connection.fetchval("SELECT count(*) FROM leases WHERE is_awaited"):
+            pass
+    await connection.close()

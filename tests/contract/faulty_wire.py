@@ -1,4 +1,4 @@
-"""A proxy before a real server, which loses replies when it is told to."""
+"""A proxy before a real server, which loses replies when it is told to, and lets connections wait."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 class FaultyWire:
     """``swallow``: the next request is forwarded, its reply is not, and the connection ends.
 
-    ``meanwhile`` is done before it does.
+    ``meanwhile`` is done before it does. Connections get no further than ``gate`` until that is set.
     """
 
     def __init__(self, port: int) -> None:
@@ -17,6 +17,8 @@ class FaultyWire:
         self.port = 0
         self.swallow = False
         self.swallowed = 0
+        self.gate = asyncio.Event()
+        self.gate.set()
         self.meanwhile: Callable[[], Awaitable[object]] | None = None
 
     @property
@@ -40,6 +42,7 @@ class FaultyWire:
             writer.close()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await self.gate.wait()
         there, back = await asyncio.open_connection("127.0.0.1", self._target)
         self._writers |= {writer, back}
         try:

@@ -1,6 +1,7 @@
 """What becomes of calls while the PostgreSQL server is frozen, gone, or back."""
 
 import asyncio
+import os
 import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -13,6 +14,7 @@ import pytest
 from app.domain.errors import StoreUnavailable
 from app.domain.session import Session
 from app.stores.postgres import PostgresStore
+from app.stores.postgres.leases import TRUST_S
 from app.stores.postgres.link import POOL_SIZE, _Progress
 from tests.postgresserver import PostgresServer, find_binaries
 
@@ -28,6 +30,8 @@ from .builders import (
     running,
     stored_session,
 )
+from .checks import until_awaited
+from .faulty_wire import FaultyWire
 
 PATIENCE_S = 1.5
 RECOVERY_S = 3.0
@@ -50,6 +54,11 @@ async def store(own_server: PostgresServer) -> AsyncIterator[PostgresStore]:
         await store.open(BOOT)
         yield store
         await store.close()
+
+
+def url_of(store: PostgresStore) -> str:
+    assert isinstance(store._link._target, str)
+    return store._link._target
 
 
 async def refused(call: Awaitable[object]) -> StoreUnavailable:
@@ -144,6 +153,94 @@ async def test_what_a_request_asks_in_turn_fails_in_the_time_of_one(
     assert not store._link._is_silent
 
 
+async def test_calls_are_hurried_no_longer_than_connecting_takes(own_server: PostgresServer) -> None:
+    """Where connecting takes longer than a hurried call may, calls get all their time back all the same."""
+    with own_server.empty_schema() as url:
+        async with FaultyWire(own_server.port).running() as wire:
+            store = PostgresStore(
+                url.replace(f":{own_server.port}/", f":{wire.port}/"), LIFE, accept_volatile=True
+            )
+            await store.open(BOOT)
+            session = await stored_session(store)
+            wire.gate.clear()
+            wire.cut()
+            for _ in range(3):
+                await refused(store.find_session(session.key))
+            assert store._link._is_silent
+            wire.gate.set()
+            async with asyncio.timeout(PATIENCE_S):
+                while store._link._is_silent:
+                    await store._link._probing  # type: ignore[misc]
+            assert await store.find_session(session.key) == session
+            await store.close()
+
+
+async def test_who_waits_for_the_own_pool_does_not_call_the_server_silent(store: PostgresStore) -> None:
+    """A call that got no connection because others have them all says nothing of the server."""
+    gate, held = asyncio.Event(), asyncio.Barrier(POOL_SIZE + 1)
+
+    async def work(connection: Any) -> None:
+        await held.wait()
+        await gate.wait()
+
+    loop = asyncio.get_running_loop()
+    holding = [loop.create_task(store._link.transact(work, limit_s=10)) for _ in range(POOL_SIZE)]
+    await held.wait()
+    await refused(store.find_session(make_session().key))
+    assert not store._link._is_silent
+    gate.set()
+    await asyncio.gather(*holding)
+    await store.ping()
+
+
+async def test_who_waits_for_a_session_waits_no_longer_where_nothing_answers(
+    store: PostgresStore, own_server: PostgresServer
+) -> None:
+    """A dozen who wait for a frozen server end all at their limit, not one after the other."""
+    session = await stored_session(store)
+    await store.leases.take(session.key, "a hold")
+    loop = asyncio.get_running_loop()
+    own_server.freeze()
+    try:
+        began = loop.time()
+        waits = (store.leases.wait_free(session.key, 0.1) for _ in range(12))
+        await asyncio.gather(*waits, return_exceptions=True)
+        assert loop.time() - began < 0.5
+        began = loop.time()
+        waits = (store.leases.wait_free(session.key, 20.0) for _ in range(12))
+        ends = await asyncio.gather(*waits, return_exceptions=True)
+        assert loop.time() - began < 2 * PATIENCE_S
+    finally:
+        own_server.thaw()
+    assert all(isinstance(end, StoreUnavailable) for end in ends)
+
+
+async def test_a_listening_connection_that_died_in_silence_is_noticed(
+    store: PostgresStore, own_server: PostgresServer
+) -> None:
+    """Who waits on a connection that nothing comes over any more looks by himself, and gets another one."""
+    session = await stored_session(store)
+    await store.leases.take(session.key, "a hold")
+    await store.leases.wait_free(session.key, 0.1)  # from now on it listens
+    await store.leases.give_back(session.key, "a hold")
+    await store.leases.take(session.key, "a hold")
+    connection = await asyncpg.connect(own_server.url)
+    listening = await connection.fetchval("SELECT pid FROM pg_stat_activity WHERE query LIKE 'LISTEN%'")
+    os.kill(listening, signal.SIGSTOP)
+    try:
+        waiting = asyncio.get_running_loop().create_task(store.leases.wait_free(session.key, 20.0))
+        await until_awaited(url_of(store))
+        await store.leases.give_back(session.key, "a hold")
+        async with asyncio.timeout(TRUST_S + PATIENCE_S):
+            await waiting
+    finally:
+        os.kill(listening, signal.SIGCONT)
+    assert await connection.fetchval(
+        "SELECT count(*) > 0 FROM pg_stat_activity WHERE query LIKE 'LISTEN%' AND pid <> $1", listening
+    )
+    await connection.close()
+
+
 async def test_a_frozen_server_does_not_keep_a_store_from_closing(
     store: PostgresStore, own_server: PostgresServer
 ) -> None:
@@ -223,7 +320,7 @@ async def test_who_waits_for_a_session_hears_when_the_server_is_gone(
     turn = make_turn(session)
     await store.start_turn(session, running(turn))
     waiting = asyncio.get_running_loop().create_task(store.leases.wait_free(session.key, 20))
-    await store.ping()
+    await until_awaited(url_of(store))
     own_server.stop(signal.SIGQUIT)
     try:
         async with asyncio.timeout(PATIENCE_S):
@@ -233,7 +330,7 @@ async def test_who_waits_for_a_session_hears_when_the_server_is_gone(
     # A crash of the server may lose a start record, and its lease with it.
     await recovered(lambda: store.start_turn(session, running(turn)))
     waiting = asyncio.get_running_loop().create_task(store.leases.wait_free(session.key, 20))
-    await store.ping()
+    await until_awaited(url_of(store))
     await recovered(partial(store.commit_turn, session, turn))
     async with asyncio.timeout(5):
         await waiting

@@ -302,6 +302,14 @@ async def test_who_waits_is_woken(shared_place: SharedPlace) -> None:
     await assert_wakes(there, session, record)
 
 
+async def test_who_waits_for_a_process_that_closes_is_woken(shared_place: SharedPlace) -> None:
+    """A process that ends in good order lets its leases go, and who waits for one hears of it."""
+    here, there, session = await begin(shared_place)
+    turn = make_turn(session)
+    await there.start_turn(session, running(turn))
+    await assert_wakes(here, session, there.close)
+
+
 async def assert_wakes(store: SessionStore, session: Session, free: object) -> None:
     loop = asyncio.get_running_loop()
     waiting = loop.create_task(leases_of(store).wait_free(session.key, 20.0))
@@ -375,6 +383,8 @@ async def test_the_key_of_an_abandoned_turn_is_free(shared_place: SharedPlace) -
     assert await there.find_bound("", "k1") is None
     turn = make_turn(other, binding=binding)
     assert await there.start_turn(other, running(turn)) is None
+    assert await leases_of(here).renew([(session.key, lost.turn_id)]) == (False,)
+    assert await leases_of(there).holder(session.key) is None
     assert (await there.get_turn(session, lost.turn_id)).status is TurnStatus.FAILED
     await there.commit_turn(other, turn)
     with pytest.raises(HeadMoved):

@@ -75,6 +75,10 @@ class SharedMemoryStore(MemoryStore):
         self._boot_id = boot_id
         self._leases.node = Node(boot_id, node_url)
 
+    async def close(self) -> None:
+        self._leases.end_own()
+        await super().close()
+
     async def start_turn(self, session: Session, turn: Turn) -> Session | None:
         self._see(session.key, None)  # whatever it was, it is compared now
         record = self._get(session)
@@ -161,6 +165,7 @@ class SharedMemoryStore(MemoryStore):
         holder = self._leases.find(key)
         if holder is not None and holder.nonce == bound.turn_id:
             raise KeyTaken(holder, session_id=key.session_id, turn_id=bound.turn_id)
+        self._leases.give_back_now(key, bound.turn_id)  # or it could be renewed
         self.end_abandoned(key, bound.turn_id)
 
 
@@ -248,15 +253,25 @@ class MemoryLeases:
         if lease is not None and lease.holder.nonce == nonce:
             self.drop(key, unless=nonce)
 
+    def end_own(self) -> None:
+        """Let the leases of this process run out, and wake who waits for one."""
+        for key, lease in self._content.leases.items():
+            if lease.holder.node == self.node:
+                self._content.leases[key] = replace(lease, until=min(lease.until, _now()))
+                self._wake(key)
+
     def drop(self, key: SessionKey, *, unless: str | None = None) -> bool:
         """Take the lease away and wake who waits; say whether that ended a turn (not that of ``unless``)."""
         lease = self._content.leases.pop(key, None)
-        for waiter in self._content.waiters.pop(key, ()):
-            if not waiter.done():
-                waiter.set_result(None)
+        self._wake(key)
         if lease is None or lease.holder.nonce == unless:
             return False
         return self._store.end_abandoned(key, lease.holder.nonce)
+
+    def _wake(self, key: SessionKey) -> None:
+        for waiter in self._content.waiters.pop(key, ()):
+            if not waiter.done():
+                waiter.set_result(None)
 
     def _renew(self, key: SessionKey, nonce: str) -> bool:
         lease = self._content.leases.get(key)

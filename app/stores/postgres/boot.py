@@ -26,7 +26,7 @@ _IS_EMPTY = (
 )
 _PROMISES = "SELECT current_setting('fsync'), current_setting('synchronous_commit'), current_schema()"
 _RENEW_OWN = "UPDATE leases SET until = clock_timestamp() + make_interval(secs => $2) WHERE boot_id = $1"
-_END_OWN = "UPDATE leases SET until = clock_timestamp() WHERE boot_id = $1 AND until > clock_timestamp()"
+_END_OWN = "SELECT end_leases($1)"
 _LEAVE = "DELETE FROM nodes WHERE boot_id = $1"
 _REAP = "SELECT reap_leases($1)"
 
@@ -41,7 +41,7 @@ async def open_database(
     """
 
     async def begin(connection: Connection) -> None:
-        await connection.execute("SET LOCAL statement_timeout = 0")
+        await connection.execute("SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = 0")
         await _check_promises(connection, accept_volatile)
         await _migrate(connection)
         await connection.execute("SELECT set_idle_after($1)", life.idle_after_s * 1000)

@@ -3,7 +3,8 @@
 A NOTIFY makes commits queue behind one lock, so the end of a lease is only told where its
 row says that somebody waits. The listening connection is made when the first one does, and
 made again by whoever waits next after it broke; meanwhile a waiter looks again every
-``LOOK_AGAIN_S``.
+``LOOK_AGAIN_S``. As a connection may be dead without a word, nobody trusts it for longer than
+``TRUST_S``.
 """
 
 import asyncio
@@ -15,13 +16,15 @@ from typing import Any
 
 import asyncpg
 
-from app.domain.errors import LeasedElsewhere
+from app.domain.errors import AgentPoolError, LeasedElsewhere, StoreUnavailable
 from app.domain.ids import SessionKey, to_id_bytes
 from app.domain.lease import Holder, Node
 from app.stores.postgres.link import Connection, Link, Work
 from app.stores.postgres.tree import raw_key
 
 LOOK_AGAIN_S = 0.25
+TRUST_S = 2.0
+ANSWER_S = 1.0
 
 _TAKE = "SELECT * FROM take_lease($1, $2, $3, NULL, $4, $5, $6)"
 _RENEW = (
@@ -89,6 +92,14 @@ class PostgresLeases:
     async def give_back(self, key: SessionKey, nonce: str) -> None:
         await self._link.run(self.giving_back(key, nonce), writes=True)
 
+    async def give_back_after(self, error: AgentPoolError, key: SessionKey, nonce: str) -> None:
+        """Give back what was taken before ``error``, which says so if that fails."""
+        try:
+            await self.give_back(key, nonce)
+        except StoreUnavailable:
+            if isinstance(error, StoreUnavailable):
+                error.outcome_unknown = True
+
     def giving_back(self, key: SessionKey, nonce: str) -> Work[None]:
         """Return what gives a lease back, also for when nobody waits for it any more."""
         try:
@@ -109,9 +120,16 @@ class PostgresLeases:
         return None if row is None else _holder_of(row)
 
     async def wait_free(self, key: SessionKey, limit_s: float) -> None:
-        loop = asyncio.get_running_loop()
-        ends = loop.time() + limit_s
-        is_listening = await self._listener.listen()
+        """As the port says; ``limit_s`` holds also where the server does not answer."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(limit_s):
+                is_free = await self._wait_a_while(key)
+                while not is_free:
+                    is_free = await self._wait_a_while(key, heard_nothing=True)
+
+    async def _wait_a_while(self, key: SessionKey, *, heard_nothing: bool = False) -> bool:
+        """Say whether the session has come free; if not, nothing was heard of it for that while."""
+        is_listening = await self._listener.listen(is_doubtful=heard_nothing)
         with self._listener.waiting_for(key) as woken:
 
             async def work(connection: Connection) -> float | None:
@@ -121,12 +139,13 @@ class PostgresLeases:
             # Said before it is waited for: who gives the session back from now on sees it.
             left_s = await self._link.run(work, writes=True)
             if left_s is None:
-                return
-            if not is_listening:
-                left_s = min(left_s, LOOK_AGAIN_S)
-            with suppress(TimeoutError):
-                async with asyncio.timeout_at(min(ends, loop.time() + left_s)):
+                return True
+            try:
+                async with asyncio.timeout(min(left_s, TRUST_S if is_listening else LOOK_AGAIN_S)):
                     await woken
+            except TimeoutError:
+                return False
+            return True
 
     async def reap(self, limit: int) -> int:
         async def work(connection: Connection) -> int:
@@ -193,36 +212,57 @@ class _Listener:
     def __init__(self, link: Link) -> None:
         self._link = link
         self._connection: asyncpg.Connection | None = None
-        self._connecting = asyncio.Lock()
+        self._connecting: asyncio.Task[None] | None = None
         self.waiters: dict[str, set[asyncio.Future[None]]] = {}
 
-    async def listen(self) -> bool:
-        """Say whether what ends from now on is heard; connects if need be, for a second at most."""
-        async with self._connecting:
-            if self._connection is None or self._connection.is_closed():
-                try:
-                    self._connection = await self._connect()
-                except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-                    self._connection = None
-                    _log.warning("nobody hears of sessions that come free: %s", type(error).__name__)
-            return self._connection is not None
+    async def listen(self, *, is_doubtful: bool = False) -> bool:
+        """Say whether what ends from now on is heard; connects if need be, once for all who ask meanwhile.
+
+        Where that ``is_doubtful``, the connection is asked whether it is there still.
+        """
+        if is_doubtful or self._connection is None or self._connection.is_closed():
+            if self._connecting is None or self._connecting.done():
+                loop = asyncio.get_running_loop()
+                self._connecting = loop.create_task(self._try_to_connect(), name="postgres:listen")
+            # Whoever is cancelled leaves the others their attempt; ``close`` ends it.
+            await asyncio.wait([self._connecting])
+        return self._connection is not None
 
     def waiting_for(self, key: SessionKey) -> _Waiting:
         owner, session_id = raw_key(key)
         return _Waiting(self, f"{owner.hex()}/{session_id.hex()}")
 
     def close(self) -> None:
+        if self._connecting is not None:
+            self._connecting.cancel()
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.terminate()
         self._wake_all()
 
+    async def _try_to_connect(self) -> None:
+        connection = self._connection
+        try:
+            if connection is None or connection.is_closed() or not await self._answers(connection):
+                self._connection = None
+                self._connection = await self._connect()
+        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            _log.warning("nobody hears of sessions that come free: %s", type(error).__name__)
+
+    async def _answers(self, connection: asyncpg.Connection) -> bool:
+        try:
+            async with asyncio.timeout(ANSWER_S):
+                await connection.execute("SELECT 1")
+        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError):
+            connection.terminate()
+            return False
+        return True
+
     async def _connect(self) -> asyncpg.Connection:
         connection = await self._link.connect_alone()
         try:
-            async with asyncio.timeout(1.0):
-                schema = await connection.fetchval("SELECT current_schema()")
-                await connection.add_listener(f"agentpool.{schema}", self._hear)
+            async with asyncio.timeout(ANSWER_S):
+                await connection.add_listener(await connection.fetchval("SELECT channel()"), self._hear)
         except BaseException:
             connection.terminate()
             raise

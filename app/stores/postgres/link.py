@@ -22,15 +22,20 @@ from typing import Any, TypeVar
 import asyncpg
 
 from app.domain.errors import AgentPoolError, StoreUnavailable
+from app.stores.postgres.refusal import unavailable
 
 CONNECT_S = 1.0
 TOTAL_S = 1.0
 """How long a call may take in all: connection, statements, and the second try."""
 SILENT_S = 0.25
 """How long one may take after another went without an answer, until there is one again: a request makes
-several calls, and is not to wait for each in turn."""
-STATEMENT_S = 1.0
-"""How long the server works on a statement before it gives it up, should we be gone by then."""
+several calls, and is not to wait for each in turn. Connecting may take longer: a probe does it for all."""
+STATEMENT_S = 0.9
+"""How long the server works on a statement before it gives it up: less than ``TOTAL_S``, so that one that is
+only slow is not mistaken for a silent server."""
+LOCK_S = 0.3
+"""How long a statement waits for another one's rows. Two that wait for each other end by it: PostgreSQL
+looks for such pairs after ``deadlock_timeout``, a second, when no call is there any more to be done again."""
 STALE_S = 5
 """How long the server keeps a transaction open for a process that is cut off."""
 CLOSE_S = 1.0
@@ -55,6 +60,7 @@ _BROKEN = (
 )
 _ROLLED_BACK = (
     asyncpg.DeadlockDetectedError,
+    asyncpg.LockNotAvailableError,
     asyncpg.SerializationError,
     asyncpg.UniqueViolationError,
 )
@@ -73,6 +79,8 @@ class Link:
         self._shards = count(randbelow(SHARDS))
         self._writes: set[asyncio.Task[Any]] = set()  # under way, each for its limit at most
         self._is_silent = False  # the last call that ended had no answer
+        self._probing: asyncio.Task[None] | None = None
+        self._places = asyncio.Semaphore(size)
         self.is_open = False
 
     async def open(self) -> None:
@@ -85,6 +93,7 @@ class Link:
             return
         self._is_silent = False
         self._pool = await self._make_pool() if isinstance(self._target, str) else self._target
+        self._places = asyncio.Semaphore(self._pool.get_max_size())
         self.is_open = True
         try:
             await self.run(_look, repeats=False)
@@ -102,6 +111,8 @@ class Link:
         Takes ``TOTAL_S`` for each of the three at most.
         """
         self.is_open = False
+        if self._probing is not None:
+            self._probing.cancel()
         while self._writes:
             await asyncio.wait(self._writes)
         try:
@@ -197,8 +208,10 @@ class Link:
             _log.warning("what nobody waited for is not undone: %s", error.detail)
 
     async def _run(self, work: Work[T], progress: "_Progress", repeats: bool, limit_s: float) -> T:
-        if self._is_silent and limit_s == TOTAL_S:
+        is_hurried = self._is_silent and limit_s == TOTAL_S
+        if is_hurried:
             limit_s = SILENT_S
+            self._probe()
         try:
             async with asyncio.timeout(limit_s):
                 # A server that was restarted has broken every connection of the pool.
@@ -215,12 +228,32 @@ class Link:
                             raise
                 return await self._try(work, progress)
         except TimeoutError as error:
-            self._is_silent = True
+            if progress.has_place and not is_hurried:
+                self._is_silent = True
             raise StoreUnavailable(
                 "The database does not answer.", outcome_unknown=progress.is_unknown
             ) from error
         except (*_BROKEN, asyncpg.PostgresError) as error:
             raise unavailable(error, outcome_unknown=progress.is_unknown) from error
+
+    def _probe(self) -> None:
+        """See to it that one, and only one, asks the server with all the time that connecting takes."""
+        if self._probing is None or self._probing.done():
+            self._probing = asyncio.get_running_loop().create_task(self._ask(), name="postgres:probe")
+
+    async def _ask(self) -> None:
+        try:
+            connection = await self.connect_alone()
+            try:
+                async with asyncio.timeout(TOTAL_S):
+                    await _look(connection)
+            finally:
+                connection.terminate()
+        except asyncpg.PostgresError:
+            pass  # an answer, too
+        except (OSError, asyncpg.InterfaceError, asyncpg.InternalClientError):
+            return
+        self._is_silent = False
 
     async def connect_alone(self) -> "asyncpg.Connection":
         """Return a connection for as long as the caller likes, who ends it by ``terminate``.
@@ -247,6 +280,7 @@ class Link:
             server_settings={
                 "application_name": "agentpool",
                 "statement_timeout": str(int(STATEMENT_S * 1000)),
+                "lock_timeout": str(int(LOCK_S * 1000)),
                 "idle_in_transaction_session_timeout": str(STALE_S * 1000),
             },
         )
@@ -258,8 +292,14 @@ class Link:
     async def _try(self, work: Work[T], progress: "_Progress") -> T:
         pool = self._pool
         assert pool is not None
-        progress.was_connected = False
-        connection = await pool.acquire()
+        progress.was_connected = progress.has_place = False
+        async with self._places:
+            progress.has_place = True
+            return await self._try_on(await pool.acquire(), pool, work, progress)
+
+    async def _try_on(
+        self, connection: Connection, pool: "asyncpg.Pool", work: Work[T], progress: "_Progress"
+    ) -> T:
         try:
             progress.was_connected = progress.is_under_way = True
             result = await work(connection)
@@ -290,10 +330,12 @@ class Link:
 class _Progress:
     """How far a call has come: ``is_under_way`` while what it asked may be carried out, answered or not.
 
-    ``was_lost``: an earlier try ended like that, whatever becomes of the next.
+    ``was_lost``: an earlier try ended like that, whatever becomes of the next. ``has_place``: it does not
+    wait for others of this process, but for the server.
     """
 
     writes: bool
+    has_place: bool = False
     was_connected: bool = False
     is_under_way: bool = False
     was_lost: bool = False
@@ -301,35 +343,6 @@ class _Progress:
     @property
     def is_unknown(self) -> bool:
         return self.writes and (self.is_under_way or self.was_lost)
-
-
-def unavailable(error: BaseException, *, outcome_unknown: bool = False) -> StoreUnavailable:
-    """Translate what asyncpg or the network raised; no message repeats the URL or the password."""
-    match error:
-        case asyncpg.DiskFullError():
-            detail = "The database is full."
-        case asyncpg.TooManyConnectionsError():
-            detail = "The database has no connection left."
-        case asyncpg.ReadOnlySQLTransactionError():
-            detail = "The database takes no writes: it is a standby."
-        case asyncpg.InvalidAuthorizationSpecificationError():
-            detail = "The database refuses the user or the password."
-        case asyncpg.InvalidCatalogNameError():
-            detail = "The database of this name does not exist."
-        case asyncpg.QueryCanceledError():
-            detail = "The database takes too long."
-        case asyncpg.InsufficientPrivilegeError():
-            detail = "The database does not permit what the store needs."
-        case OSError() | asyncpg.InterfaceError() | asyncpg.InternalClientError():
-            detail = "The database cannot be reached."
-        case asyncpg.PostgresConnectionError():
-            detail = "The database cannot be reached."
-        case asyncpg.OperatorInterventionError():
-            detail = "The database is being shut down or started."
-        case _:
-            _log.error("the database refused a statement: %s: %s", type(error).__name__, error)
-            detail = f"The database failed ({type(error).__name__})."
-    return StoreUnavailable(detail, outcome_unknown=outcome_unknown)
 
 
 def _end(connection: Connection) -> None:

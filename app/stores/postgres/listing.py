@@ -18,7 +18,8 @@ from app.stores.postgres.unit import Unit
 
 EVER = 2**62
 SWEEP_ROWS = 1000
-PURGE_SESSIONS = 20
+PURGE_SIZES = (20, 5, 1)
+"""How many sessions one step of a purge removes, and with how many it goes on where that takes too long."""
 
 _LIST_OLDEST = (
     f"SELECT {RECORD_COLUMNS} FROM sessions WHERE user_id = $1 AND owner = $2"  # noqa: S608
@@ -157,8 +158,8 @@ async def sweep(unit: Unit, now: int) -> tuple[int, bool]:
 
 
 async def purge(unit: Unit, line: int, limit: int) -> int:
-    """Remove some sessions that expired up to ``line``, the oldest first; return how many."""
-    found: Any = await unit.connection.fetchval(_PURGE, line, min(limit, PURGE_SESSIONS))
+    """Remove up to ``limit`` sessions that expired up to ``line``, the oldest first; return how many."""
+    found: Any = await unit.connection.fetchval(_PURGE, line, limit)
     for owner, session_id in found or ():
         unit.note_gone(SessionKey(owner.decode(), session_id.decode()))
     return len(found or ())

@@ -24,11 +24,11 @@ ROOT_STATE = 1
 
 _COUNT = len(SESSION_COLUMNS.split(","))
 _ADD = (
-    f"INSERT INTO sessions ({SESSION_COLUMNS}) VALUES ({marks(SESSION_COLUMNS)})"  # noqa: S608
+    f"INSERT INTO sessions ({SESSION_COLUMNS}, stamp) VALUES ({marks('stamp,' + SESSION_COLUMNS)})"  # noqa: S608
     " ON CONFLICT (owner, session_id) DO NOTHING RETURNING id"
 )
 _SET = (
-    f"UPDATE sessions SET ({SESSION_COLUMNS}) = ROW ({marks(SESSION_COLUMNS)}), writes = ${_COUNT + 2}"  # noqa: S608
+    f"UPDATE sessions SET ({SESSION_COLUMNS}) = ROW ({marks(SESSION_COLUMNS)}), stamp = ${_COUNT + 2}"  # noqa: S608
     f" WHERE id = ${_COUNT + 1}"
 )
 _ADD_STATE = "INSERT INTO states (session, number, body) VALUES ($1, $2, $3)"
@@ -115,7 +115,7 @@ async def add(unit: Unit, record: Record) -> Record:
     Raises:
         SessionExists: its key is taken.
     """
-    number = await unit.connection.fetchval(_ADD, *to_session_row(record))
+    number = await unit.connection.fetchval(_ADD, *to_session_row(record), record.stamp)
     if number is None:
         raise SessionExists(session_id=record.session.key.session_id)
     added = record._replace(number=number)
@@ -130,7 +130,7 @@ async def save(
     """Store ``session`` in the place of what it was; ``state_number`` is where its state is kept."""
     last = record.last_state if last_state is None else last_state
     saved = record.after_write(session, state_number, last)
-    await unit.connection.execute(_SET, *to_session_row(saved), saved.number, saved.writes)
+    await unit.connection.execute(_SET, *to_session_row(saved), saved.number, saved.stamp)
     unit.note(saved)
 
 

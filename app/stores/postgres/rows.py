@@ -2,6 +2,7 @@
 
 import logging
 import struct
+from secrets import randbits
 from typing import Any, NamedTuple
 
 from app.domain.errors import SnapshotUnreadable
@@ -27,7 +28,7 @@ SESSION_COLUMNS = (
     " params, metadata, template, ttl_s, archived, marked_idle, created_at, updated_at, last_accessed,"
     " expires_at, head, note, depth, rev, state, state_rev, state_number, root_state, last_state, seal"
 )
-RECORD_COLUMNS = f"{SESSION_COLUMNS}, id, writes"
+RECORD_COLUMNS = f"{SESSION_COLUMNS}, id, stamp"
 TURN_COLUMNS = (
     "turn_id, parent, depth, status, kept, agent_id, provider, model, boot_id, started_at, finished_at,"
     " state, body"
@@ -55,8 +56,9 @@ class Record(NamedTuple):
 
     ``state_number`` is the number under which its state is kept, ``None`` if it is not kept
     yet or empty; ``root_state`` that of the state it was created with, ``None`` if that was empty;
-    ``last_state`` the highest one given so far. ``writes`` tells this record from every other of its
-    row ``number``. ``texts`` are its columns of JSON.
+    ``last_state`` the highest one given so far. ``stamp`` is drawn at random for each write and so tells this
+    record from every other, also from one that a crash of the server took back. ``texts`` are its columns of
+    JSON.
     """
 
     session: Session
@@ -64,7 +66,7 @@ class Record(NamedTuple):
     root_state: int | None
     last_state: int
     number: int
-    writes: int
+    stamp: int
     texts: tuple[str | None, ...]
 
     @property
@@ -78,7 +80,7 @@ class Record(NamedTuple):
             session=session,
             state_number=state_number,
             last_state=last_state,
-            writes=self.writes + 1,
+            stamp=new_stamp(),
             texts=texts_of(session) if changes_texts else self.texts,
         )
 
@@ -92,7 +94,12 @@ def new_record(
     session: Session, *, number: int = 0, state_number: int | None, root_state: int | None, last_state: int
 ) -> Record:
     """Return the first record of a session."""
-    return Record(session, state_number, root_state, last_state, number, 1, texts_of(session))
+    return Record(session, state_number, root_state, last_state, number, new_stamp(), texts_of(session))
+
+
+def new_stamp() -> int:
+    """Return a number of 63 bits that no other write has."""
+    return randbits(63)
 
 
 def texts_of(session: Session) -> tuple[str | None, ...]:

@@ -1,8 +1,7 @@
 """The PostgreSQL store: what each call of the port does, and in how many statements."""
 
 import logging
-from collections.abc import Callable, Coroutine, Sequence
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from collections.abc import Sequence
 
 import asyncpg
 
@@ -10,7 +9,13 @@ from app.domain.branch import HeadTarget
 from app.domain.checkpoint import AutoCheckpoint, Checkpoint, CheckpointPage
 from app.domain.compaction import Note
 from app.domain.dump import RestDump, SessionDump
-from app.domain.errors import SessionExists, SessionLimit, StoreUnavailable
+from app.domain.errors import (
+    AgentPoolError,
+    SessionExists,
+    SessionLimit,
+    SnapshotUnreadable,
+    StoreUnavailable,
+)
 from app.domain.ids import SessionKey
 from app.domain.journal import Entry, Position
 from app.domain.lease import LEASE_S, Node
@@ -35,27 +40,20 @@ from app.stores.postgres import (
     tree,
     turns,
 )
+from app.stores.postgres.calls import Calls
 from app.stores.postgres.leases import PostgresLeases
-from app.stores.postgres.link import TOTAL_S, Connection, Link
+from app.stores.postgres.link import Connection, Link
+from app.stores.postgres.refusal import TookTooLong
 from app.stores.postgres.rows import Record
 from app.stores.postgres.turns import Ended, Started, Taker
-from app.stores.postgres.unit import RecordCache, Unit, is_same
+from app.stores.postgres.unit import is_same
 
-MOVE_S = 600.0
-"""How long a step of a move may take: a session may be large, and nobody waits."""
 _TRIES = 4
 
 _log = logging.getLogger(__name__)
 
-_PATIENCE = "SET LOCAL statement_timeout = 0"
 
-P = ParamSpec("P")
-T = TypeVar("T")
-Reading = Callable[Concatenate[Connection, P], Coroutine[Any, Any, T]]
-Writing = Callable[Concatenate[Unit, P], Coroutine[Any, Any, T]]
-
-
-class PostgresStore(EnsuresInTwoSteps):
+class PostgresStore(Calls, EnsuresInTwoSteps):
     """Sessions in the schema that the connection's ``search_path`` names first; others may share it.
 
     ``target`` is a URL, or a pool that ``close`` leaves open (its connections should reset nothing
@@ -71,12 +69,9 @@ class PostgresStore(EnsuresInTwoSteps):
         lease_s: float = LEASE_S,
         accept_volatile: bool = False,
     ) -> None:
-        self._life = life
-        self._link = Link(target)
+        super().__init__(Link(target), life)
         self._accept_volatile = accept_volatile
-        self._records = RecordCache()
         self._leases = PostgresLeases(self._link, lease_s)
-        self._count: int | None = None
 
     @property
     def leases(self) -> PostgresLeases:
@@ -172,10 +167,10 @@ class PostgresStore(EnsuresInTwoSteps):
         return await self._write(records.touch_session, key, now)
 
     async def delete_session(self, key: SessionKey) -> bool:
-        return await self._write(records.delete_session, key)
+        return await self._remove(records.delete_session, key)
 
     async def delete_sessions(self, keys: Sequence[SessionKey]) -> int:
-        return await self._write(records.delete_sessions, keys)
+        return await self._remove(records.delete_sessions, keys)
 
     async def list_keys(
         self, owner: str, *, user_id: str | None = None, agent_id: str | None = None, limit: int
@@ -225,25 +220,32 @@ class PostgresStore(EnsuresInTwoSteps):
         """As the port says, in one statement where this process has seen the session last.
 
         Where only what no turn depends on has changed, like the last activity, it takes a second one.
-        Cancelled, it leaves neither lease nor record.
+        Cancelled, or where the second one fails, it leaves neither lease nor record.
         """
         body, record = to_turn_body(turn), self._records.find_for(session)
         taker = Taker(self._leases.node, self._leases.duration_s)
         undo = self._leases.giving_back(session.key, turn.turn_id)
-        for _ in range(_TRIES):
-            known = record
+        is_taken = False
+        try:
+            for _ in range(_TRIES):
+                known = record
 
-            async def work(connection: Connection) -> tuple[Started, Record | None]:
-                return await turns.start_turn(connection, known, session, turn, body, taker, self._life)  # noqa: B023
+                async def work(connection: Connection) -> tuple[Started, Record | None]:
+                    return await turns.start_turn(connection, known, session, turn, body, taker, self._life)  # noqa: B023
 
-            outcome, record = await self._link.run(work, writes=True, undo=undo)
-            if record is not None:
-                self._records.keep(record)
-            if outcome is not Started.OTHER_RECORD:
-                return None
-            if record is not None and not is_same(record.session, session):
-                return record.session
-        raise StoreUnavailable("The session changes all the time.")
+                outcome, record = await self._link.run(work, writes=True, undo=undo)
+                if record is not None:
+                    self._records.keep(record)
+                if outcome is not Started.OTHER_RECORD:
+                    return None
+                if record is not None and not is_same(record.session, session):
+                    return record.session
+                is_taken = True
+            raise StoreUnavailable("The session changes all the time.")
+        except AgentPoolError as error:
+            if is_taken or isinstance(error, SnapshotUnreadable):  # which is read after it was taken
+                await self._leases.give_back_after(error, session.key, turn.turn_id)
+            raise
 
     async def commit_turn(
         self,
@@ -306,12 +308,25 @@ class PostgresStore(EnsuresInTwoSteps):
             fresh, is_last = await self._write(listing.sweep, now)
             expired += fresh
         line = rules.purge_line(now, self._life)
-        while line is not None and purged < limit:
-            gone = await self._write(listing.purge, line, limit - purged)
+        if line is not None:
+            purged = await self._purge(line, limit)
+        return expired, purged
+
+    async def _purge(self, line: int, limit: int) -> int:
+        purged, sizes = 0, list(listing.PURGE_SIZES)
+        while purged < limit:
+            write = self._write if len(sizes) > 1 else self._remove
+            try:
+                gone = await write(listing.purge, line, min(limit - purged, sizes[0]))
+            except TookTooLong:
+                if len(sizes) == 1:
+                    raise
+                del sizes[0]
+                continue
             purged += gone
             if not gone:
                 break
-        return expired, purged
+        return purged
 
     async def list_after(self, key: SessionKey | None, limit: int) -> tuple[SessionKey, ...]:
         return await self._move_out(moving.list_after, key, limit)
@@ -328,49 +343,6 @@ class PostgresStore(EnsuresInTwoSteps):
     async def load_rest(self, rest: RestDump) -> None:
         await self._move_in(moving.load_rest, rest)
         self._count = await self._read(_count)
-
-    async def _read(self, work: Reading[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Have one statement done that changes nothing."""
-        return await self._link.run(lambda connection: work(connection, *args, **kwargs))
-
-    async def _look(self, work: Reading[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Have several statements done that change nothing and see one moment."""
-        return await self._link.transact(lambda connection: work(connection, *args, **kwargs), writes=False)
-
-    async def _write(self, work: Writing[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Have a transaction done that must not be done twice."""
-        return await self._transact(lambda unit: work(unit, *args, **kwargs), False, TOTAL_S)
-
-    async def _repeat(self, work: Writing[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """As ``_write``, for what changes nothing when it is done again."""
-        return await self._transact(lambda unit: work(unit, *args, **kwargs), True, TOTAL_S)
-
-    async def _move_out(self, work: Reading[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        async def patient(connection: Connection) -> T:
-            await connection.execute(_PATIENCE)
-            return await work(connection, *args, **kwargs)
-
-        return await self._link.transact(patient, writes=False, limit_s=MOVE_S)
-
-    async def _move_in(self, work: Writing[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        async def patient(unit: Unit) -> T:
-            await unit.connection.execute(_PATIENCE)
-            return await work(unit, *args, **kwargs)
-
-        return await self._transact(patient, True, MOVE_S)
-
-    async def _transact(
-        self, work: Callable[[Unit], Coroutine[Any, Any, T]], repeats: bool, limit_s: float
-    ) -> T:
-        async def bound(connection: Connection) -> tuple[T, Unit]:
-            unit = Unit(connection, self._life)
-            return await work(unit), unit
-
-        result, unit = await self._link.transact(bound, repeats=repeats, limit_s=limit_s)
-        self._records.settle(unit)
-        if self._count is not None:
-            self._count += unit.added
-        return result
 
     async def _send_end(self, session: Session, turn: Turn, body: bytes, end: turns.End) -> Ended:
         return await self._link.run(

@@ -1,7 +1,7 @@
 """Turns begin and end: each in one statement where all is as this process saw it last.
 
 The statement is a function of the schema. It is told which record the values were made of
-(``Record.writes``) and does nothing if that is not the record any more; then the record is
+(``Record.stamp``) and does nothing if that is not the record any more; then the record is
 locked, read again, and the same statement sent once more within that transaction.
 """
 
@@ -34,9 +34,9 @@ from app.stores.postgres.tree import get_record, raw_key, spot_at
 from app.stores.postgres.unit import Unit
 from app.stores.side_rows import Row, to_id, to_state_body
 
-_NO_WRITES = -1
-_START_VALUES = 16 + len(TURN_COLUMNS.split(","))
-_END_VALUES = 30 + len(TURN_COLUMNS.split(","))
+_NO_STAMP = -1
+_START_VALUES = 17 + len(TURN_COLUMNS.split(","))
+_END_VALUES = 31 + len(TURN_COLUMNS.split(","))
 _S_COLUMNS = ", ".join(f"s.{column.strip()}" for column in RECORD_COLUMNS.split(","))
 # The record comes with the answer if the caller needs it. It is that of the moment before the
 # function waited for somebody, so it may be old: whoever uses it says which it was.
@@ -83,8 +83,11 @@ class Taker(NamedTuple):
 
 
 class End(NamedTuple):
-    """How a turn ends: the record after it, and what else is written. ``kept_state``: a state to keep."""
+    """How a turn ends: the stamp of the record that it was made of, the record after it, and what else is
+    written. ``kept_state``: a state to keep.
+    """
 
+    stamp: int
     record: Record
     state_number: int | None
     kept_state: bytes | None = None
@@ -105,7 +108,7 @@ async def start_turn(
     if record is not None:
         after = record.session.touched(turn.started_at, life)
         touched = record.after_write(after, record.state_number, record.last_state)
-    values = _start_values(touched, session, turn, body, taker)
+    values = _start_values(record, touched, session, turn, body, taker)
     row: Any = await connection.fetchrow(START, *values)
     outcome = Started(row[0])
     _check_started(outcome, row, session, turn)
@@ -120,7 +123,8 @@ async def end_turn(connection: Connection, session: Session, turn: Turn, body: b
     after, outcome = end.record, None
     s = after.session
     values = (
-        *raw_key(session.key), to_id_bytes(session.uid), after.writes - 1, turn.turn_id, turn.is_committed,
+        *raw_key(session.key), to_id_bytes(session.uid), end.stamp, after.stamp, turn.turn_id,
+        turn.is_committed,
         to_id(session.head), to_id(s.head), to_id(s.note), s.depth, s.updated_at, s.last_accessed,
         s.expires_at, s.marked_idle, s.rev, s.state_rev, after.state_number, after.last_state, after.seal,
         to_raw(after.texts[3]), end.kept_state, *_key_values(turn, after.number), *_counts_of(turn),
@@ -147,13 +151,13 @@ def plan_commit(record: Record, session: Session, turn: Turn, life: LifeSpan) ->
         number = last = record.last_state + 1
         kept = to_state_body(record.uid, number, known.state)
     after = record.after_write(rules.after_commit(known, turn, life), number, last)
-    return End(after, number, kept)
+    return End(record.stamp, after, number, kept)
 
 
 def plan_record(record: Record, turn: Turn, life: LifeSpan) -> End:
     """Return how a turn ends beside the tree."""
     touched = record.session.touched(rules.end_of(turn), life)
-    return End(record.after_write(touched, record.state_number, record.last_state), None)
+    return End(record.stamp, record.after_write(touched, record.state_number, record.last_state), None)
 
 
 async def commit_turn(
@@ -221,18 +225,19 @@ async def _plan_any(unit: Unit, record: Record, session: Session, turn: Turn, re
     moved = replace(rules.after_commit(record.session, turn, unit.life), note=spot.place.note)
     if resets_state:
         moved = moved.with_state(spot.place.state, by_turn=True)
-        return End(record.after_write(moved, spot.state_number, record.last_state), spot.state_number)
+        after = record.after_write(moved, spot.state_number, record.last_state)
+        return End(record.stamp, after, spot.state_number)
     number, last = await records.keep_state(unit, record)
-    return End(record.after_write(moved, number, last), number)
+    return End(record.stamp, record.after_write(moved, number, last), number)
 
 
 def _start_values(
-    touched: Record | None, session: Session, turn: Turn, body: bytes, taker: Taker
+    record: Record | None, touched: Record | None, session: Session, turn: Turn, body: bytes, taker: Taker
 ) -> tuple[Any, ...]:
-    activity: tuple[Any, ...] = (_NO_WRITES, 0, None, False, 0)
-    if touched is not None:
+    activity: tuple[Any, ...] = (_NO_STAMP, _NO_STAMP, 0, None, False, 0)
+    if record is not None and touched is not None:
         s = touched.session
-        activity = touched.writes - 1, s.last_accessed, s.expires_at, s.marked_idle, touched.seal
+        activity = record.stamp, touched.stamp, s.last_accessed, s.expires_at, s.marked_idle, touched.seal
     return (
         *raw_key(session.key), to_id_bytes(session.uid), *activity, turn.turn_id, taker.node.boot_id,
         taker.node.url, taker.lease_s, *_key_values(turn, touched.number if touched else 0),

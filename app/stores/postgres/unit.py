@@ -50,16 +50,12 @@ class RecordCache:
         return record if record is not None and _version(record.session) == _version(session) else None
 
     def keep(self, record: Record) -> None:
-        """Keep it; if a newer one of the same incarnation is here, neither.
+        """Keep what was read or written last, whatever was here.
 
-        Then an answer was overtaken by a later one, or the database came back without its last
-        writes: the next who asks will see.
+        No two records tell which is newer: the database may have come back without its last writes.
+        One whose answer was overtaken by a later one is believed until the next call that uses it.
         """
-        known = self._records.get(record.session.key)
-        if known is not None and known.number == record.number and known.writes > record.writes:
-            self.drop(record.session.key)
-        else:
-            self._records[record.session.key] = record
+        self._records[record.session.key] = record
 
     def drop(self, key: SessionKey) -> None:
         self._records.pop(key, None)

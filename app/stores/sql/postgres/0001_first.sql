@@ -83,7 +83,7 @@ CREATE TABLE sessions (
     state_number bigint,  -- states.number of the present state; NULL: not kept yet, or empty
     root_state bigint,  -- states.number of the state that it was created with; NULL: empty
     last_state bigint NOT NULL,  -- the highest states.number so far, 0: none
-    writes bigint NOT NULL DEFAULT 1,  -- grows with each write of the row but a sweep's
+    stamp bigint NOT NULL,  -- another one, by chance, with each write of the row but a sweep's
     seal bigint NOT NULL,
     params bytea,
     metadata bytea,
@@ -238,7 +238,7 @@ $$;
 -- The phase is right at every write, and never from before the last sweep.
 CREATE FUNCTION set_phase() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
-    IF TG_OP = 'UPDATE' AND NEW.writes = OLD.writes THEN
+    IF TG_OP = 'UPDATE' AND NEW.stamp = OLD.stamp THEN
         RETURN NEW;  -- the sweep's, which knows
     END IF;
     SELECT phase_at(
@@ -273,6 +273,9 @@ DECLARE
         WHEN 'UPDATE' THEN NEW.last_accessed - OLD.last_accessed
         ELSE 0 END;  -- the lifetime of what is gone still counts
 BEGIN
+    IF current_setting('agentpool.counts_later', true) = 'on' THEN
+        RETURN NULL;  -- whoever set it for this transaction adds up himself
+    END IF;
     IF gone = come AND lived = 0 AND (TG_OP <> 'UPDATE' OR NEW.agent_id = OLD.agent_id) THEN
         RETURN NULL;
     END IF;

@@ -1,114 +1,4 @@
--- What is done in one step, and so in one statement: leases, the begin and the end of a turn, sweeps.
-
--- Tell who waits for the session. Only called where somebody does: NOTIFY makes commits queue.
-CREATE FUNCTION wake(p_owner bytea, p_session_id bytea) RETURNS void LANGUAGE sql AS $$
-    SELECT pg_notify('agentpool.' || current_schema(), encode(p_owner, 'hex') || '/' || encode(p_session_id, 'hex'))
-$$;
-
--- Fail the turn of a lease that has run out, if it is still said to run. Its row says only that: what it
--- looks like then is app.stores.rules.interrupted.
-CREATE FUNCTION abandon_turn(p_owner bytea, p_session_id bytea, p_turn_id bytea) RETURNS boolean
-LANGUAGE plpgsql AS $$
-DECLARE
-    found_session record;
-    began bigint;
-BEGIN
-    SELECT id, user_id INTO found_session FROM sessions WHERE owner = p_owner AND session_id = p_session_id;
-    UPDATE turns SET status = 4 WHERE session = found_session.id AND turn_id = p_turn_id AND status = 0
-        RETURNING started_at INTO began;
-    IF NOT FOUND THEN
-        RETURN false;
-    END IF;
-    DELETE FROM idempotency_keys WHERE session = found_session.id AND turn_id = p_turn_id;
-    PERFORM count_turn(p_owner, found_session.user_id, began / 86400000, 1, 0, 0, NULL, NULL);
-    RETURN true;
-END $$;
-
--- Take the session's lease. Not taken: the other columns say who has it.
-CREATE FUNCTION take_lease(
-    p_owner bytea, p_session_id bytea, p_nonce text, p_turn_id bytea, p_boot_id text, p_url text, p_lease_s float8,
-    OUT is_taken boolean, OUT holder_boot text, OUT holder_url text, OUT holder_nonce text, OUT for_turn boolean
-) LANGUAGE plpgsql AS $$
-DECLARE
-    had leases;
-    ends timestamptz := clock_timestamp() + make_interval(secs => p_lease_s);
-BEGIN
-    LOOP
-        INSERT INTO leases VALUES (p_owner, p_session_id, p_nonce, p_turn_id, p_boot_id, p_url, ends)
-            ON CONFLICT (owner, session_id) DO NOTHING;
-        IF FOUND THEN
-            is_taken := true;
-            RETURN;
-        END IF;
-        SELECT * INTO had FROM leases WHERE owner = p_owner AND session_id = p_session_id FOR UPDATE;
-        CONTINUE WHEN NOT FOUND;  -- it was given back in between
-        IF had.nonce <> p_nonce AND had.until > clock_timestamp() THEN
-            SELECT false, had.boot_id, had.url, had.nonce, had.turn_id IS NOT NULL
-                INTO is_taken, holder_boot, holder_url, holder_nonce, for_turn;
-            RETURN;
-        END IF;
-        UPDATE leases SET nonce = p_nonce, turn_id = p_turn_id, boot_id = p_boot_id, url = p_url, until = ends,
-            is_awaited = had.is_awaited AND had.nonce = p_nonce
-            WHERE owner = p_owner AND session_id = p_session_id;
-        IF had.nonce <> p_nonce THEN
-            IF had.is_awaited THEN
-                PERFORM wake(p_owner, p_session_id);
-            END IF;
-            PERFORM abandon_turn(p_owner, p_session_id, had.turn_id);
-        END IF;
-        is_taken := true;
-        RETURN;
-    END LOOP;
-END $$;
-
-CREATE FUNCTION free_lease(p_owner bytea, p_session_id bytea, p_nonce text) RETURNS boolean LANGUAGE plpgsql AS $$
-DECLARE
-    was_awaited boolean;
-BEGIN
-    DELETE FROM leases WHERE owner = p_owner AND session_id = p_session_id AND nonce = p_nonce
-        RETURNING is_awaited INTO was_awaited;
-    IF NOT FOUND THEN
-        RETURN false;
-    END IF;
-    IF was_awaited THEN
-        PERFORM wake(p_owner, p_session_id);
-    END IF;
-    RETURN true;
-END $$;
-
--- Give a lease back whose turn, if it is for one, has not ended: its start record goes.
-CREATE FUNCTION give_back(p_owner bytea, p_session_id bytea, p_nonce text, p_turn_id bytea) RETURNS void
-LANGUAGE plpgsql AS $$
-DECLARE
-    number bigint;
-BEGIN
-    IF NOT free_lease(p_owner, p_session_id, p_nonce) OR p_turn_id IS NULL THEN
-        RETURN;
-    END IF;
-    SELECT id INTO number FROM sessions WHERE owner = p_owner AND session_id = p_session_id;
-    DELETE FROM turns WHERE session = number AND turn_id = p_turn_id AND status = 0;
-    IF FOUND THEN
-        DELETE FROM idempotency_keys WHERE session = number AND turn_id = p_turn_id;
-    END IF;
-END $$;
-
--- End turns whose leases have run out.
-CREATE FUNCTION reap_leases(p_limit integer) RETURNS integer LANGUAGE plpgsql AS $$
-DECLARE
-    had leases;
-    ended integer := 0;
-BEGIN
-    FOR had IN
-        SELECT * FROM leases WHERE until <= clock_timestamp() ORDER BY owner, session_id LIMIT p_limit
-            FOR UPDATE SKIP LOCKED
-    LOOP
-        PERFORM free_lease(had.owner, had.session_id, had.nonce);
-        IF abandon_turn(had.owner, had.session_id, had.turn_id) THEN
-            ended := ended + 1;
-        END IF;
-    END LOOP;
-    RETURN ended;
-END $$;
+-- What is done in one step, and so in one statement: the begin and the end of a turn, sweeps.
 
 -- Remove sessions, whose rows the caller has locked, with all that belongs to them.
 CREATE FUNCTION remove_sessions(p_ids bigint[]) RETURNS bigint LANGUAGE plpgsql AS $$
@@ -132,14 +22,26 @@ BEGIN
 END $$;
 
 -- Say who uses a key: NULL nobody (any more), 0 a committed turn, 1 one that runs under the lease returned.
+-- ``p_session`` and the ids before it are those of the turn that wants it. A turn whose lease has run out is
+-- ended, and its lease with it: it cannot be renewed.
 CREATE FUNCTION check_key(
-    p_owner bytea, p_key bytea, p_session bigint, p_turn_id bytea,
+    p_owner bytea, p_key bytea, s_owner bytea, s_session_id bytea, p_session bigint, p_turn_id bytea,
     OUT taken smallint, OUT by_turn bytea, OUT by_session bytea,
     OUT holder_boot text, OUT holder_url text, OUT holder_nonce text
 ) LANGUAGE plpgsql AS $$
 DECLARE
     bound record;
 BEGIN
+    SELECT s.owner, s.session_id INTO bound
+        FROM idempotency_keys AS k JOIN sessions AS s ON s.id = k.session
+        WHERE k.owner = p_owner AND k.key = p_key AND NOT (k.session = p_session AND k.turn_id = p_turn_id);
+    IF NOT FOUND THEN
+        RETURN;
+    END IF;
+    -- Leases before turns, and both in order: what else ends turns, or takes these two, waits for nobody then.
+    PERFORM 1 FROM leases
+        WHERE (owner, session_id) IN ((bound.owner, bound.session_id), (s_owner, s_session_id))
+        ORDER BY owner, session_id FOR UPDATE;
     SELECT s.owner, s.session_id, t.turn_id, t.status, t.kept, l.boot_id, l.url, l.nonce, l.until
         INTO bound
         FROM idempotency_keys AS k
@@ -157,16 +59,17 @@ BEGIN
     ELSIF bound.until > clock_timestamp() THEN
         SELECT 1, bound.boot_id, bound.url, bound.nonce INTO taken, holder_boot, holder_url, holder_nonce;
     ELSE
+        PERFORM free_lease(bound.owner, bound.session_id, bound.nonce);
         PERFORM abandon_turn(bound.owner, bound.session_id, bound.turn_id);
     END IF;
 END $$;
 
 -- Begin a turn: key, lease, comparison with the record that the caller has made the rest of, start record,
--- activity, in one step. Outcomes: 0 noted, 1 the lease is taken but the record is not that of ``p_writes``,
+-- activity, in one step. Outcomes: 0 noted, 1 the lease is taken but the record is not that of ``p_stamp``,
 -- 2 no such session, 3 it runs already, 4 it has ended, 5 leased elsewhere, 6 the key is a committed turn's,
 -- 7 the key is that of a turn that runs.
 CREATE FUNCTION start_turn(
-    p_owner bytea, p_session_id bytea, p_uid bytea, p_writes bigint,
+    p_owner bytea, p_session_id bytea, p_uid bytea, p_stamp bigint, p_new_stamp bigint,
     p_last_accessed bigint, p_expires_at bigint, p_marked_idle boolean, p_seal bigint,
     p_nonce text, p_boot_id text, p_url text, p_lease_s float8,
     k_owner bytea, k_key bytea, k_fingerprint bytea, k_seal bigint,
@@ -182,14 +85,14 @@ DECLARE
     key_state record;
     lease record;
 BEGIN
-    SELECT id, writes INTO here FROM sessions
+    SELECT id, stamp INTO here FROM sessions
         WHERE owner = p_owner AND session_id = p_session_id AND uid = p_uid FOR NO KEY UPDATE;
     IF NOT FOUND THEN
         outcome := 2;
         RETURN;
     END IF;
     IF k_key IS NOT NULL THEN
-        SELECT * INTO key_state FROM check_key(k_owner, k_key, here.id, t_turn_id);
+        SELECT * INTO key_state FROM check_key(k_owner, k_key, p_owner, p_session_id, here.id, t_turn_id);
         IF key_state.taken IS NOT NULL THEN
             SELECT 6 + key_state.taken, key_state.by_turn, key_state.by_session, key_state.holder_boot,
                 key_state.holder_url, key_state.holder_nonce, true
@@ -212,7 +115,7 @@ BEGIN
         END IF;
         RETURN;
     END IF;
-    IF here.writes <> p_writes THEN
+    IF here.stamp <> p_stamp THEN
         outcome := 1;
         RETURN;
     END IF;
@@ -225,15 +128,16 @@ BEGIN
         INSERT INTO idempotency_keys VALUES (k_owner, k_key, k_fingerprint, here.id, t_turn_id, t_started_at, k_seal);
     END IF;
     UPDATE sessions SET last_accessed = p_last_accessed, expires_at = p_expires_at,
-        marked_idle = p_marked_idle, seal = p_seal, writes = writes + 1 WHERE id = here.id;
+        marked_idle = p_marked_idle, seal = p_seal, stamp = p_new_stamp WHERE id = here.id;
     outcome := 0;
 END $$;
 
 -- End a turn: on the head (``p_commits``) or beside the tree. Outcomes: 0 done, 1 the record is not that of
--- ``p_writes`` (nothing is done), 2 no such session, 3 it has been committed before, 4 it was ended otherwise
+-- ``p_stamp`` (nothing is done), 2 no such session, 3 it has been committed before, 4 it was ended otherwise
 -- before, 5 the head is not ``p_head``, 6 done, but its key belongs to another committed turn.
 CREATE FUNCTION end_turn(
-    p_owner bytea, p_session_id bytea, p_uid bytea, p_writes bigint, p_nonce text, p_commits boolean, p_head bytea,
+    p_owner bytea, p_session_id bytea, p_uid bytea, p_stamp bigint, p_new_stamp bigint,
+    p_nonce text, p_commits boolean, p_head bytea,
     s_head bytea, s_note bytea, s_depth bigint, s_updated_at bigint, s_last_accessed bigint, s_expires_at bigint,
     s_marked_idle boolean, s_rev bigint, s_state_rev bigint, s_state_number bigint, s_last_state bigint,
     s_seal bigint, s_state bytea, kept_state bytea,
@@ -248,7 +152,7 @@ DECLARE
     here record;
     known record;
 BEGIN
-    SELECT id, writes, head, user_id INTO here FROM sessions
+    SELECT id, stamp, head, user_id INTO here FROM sessions
         WHERE owner = p_owner AND session_id = p_session_id AND uid = p_uid FOR NO KEY UPDATE;
     IF NOT FOUND THEN
         outcome := 2;
@@ -264,7 +168,7 @@ BEGIN
         outcome := 5;
         RETURN;
     END IF;
-    IF here.writes <> p_writes THEN
+    IF here.stamp <> p_stamp THEN
         outcome := 1;
         RETURN;
     END IF;
@@ -303,7 +207,7 @@ BEGIN
     UPDATE sessions SET head = s_head, note = s_note, depth = s_depth, updated_at = s_updated_at,
         last_accessed = s_last_accessed, expires_at = s_expires_at, marked_idle = s_marked_idle, rev = s_rev,
         state_rev = s_state_rev, state_number = s_state_number, last_state = s_last_state, seal = s_seal,
-        state = s_state, writes = writes + 1 WHERE id = here.id;
+        state = s_state, stamp = p_new_stamp WHERE id = here.id;
     PERFORM count_turn(p_owner, here.user_id, c_day, (t_status = 2)::int, c_prompt, c_completion,
         c_response_ms, c_bucket);
 END $$;
@@ -368,6 +272,21 @@ BEGIN
         RETURN;
     END IF;
     UPDATE sweeps SET idle_after_ms = p_idle_ms RETURNING swept_ms INTO swept;
-    UPDATE sessions SET phase = phase_at(archived, marked_idle, last_accessed, expires_at, swept, p_idle_ms)
-        WHERE phase <> phase_at(archived, marked_idle, last_accessed, expires_at, swept, p_idle_ms);
+    -- Counted once for all: each of many changes of one row in one transaction is slower than the one before.
+    PERFORM set_config('agentpool.counts_later', 'on', true);
+    WITH due AS (
+        SELECT id, phase AS was, phase_at(archived, marked_idle, last_accessed, expires_at, swept, p_idle_ms) AS will
+            FROM sessions
+            WHERE phase <> phase_at(archived, marked_idle, last_accessed, expires_at, swept, p_idle_ms)
+            FOR NO KEY UPDATE
+    ), moved AS (
+        UPDATE sessions AS s SET phase = due.will FROM due WHERE s.id = due.id RETURNING due.was, due.will
+    ), change AS (
+        SELECT sum((will = 0)::int - (was = 0)::int) AS active, sum((will = 1)::int - (was = 1)::int) AS idle,
+            sum((will = 2)::int - (was = 2)::int) AS archived, sum((will = 3)::int - (was = 3)::int) AS expired
+            FROM moved HAVING count(*) > 0
+    ) UPDATE counters AS c SET active = c.active + change.active, idle = c.idle + change.idle,
+        archived = c.archived + change.archived, expired = c.expired + change.expired
+        FROM change WHERE c.shard = shard();
+    PERFORM set_config('agentpool.counts_later', 'off', true);
 END $$;
