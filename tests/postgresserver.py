@@ -161,23 +161,22 @@ class PostgresServer:
 
     def freeze(self) -> None:
         """Stop every process of it: connections stay open, and nothing answers."""
-        for pid in self._pids():
-            os.kill(pid, signal.SIGSTOP)
+        self._signal_all(signal.SIGSTOP)
 
     def thaw(self) -> None:
-        for pid in self._pids():
-            os.kill(pid, signal.SIGCONT)
+        self._signal_all(signal.SIGCONT)
 
     def kill(self) -> None:
         """End every process of it, frozen ones too."""
-        for pid in self._pids():
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
+        self._signal_all(signal.SIGKILL)
         if self._process is not None:
             self._process.wait(START_S)
             self._process = None
+
+    def _signal_all(self, number: signal.Signals) -> None:
+        for pid in self._pids():
+            with suppress(ProcessLookupError):  # those that serve a connection end when they like
+                os.kill(pid, number)
 
     def _make(self) -> None:
         done = subprocess.run(

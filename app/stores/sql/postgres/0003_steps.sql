@@ -119,8 +119,11 @@ BEGIN
         outcome := 1;
         RETURN;
     END IF;
-    -- What a crash of the server loses of this is the trace of a turn, which then commits as any other.
-    PERFORM set_config('synchronous_commit', 'off', true);
+    IF k_key IS NULL THEN
+        -- What a crash of the server loses of this is the trace of a turn, which then commits as any other.
+        -- With a key it is durable: a repeat must find that there was an attempt before it.
+        PERFORM set_config('synchronous_commit', 'off', true);
+    END IF;
     INSERT INTO turns VALUES (here.id, t_turn_id, t_parent, t_depth, t_status, t_kept, t_agent_id, t_provider,
         t_model, t_boot_id, t_started_at, t_finished_at, t_state, t_body);
     IF k_key IS NOT NULL THEN
