@@ -22,10 +22,10 @@ from app.api.native import (
     turns,
     users,
 )
+from app.api.node.forward import Forwarder, install_forwarding
+from app.api.node.gate import Link, NodeGate
+from app.api.node.router import router as node
 from app.api.options import ApiOptions
-from app.api.peer.forward import Forwarder, install_forwarding
-from app.api.peer.gate import Link, NodeGate
-from app.api.peer.router import router as peer
 
 
 class NodeLink(Forwarder, Link, Protocol):
@@ -67,7 +67,7 @@ def install(
     app.add_middleware(Guard, options=options)
     if link is not None:
         install_forwarding(app, link)
-        app.router.routes.extend(peer.routes)
+        app.router.routes.extend(node.routes)
         app.add_middleware(NodeGate, link=link, private_port=node_port)
 
 

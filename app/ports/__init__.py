@@ -4,7 +4,7 @@ from app.ports.agents import AgentFactory, Emit, LiveAgent
 from app.ports.basics import Clock, NewId, PoolObserver
 from app.ports.leases import SessionLeases
 from app.ports.moving import MovableStore
-from app.ports.peers import Peers
+from app.ports.nodes import Nodes
 from app.ports.store import SessionStore
 
 __all__ = [
@@ -14,7 +14,7 @@ __all__ = [
     "LiveAgent",
     "MovableStore",
     "NewId",
-    "Peers",
+    "Nodes",
     "PoolObserver",
     "SessionLeases",
     "SessionStore",

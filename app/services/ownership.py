@@ -23,7 +23,7 @@ from app.domain.errors import (
 from app.domain.ids import SessionKey
 from app.domain.lease import Node
 from app.domain.turn import CancelOrder, CancelReason, JsonObject
-from app.ports import NewId, Peers, SessionLeases
+from app.ports import NewId, Nodes, SessionLeases
 
 RENEWALS = 4
 """Renewals within a lease's duration: two may fail, and take their time."""
@@ -67,14 +67,14 @@ class Ownership:
     def __init__(
         self,
         leases: SessionLeases | None = None,
-        peers: Peers | None = None,
+        nodes: Nodes | None = None,
         *,
         here: Node = NOBODY,
         new_id: NewId | None = None,
         queue_wait_s: float = 30.0,
     ) -> None:
         self._leases = leases
-        self._peers = peers
+        self._asks = nodes
         self.here = here
         self._new_id = new_id
         self._queue_wait_s = queue_wait_s
@@ -170,7 +170,7 @@ class Ownership:
             keeps = manners.reason is CancelReason.INTERRUPT
             order = CancelOrder(manners.reason, keeps, turn_id=holder.turn_id)
             if holder.is_turn and self._is_other(holder.node):
-                await self._ask([holder.node], lambda peers, node: peers.cancel(node, key, order))
+                await self._ask([holder.node], lambda ask, node: ask.cancel(node, key, order))
         await self._leases.wait_free(key, patience.left_s)
 
     async def cancel(self, key: SessionKey, order: CancelOrder) -> tuple[str, ...]:
@@ -186,7 +186,7 @@ class Ownership:
             if holder is None or not holder.is_turn or not self._is_other(holder.node):
                 return await self._cancel_first(key, order)
             order = replace(order, turn_id=holder.turn_id)  # those that wait for it are not meant
-        asked = await self._ask(await self._others(), lambda peers, node: peers.cancel(node, key, order))
+        asked = await self._ask(await self._others(), lambda ask, node: ask.cancel(node, key, order))
         wanted = holder is not None and holder.is_turn and order.turn_id in (None, holder.turn_id)
         if holder is not None and wanted and self._is_other(holder.node) and holder.node not in asked:
             raise NodeUnreachable(holder.node, session_id=key.session_id, turn_id=holder.turn_id)
@@ -196,7 +196,7 @@ class Ownership:
     async def _cancel_first(self, key: SessionKey, order: CancelOrder) -> tuple[str, ...]:
         """End one turn of those that wait somewhere, while none runs elsewhere."""
         for node in await self._others():
-            asked = await self._ask([node], lambda peers, node: peers.cancel(node, key, order))
+            asked = await self._ask([node], lambda ask, node: ask.cancel(node, key, order))
             if turn_ids := asked.get(node):
                 return turn_ids
         return ()
@@ -208,7 +208,7 @@ class Ownership:
         holder = await self._leases.holder(key)
         if holder is not None and holder.is_turn and self._is_other(holder.node):
             order = CancelOrder(reason, keep_partial=False, turn_id=holder.turn_id)
-            await self._ask([holder.node], lambda peers, node: peers.cancel(node, key, order))
+            await self._ask([holder.node], lambda ask, node: ask.cancel(node, key, order))
 
     async def locate(self, key: SessionKey, turn_id: str) -> Node | None:
         """Return the other node that has this turn in flight."""
@@ -217,7 +217,7 @@ class Ownership:
         holder = await self._leases.holder(key)
         if holder is not None and holder.turn_id == turn_id:
             return holder.node if self._is_other(holder.node) else None
-        found = await self._ask(await self._others(), lambda peers, node: peers.turns_of(node, key))
+        found = await self._ask(await self._others(), lambda ask, node: ask.turns_of(node, key))
         return next((node for node, turn_ids in found.items() if turn_id in turn_ids), None)
 
     async def turns_elsewhere(self, key: SessionKey) -> tuple[str | None, tuple[str, ...]]:
@@ -226,7 +226,7 @@ class Ownership:
             return None, ()
         holder = await self._leases.holder(key)
         running = holder.turn_id if holder is not None and self._is_other(holder.node) else None
-        found = await self._ask(await self._others(), lambda peers, node: peers.turns_of(node, key))
+        found = await self._ask(await self._others(), lambda ask, node: ask.turns_of(node, key))
         turn_ids = (turn_id for turns in found.values() for turn_id in turns)
         return running, tuple(turn_id for turn_id in turn_ids if turn_id != running)
 
@@ -238,14 +238,14 @@ class Ownership:
         """Return another node on which the session has a live agent."""
         if self._leases is None:
             return None
-        found = await self._ask(await self._others(), lambda peers, node: peers.has_live(node, key))
+        found = await self._ask(await self._others(), lambda ask, node: ask.has_live(node, key))
         return next((node for node, is_live in found.items() if is_live), None)
 
     async def stats_elsewhere(self) -> dict[Node, JsonObject]:
         """Return what each other node that answers says of its pool."""
         if self._leases is None:
             return {}
-        return await self._ask(await self._others(), lambda peers, node: peers.stats_of(node))
+        return await self._ask(await self._others(), lambda ask, node: ask.stats_of(node))
 
     async def find_successor(self) -> Node | None:
         """Return the other node that was started last: the least likely to be about to end, too."""
@@ -289,11 +289,11 @@ class Ownership:
         while True:
             began = loop.time()
             steps = (self._renew, self._leases.announce, self.end_abandoned)
-            is_well = all([await self._take(step) for step in steps])
+            is_well = all([await self._is_done(step) for step in steps])
             due = began + (pause_s if is_well else min(pause_s, RETRY_S))
             await asyncio.sleep(max(0.0, due - loop.time()))
 
-    async def _take(self, step: Callable[[], Awaitable[None]]) -> bool:
+    async def _is_done(self, step: Callable[[], Awaitable[None]]) -> bool:
         """Take the step, whatever became of the others; say whether it went well."""
         try:
             await step()
@@ -322,14 +322,14 @@ class Ownership:
         return [node for node in await self._leases.nodes() if self._is_other(node)]
 
     async def _ask(
-        self, nodes: Iterable[Node], question: Callable[[Peers, Node], Awaitable[T]]
+        self, nodes: Iterable[Node], question: Callable[[Nodes, Node], Awaitable[T]]
     ) -> dict[Node, T]:
         """Ask all at once; return what those said that answered."""
-        peers = self._peers
-        if peers is None:
+        ask = self._asks
+        if ask is None:
             return {}
         asked = list(nodes)
-        answers = await asyncio.gather(*(question(peers, node) for node in asked), return_exceptions=True)
+        answers = await asyncio.gather(*(question(ask, node) for node in asked), return_exceptions=True)
         said: dict[Node, T] = {}
         for node, answer in zip(asked, answers, strict=True):
             if isinstance(answer, NodeUnreachable):

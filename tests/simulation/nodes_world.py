@@ -68,7 +68,7 @@ class SimulatedNode:
         self.pool = pool = AgentManager(store, factory, limits, clock)
         self.ownership = Ownership(
             self.inner.leases,
-            LocalPeers(nodes),
+            LocalNodes(nodes),
             here=self.node,
             new_id=world.new_id,
             queue_wait_s=20,
@@ -101,7 +101,7 @@ class SimulatedNode:
         self.sessions = SessionManager(store, factory, pool, turns, admission, self.ownership)
 
 
-class LocalPeers:
+class LocalNodes:
     """Nodes of one process ask each other without a wire."""
 
     def __init__(self, nodes: list[SimulatedNode]) -> None:

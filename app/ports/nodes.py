@@ -7,7 +7,7 @@ from app.domain.lease import Node
 from app.domain.turn import CancelOrder, JsonObject
 
 
-class Peers(Protocol):
+class Nodes(Protocol):
     """What processes ask each other, as far as they can be reached.
 
     Raises:
