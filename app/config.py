@@ -6,7 +6,7 @@ variable of the same name in capitals, in the order of ``.env.example``.
 
 import os
 import re
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from dotenv import dotenv_values
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
@@ -16,6 +16,9 @@ from app.domain.catalog import parse_context_policy
 from app.domain.session import LifeSpan
 from app.models.providers import DEMO, Provider, demo_provider, make_provider
 from app.pool.limits import PoolLimits
+
+if TYPE_CHECKING:
+    from app.stores.keyring import KeyRing
 
 Names = Annotated[tuple[str, ...], NoDecode]
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
@@ -115,14 +118,39 @@ class Settings(BaseSettings):
     max_message_chars: int = Field(default=100_000, ge=1)
     redact_keys: bool = True
 
-    auth_mode: Literal["none"] = "none"
+    auth_mode: Literal["none", "api_key", "jwt"] = "none"
+    api_keys_file: str = "./agentpool-keys.json"
+    jwt_secret: SecretStr | None = None
+    jwt_jwks_file: str | None = None
+    jwt_audience: str | None = None
+    jwt_issuer: str | None = None
+    jwt_max_lifetime_s: int = Field(default=86_400, ge=1, le=31_536_000)
+    jwt_roles_claim: str = Field(default="roles", min_length=1, max_length=128)
+    jwt_admin_role: str = Field(default="admin", min_length=1, max_length=128)
+    audit_file: str | None = None
+
+    user_requests_per_minute: int = Field(default=0, ge=0, le=10_000_000)
+    user_concurrent_turns: int = Field(default=0, ge=0, le=1_000_000)
+    user_tokens_per_day: int = Field(default=0, ge=0, le=1_000_000_000_000)
+    rate_limit_url: str | None = None
+    overload_lag_ms: int = Field(default=50, ge=0, le=60_000)
+
+    encryption_keys: SecretStr | None = None
+
     drain_timeout_s: float = Field(default=25.0, ge=0, le=3600)
+    allowed_hosts: Names = ()
     cors_origins: Names = ()
     log_format: Literal["console", "json"] = "console"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
     @field_validator(
-        "alias_prefixes", "openai_models", "deepseek_models", "ollama_models", "cors_origins", mode="before"
+        "alias_prefixes",
+        "openai_models",
+        "deepseek_models",
+        "ollama_models",
+        "allowed_hosts",
+        "cors_origins",
+        mode="before",
     )
     @classmethod
     def _split(cls, value: object) -> object:
@@ -176,6 +204,7 @@ class Settings(BaseSettings):
                 f" (configured: {', '.join(sorted(providers))})"
             )
         self.pool_limits()
+        self.key_ring()
         return self
 
     @property
@@ -199,6 +228,21 @@ class Settings(BaseSettings):
         if self.default_provider == DEMO:
             found.insert(0, demo_provider())
         return found
+
+    def key_ring(self) -> "KeyRing | None":
+        """Return the keys for what is stored, ``None`` if it is not to be encrypted.
+
+        Raises:
+            ValueError: they are none; never repeats one.
+        """
+        if not (text := _reveal(self.encryption_keys)):
+            return None
+        from app.stores.keyring import KeyRing  # with a library of C, for those who encrypt
+
+        try:
+            return KeyRing.parse(text)
+        except ValueError as error:
+            raise ValueError(f"ENCRYPTION_KEYS: {error}") from None
 
     def life_span(self) -> LifeSpan:
         return LifeSpan(

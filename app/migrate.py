@@ -67,7 +67,7 @@ def _named(settings: Settings, source: str, target: str) -> dict[str, MovableSto
         if url.startswith("memory:"):
             raise WrongUsage(f"{name}: memory:// keeps nothing, so there is nothing to move")
         try:
-            stores[name] = open_store(url, settings.life_span(), sharing=sharing)
+            stores[name] = open_store(url, settings.life_span(), sharing=sharing, keys=settings.key_ring())
         except ValueError as error:
             raise WrongUsage(f"{name}: {error}") from error
     path, other = find_file(source), find_file(target)

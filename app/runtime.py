@@ -92,6 +92,7 @@ class Runtime:
                 life,
                 wait_for_lock=wait_for_store,
                 sharing=Sharing(config.lease_s, config.accept_volatile, config.store_fsync_wait_ms),
+                keys=config.key_ring(),
             )
         self._store = store
         self._wait_for_store = wait_for_store

@@ -10,10 +10,11 @@ from typing import Annotated
 from fastapi import Depends, Path, Request
 from starlette.types import Receive
 
-from app.api.auth import Principal, authenticate
+from app.api.auth import authenticate
 from app.api.exchange import Exchange, exchange_of
 from app.api.options import ApiOptions
 from app.domain.ids import SESSION_ID_PATTERN, SessionKey, parse_name, parse_session_id, parse_uuid
+from app.domain.principal import Principal
 from app.services import Services
 
 

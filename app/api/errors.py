@@ -53,6 +53,7 @@ TABLE: dict[str, tuple[int, str]] = {
     "SESSION_LIMIT": (429, "Too many sessions"),
     "RATE_LIMITED": (429, "Too many requests"),
     "POOL_EXHAUSTED": (503, "Every agent is busy"),
+    "OVERLOADED": (503, "The server is overloaded"),
     "DRAINING": (503, "The server is shutting down"),
     "UNKNOWN_MODEL": (422, "The model is not offered"),
     "MODEL_UNAVAILABLE": (503, "The model does not answer"),

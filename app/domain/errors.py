@@ -54,6 +54,30 @@ class InvalidInput(AgentPoolError):
         return {"errors": [{"field": self.field, "message": self.message}]}
 
 
+class Unauthenticated(AgentPoolError):
+    """A valid credential is needed."""
+
+    code = "UNAUTHENTICATED"
+
+
+class Forbidden(AgentPoolError):
+    """This is for admins."""
+
+    code = "FORBIDDEN"
+
+
+class RateLimited(AgentPoolError):
+    """This user has had as much as allowed for now."""
+
+    code = "RATE_LIMITED"
+
+
+class Overloaded(AgentPoolError):
+    """The server has more to do than it can keep up with."""
+
+    code = "OVERLOADED"
+
+
 class SessionNotFound(AgentPoolError):
     """There is no such session."""
 

@@ -1,6 +1,7 @@
 """From the URL in the settings to a store."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
 from app.domain.lease import LEASE_S
@@ -8,6 +9,9 @@ from app.domain.session import LifeSpan
 from app.ports import MovableStore
 from app.stores.memory.store import MemoryStore
 from app.stores.sqlite.store import SqliteStore
+
+if TYPE_CHECKING:
+    from app.stores.keyring import KeyRing
 
 _ALLOWED = (
     "memory://, sqlite:///relative/path.db, sqlite:////absolute/path.db, postgresql://user@host/database,"
@@ -31,9 +35,16 @@ class Sharing:
 
 
 def open_store(
-    url: str, life: LifeSpan, *, wait_for_lock: bool = False, sharing: Sharing | None = None
+    url: str,
+    life: LifeSpan,
+    *,
+    wait_for_lock: bool = False,
+    sharing: Sharing | None = None,
+    keys: "KeyRing | None" = None,
 ) -> MovableStore:
     """Return the store that ``url`` names; it is not opened yet and nothing is touched.
+
+    With ``keys`` what people and models said, and all that hangs on it, is encrypted at rest.
 
     Raises:
         ValueError: it names none, or what it needs is not installed. The message never repeats the
