@@ -10,7 +10,6 @@ from typing import Annotated
 from fastapi import Depends, Path, Request
 from starlette.types import Receive
 
-from app.api.auth import authenticate
 from app.api.exchange import Exchange, exchange_of
 from app.api.options import ApiOptions
 from app.domain.ids import SESSION_ID_PATTERN, SessionKey, parse_name, parse_session_id, parse_uuid
@@ -34,13 +33,13 @@ class Call:
 
 
 async def call_of(request: Request) -> Call:
-    """Return the call that ``request`` makes, once its caller is known."""
-    state = request.app.state
+    """Return the call that ``request`` makes."""
+    state, exchange = request.app.state, exchange_of(request.scope)
     return Call(
         services=state.services,
         options=state.api_options,
-        caller=await authenticate(request),
-        exchange=exchange_of(request.scope),
+        caller=exchange.caller,
+        exchange=exchange,
         root_path=request.scope.get("root_path", ""),
         receive=request.receive,
     )

@@ -5,6 +5,8 @@ from collections.abc import MutableMapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from app.domain.principal import ANYONE, Principal
+
 SCOPE_KEY = "agentpool.exchange"
 
 
@@ -21,7 +23,8 @@ class Exchange:
 
     ``session_id`` goes into problem documents. Once ``turn_id`` is set, a turn was
     accepted, and both ids go into the headers of whatever the answer will be.
-    ``body`` is the parsed JSON. ``is_answered``: the response has begun.
+    ``body`` is the parsed JSON. ``is_answered``: the response has begun. ``caller`` is who asks.
+    ``headers`` are further ones for whatever the answer will be.
     """
 
     path: str = "/"
@@ -30,6 +33,8 @@ class Exchange:
     turn_id: str | None = None
     body: Any = MISSING
     is_answered: bool = False
+    caller: Principal = ANYONE
+    headers: list[tuple[bytes, bytes]] = field(default_factory=list)
 
     def accept_turn(self, session_id: str, turn_id: str) -> None:
         """Note that the request began, or watches, this turn."""
@@ -37,7 +42,7 @@ class Exchange:
 
     def response_headers(self) -> list[tuple[bytes, bytes]]:
         """Return what every response to this request carries."""
-        headers = [(b"x-request-id", self.request_id.encode())]
+        headers = [(b"x-request-id", self.request_id.encode()), *self.headers]
         if self.turn_id is not None and self.session_id is not None:
             headers.append((b"x-session-id", self.session_id.encode()))
             headers.append((b"x-turn-id", self.turn_id.encode()))
