@@ -8,6 +8,8 @@ from typing import Any, Final
 from app.domain.principal import ANYONE, Principal
 
 SCOPE_KEY = "agentpool.exchange"
+HOPS_KEY = "agentpool.hops"
+"""In the scope of a request that another node forwarded: how often it has been."""
 
 
 class Missing:

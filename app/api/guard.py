@@ -1,9 +1,9 @@
 """What every request passes before FastAPI sees it, and every response on its way out.
 
-Outwards: a request id on every response, and no exception that reaches the server.
-Inwards: the alias prefix is taken off, the path can name a resource, the body is
-small enough and is JSON, parsed here once (``Exchange.body``).
-A request without a body costs a few microseconds.
+Outwards: a request id and the headers of ``app.api.safety`` on every response, and no exception
+that reaches the server. Inwards: the alias prefix is taken off, the path can name a resource, the
+request is meant for this server, the body is small enough and is JSON, parsed here once
+(``Exchange.body``). A request without a body costs a few microseconds.
 """
 
 import re
@@ -17,8 +17,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.api.body import BodyHeaders, drain, read_body, replaying
 from app.api.departure import ClientLeft
 from app.api.errors import NotFound, PayloadTooLarge, problem_response, unexpected_response
-from app.api.exchange import SCOPE_KEY, Exchange
+from app.api.exchange import HOPS_KEY, SCOPE_KEY, Exchange
+from app.api.hosts import Hosts
 from app.api.options import ApiOptions
+from app.api.safety import with_safety
 from app.api.strict_json import parse_json
 from app.domain.errors import AgentPoolError
 
@@ -46,6 +48,7 @@ class Guard:
     def __init__(self, app: ASGIApp, options: ApiOptions) -> None:
         self._app = app
         self._limit = options.max_body_bytes
+        self._hosts = Hosts(options.allowed_hosts)
         self._prefixes = options.alias_prefixes
         # CORS stands outside of the checks: a browser may read the refusals too.
         self._inner: ASGIApp = _with_cors(self._admit, options.cors_origins)
@@ -60,7 +63,8 @@ class Guard:
         async def send_named(message: Message) -> None:
             if message["type"] == "http.response.start":
                 exchange.is_answered = True
-                message["headers"] = [*message.get("headers", ()), *exchange.response_headers()]
+                headers = [*message.get("headers", ()), *exchange.response_headers()]
+                message["headers"] = with_safety(headers)
             await send(message)
 
         await self._inner(scope, receive, send_named)
@@ -92,6 +96,10 @@ class Guard:
     async def _check(self, scope: Scope, receive: Receive, exchange: Exchange) -> Receive:
         if not _is_addressable(_raw_path(scope)):
             raise NotFound()
+        if (
+            HOPS_KEY not in scope
+        ):  # another node asked by this one's address, and has checked what it was asked
+            self._hosts.check(scope, scope["path"].removeprefix(scope.get("root_path", "")))
         headers = BodyHeaders(scope["headers"])
         if not headers.may_have_body(scope["method"]):
             return receive

@@ -13,8 +13,7 @@ from starlette.types import Receive, Scope, Send
 
 from app.api.departure import ClientLeft, client_watched, ended_by
 from app.api.errors import problem_response
-from app.api.exchange import Exchange, Missing, exchange_of
-from app.api.node.gate import HOPS_KEY
+from app.api.exchange import HOPS_KEY, Exchange, Missing, exchange_of
 from app.domain.errors import Draining, NodeUnreachable, RunsElsewhere
 from app.domain.lease import Node
 from app.services import Services
