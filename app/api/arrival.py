@@ -53,8 +53,7 @@ class ArrivalProtocol(HttpToolsProtocol):
     _piece = 0
     _steps = 0
     _is_upgrade = False  # the request asks for another protocol
-    _refusal: AgentPoolError | None = None
-    _is_refused = False
+    _refusal: AgentPoolError | None = None  # the last word on this connection; what comes after it is dropped
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -65,7 +64,7 @@ class ArrivalProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        if self._is_refused:
+        if self._refusal is not None:
             return
         if self._is_whole:
             self._is_whole = False
@@ -74,7 +73,7 @@ class ArrivalProtocol(HttpToolsProtocol):
         self._fed += self._piece
         self._unset_keepalive_if_required()
         self._feed(data)
-        if not self._is_whole and not self._is_refused:
+        if not self._is_whole and self._refusal is None:
             self._check_part()
 
     def _feed(self, data: bytes | memoryview) -> None:
@@ -86,8 +85,9 @@ class ArrivalProtocol(HttpToolsProtocol):
                 except httptools.HttpParserUpgrade as upgrade:
                     self._stay_with_http()
                     data = memoryview(data)[upgrade.args[0] :]
-        except httptools.HttpParserError:
-            self._refuse(self._refusal or MalformedRequest())
+        except httptools.HttpParserError as error:
+            cause = error.__context__
+            self._refuse(cause if isinstance(cause, AgentPoolError) else MalformedRequest())
 
     def _stay_with_http(self) -> None:
         """Tell a new parser of the same request, without the other protocol that it asks for.
@@ -109,15 +109,14 @@ class ArrivalProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._forget_rest()
-        if (refusal := self._find_excess()) is not None:
-            self._refusal = refusal
-            raise refusal
+        if (excess := self._find_excess()) is not None:
+            raise excess
         self._is_upgrade = self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT"
         if self._is_upgrade:
             return
+        super().on_headers_complete()  # raises where the address is none
         self._in_body = True
         self._steps = 0
-        super().on_headers_complete()
 
     def on_message_complete(self) -> None:
         if self._is_upgrade:
@@ -172,19 +171,26 @@ class ArrivalProtocol(HttpToolsProtocol):
 
     # Saying no.
 
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self._refusal is not None and self.cycle.response_complete:
+            self._say_no(self._refusal)
+
     def _refuse(self, error: AgentPoolError) -> None:
-        """Answer the request that arrives, if it can be answered, and end the connection."""
+        """Answer the request that arrives, when it is its turn, and end the connection."""
+        self._refusal = error
+        self._forget_rest()
+        _log.info("refused a request: %s", error.code)
         cycle = self.cycle
-        if cycle is not None and not cycle.response_complete:
-            if not self._in_body:
-                cycle.keep_alive = False  # the answers before this one come first, and are the last
-                return
+        if cycle is None or cycle.response_complete:
+            self._say_no(error)
+        elif self._in_body:
             cycle.disconnected = True  # whoever waits for the body will not get it
             cycle.message_event.set()
-        self._forget_rest()
-        self._is_refused = True
-        _log.info("refused a request: %s", error.code)
-        is_answered = self._in_body and cycle is not None and cycle.response_started
+            self._say_no(error)
+
+    def _say_no(self, error: AgentPoolError) -> None:
+        is_answered = self._in_body and self.cycle.response_started
         if self._fed == 0 or self.pipeline or is_answered:
             self.transport.close()
             return
