@@ -191,6 +191,8 @@ class ArrivalProtocol(HttpToolsProtocol):
 
     def _say_no(self, error: AgentPoolError) -> None:
         is_answered = self._in_body and self.cycle.response_started
+        if self.transport.is_closing():
+            return
         if self._fed == 0 or self.pipeline or is_answered:
             self.transport.close()
             return

@@ -1,4 +1,4 @@
-"""What a request says of whom it is meant for: once, and if the operator names hosts, one of those."""
+"""Whom a request is meant for, which it says once; if the operator names hosts, it is one of those."""
 
 import re
 from collections.abc import Iterable
@@ -7,7 +7,7 @@ from typing import Final
 
 from starlette.types import Scope
 
-from app.api.errors import MalformedRequest
+from app.api.errors import InvalidFields, MalformedRequest
 
 PROBES: Final = frozenset({"/health", "/ready"})
 """Asked by whatever address a process has today, and telling nobody a secret: any host will do, as for
@@ -16,6 +16,14 @@ Rails' ``/up``."""
 _NAME = re.compile(r"(?:\*\.)?[a-z0-9_](?:[a-z0-9_.-]*[a-z0-9_])?")
 _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[^:\[\]]*)(?::[0-9]*)?")
 _NO_ADDRESS = ":"
+_ONE_HOST = "The Host header must be given once."
+# Of two of these, two readers could take different ones.
+_ONCE: Final = {
+    b"host": "Host",
+    b"idempotency-key": "Idempotency-Key",
+    b"if-match": "If-Match",
+    b"last-event-id": "Last-Event-ID",
+}
 _VERSIONS = frozenset({"1.1", "1.0", "2", "3"})
 
 
@@ -38,21 +46,31 @@ class Hosts:
 
         Raises:
             MalformedRequest
+            InvalidFields: another header that may be given once is repeated.
         """
-        hosts = [value for name, value in scope["headers"] if name == b"host"]
+        names = [name for name, _ in scope["headers"]]
+        if len(distinct := set(names)) != len(names):
+            _check_repeated(name for name in distinct if names.count(name) > 1)
         version: str = scope.get("http_version", "1.1")
-        if len(hosts) != 1 and (hosts or version == "1.1"):
-            raise MalformedRequest("The Host header must be given once.")
+        if version == "1.1" and b"host" not in distinct:
+            raise MalformedRequest(_ONE_HOST)
         if version not in _VERSIONS:
             raise MalformedRequest("The request must be of HTTP/1.1.")
         if (self._exact or self._suffixes) and route_path not in PROBES:
-            self._check_name(hosts[0].decode("latin-1") if hosts else "")
+            self._check_name(dict(scope["headers"]).get(b"host", b"").decode("latin-1"))
 
     def _check_name(self, host: str) -> None:
         match = _HOST.fullmatch(host.lower())
         name = _plain_address(match[1]).removesuffix(".") if match else ""
         if name not in self._exact and not name.endswith(self._suffixes or ("/",)):
             raise MalformedRequest("The Host header names none of this server's hosts.")
+
+
+def _check_repeated(names: Iterable[bytes]) -> None:
+    if b"host" in (repeated := _ONCE.keys() & set(names)):
+        raise MalformedRequest(_ONE_HOST)
+    if repeated:
+        raise InvalidFields([(_ONCE[name], "must be given once") for name in sorted(repeated)])
 
 
 def _plain(name: str) -> str:
