@@ -6,7 +6,7 @@ from urllib.parse import urlencode
 from fastapi import APIRouter, Depends, Path, Query, Response
 from pydantic import BaseModel, Field
 
-from app.api.deps import CallDep, UserIdDep
+from app.api.deps import NAME_SCHEMA, CallDep, UserIdDep
 from app.api.docs import problems
 from app.api.native.cursor import open_cursor, seal_cursor
 from app.api.native.fields import NoQuery, PageQuery
@@ -49,7 +49,10 @@ class UserUsageAnswer(UsageCounts):
 
 
 async def _agent_id(
-    agent_id: Annotated[str, Path(description="The agent profile's id.", examples=["assistant"])],
+    agent_id: Annotated[
+        str,
+        Path(description="The agent profile's id.", examples=["assistant"], json_schema_extra=NAME_SCHEMA),
+    ],
 ) -> str:
     return parse_name(agent_id, "agent_id")
 
