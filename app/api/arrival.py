@@ -41,7 +41,7 @@ class ArrivalProtocol(HttpToolsProtocol):
     word, as by nginx: a browser that connects in advance would take it for its answer.
     """
 
-    HEAD_S = 9.0
+    HEAD_S = 8.0
     BODY_STEP_S = 30.0
     BODY_STEPS = 10
 
