@@ -136,8 +136,16 @@ class Tokens:
 
 
 def secret_key(secret: str) -> Callable[[], KeySet]:
-    """Return the keys of those who sign with a shared secret, by HMAC with SHA-256."""
-    keys: KeySet = {None: TokenKey("HS256", secret.encode())}
+    """Return the keys of those who sign with a shared secret, by HMAC with SHA-256.
+
+    Raises:
+        ValueError: it is a public key, or a JWK.
+    """
+    try:
+        key = jwt.get_algorithm_by_name("HS256").prepare_key(secret.encode())
+    except jwt.PyJWTError:
+        raise ValueError("JWT_SECRET: is a key of another kind") from None
+    keys: KeySet = {None: TokenKey("HS256", key)}
     return lambda: keys
 
 
@@ -156,7 +164,10 @@ def parse_jwks(raw: bytes) -> KeySet:
     Raises:
         ValueError: it is none, has no such key, or one that is private, too short or named twice.
     """
-    document = orjson.loads(raw)
+    try:
+        document = orjson.loads(raw)
+    except orjson.JSONDecodeError:
+        raise ValueError("not JSON") from None
     entries = document.get("keys") if isinstance(document, dict) else None
     if not isinstance(entries, list):
         raise ValueError("not a JWK set")
@@ -184,9 +195,8 @@ def _find_key(entry: dict[str, Any]) -> TokenKey | None:
     try:
         key = jwt.PyJWK.from_dict(entry, algorithm=algorithm).key
     except (jwt.PyJWTError, ValueError, TypeError, KeyError):
-        raise ValueError(
-            "holds a key that cannot be read"
-        ) from None  # not what was wrong: it repeats the key
+        # Not what was wrong: that repeats the key.
+        raise ValueError("holds a key that cannot be read") from None
     if algorithm == "RS256" and key.key_size < MIN_RSA_BITS:
         raise ValueError(f"holds an RSA key of less than {MIN_RSA_BITS} bits")
     return TokenKey(algorithm, key)
