@@ -26,7 +26,7 @@ LEEWAY_S = 30.0
 """For clocks that differ."""
 MAX_TOKEN_BYTES = 8192
 REMEMBERED = 4096
-"""Tokens whose signature is not checked again, some 500 bytes each: 1.5 us instead of 25 to 90."""
+"""Tokens whose signature is not checked again: 3 us instead of 45 (HS256), 107 (RS256), 135 (ES256)."""
 REQUIRED = ("exp", "iat", "aud", "iss", "sub")
 MIN_RSA_BITS = 2048
 

@@ -366,6 +366,19 @@ def test_an_idempotency_key_is_its_owners(world: World) -> None:
     assert told["alice"][0]["turn_id"] != told["bobby"][0]["turn_id"]
 
 
+def test_a_users_state_is_in_their_sessions_only(world: World) -> None:
+    """What a user sets for themselves, or an admin for them, their sessions see and nobody else's."""
+    there, theirs = world.make(), Target("own")
+    world.ask("bobby", "POST /sessions", theirs)
+    for who, value in (("alice", 1), ("chief", 2)):
+        done = world.ask(who, "PATCH /users/{user_id}/state", there, state={"seen": value})
+        assert done.status_code == 200
+        read = world.ask("alice", "GET /sessions/{session_id}", there, "include=state").json()["state"]
+        assert read["user:seen"] == value
+    read = world.ask("bobby", "GET /sessions/{session_id}", theirs, "include=state").json()["state"]
+    assert "user:seen" not in read
+
+
 def test_a_system_prompt_is_the_admins(world: World) -> None:
     """Set, changed or taken away by a user it is 403; in a batch that entry fails alone."""
     there = world.make()

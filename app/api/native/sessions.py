@@ -114,6 +114,7 @@ async def create_session(
     new = body.to_new_session(call.namespace_of(body.user_id), redact_keys=call.options.redact_keys)
     call.exchange.session_id = new.session_id
     view = await call.services.sessions.create(new)
+    call.exchange.session_id = view.session_id
     return answer_new(view, call, response)
 
 
