@@ -21,7 +21,7 @@ from app.config import Settings
 from app.domain.errors import AgentPoolError
 
 if TYPE_CHECKING:
-    from app.identity.key_tool import KeyTool
+    from app.identity.key_commands import KeyCommands
 
 cli = typer.Typer(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None
@@ -137,13 +137,13 @@ def migrate_store(
         sys.exit(1)
 
 
-keys = typer.Typer(
+key_cli = typer.Typer(
     no_args_is_help=True, help="The keys that clients come in with, where AUTH_MODE is api_key."
 )
-cli.add_typer(keys, name="keys")
+cli.add_typer(key_cli, name="keys")
 
 
-@keys.command("create")
+@key_cli.command("create")
 def create_key(
     user: Annotated[str, typer.Option(help="The user whom it belongs to, and whose sessions it opens.")] = "",
     scope: Annotated[str, typer.Option(help="user or admin.")] = "user",
@@ -151,39 +151,39 @@ def create_key(
     expires_days: Annotated[int | None, typer.Option(help="How long it counts; left out: for ever.")] = None,
 ) -> None:
     """Make a key and print it. It is kept nowhere, and never shown again."""
-    with key_tool() as tool:
-        made, text = tool.create(user, scope, label, expires_days)
+    with key_commands() as keys:
+        made, text = keys.create(user, scope, label, expires_days)
     print(text)
     print(f"agentpool: key {made.id} of {made.user_id}, scope {made.scope}: keep it now", file=sys.stderr)
 
 
-@keys.command("list")
+@key_cli.command("list")
 def list_keys() -> None:
     """List the keys, revoked ones too: id, user, scope, whether it counts, label."""
-    with key_tool() as tool:
-        for line in tool.lines():
+    with key_commands() as keys:
+        for line in keys.lines():
             print(line)
 
 
-@keys.command("revoke")
+@key_cli.command("revoke")
 def revoke_key(key_id: Annotated[str, typer.Argument(metavar="ID", help="As `keys list` shows it.")]) -> None:
     """Have a key count no more; running servers know within a second."""
-    with key_tool() as tool:
-        tool.revoke(key_id)
+    with key_commands() as keys:
+        keys.revoke(key_id)
     print(f"agentpool: key {key_id} counts no more", file=sys.stderr)
 
 
 @contextlib.contextmanager
-def key_tool() -> Iterator["KeyTool"]:
+def key_commands() -> Iterator["KeyCommands"]:
     """Yield what changes the keys; end with one line if it cannot."""
-    from app.identity.key_tool import KeyTool, WrongUsage
+    from app.identity.key_commands import KeyCommands, WrongUsage
     from app.runtime import SystemClock
     from app.telemetry.logs import configure_logs
 
     settings = read_settings({})
     configure_logs(settings.log_format, settings.log_level)
     try:
-        yield KeyTool(settings.api_keys_file, settings.audit_file, SystemClock())
+        yield KeyCommands(settings.api_keys_file, settings.audit_file, SystemClock())
     except WrongUsage as error:
         print(f"agentpool: {error}", file=sys.stderr)
         sys.exit(2)

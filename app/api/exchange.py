@@ -9,7 +9,7 @@ from app.domain.principal import ANYONE, Principal
 
 SCOPE_KEY = "agentpool.exchange"
 HOPS_KEY = "agentpool.hops"
-"""In the scope of a request that comes from another node: how often it has been forwarded."""
+"""In the scope of a request that another node forwarded: how often it has been."""
 
 
 class Missing:
