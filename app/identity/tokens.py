@@ -8,7 +8,7 @@ import hashlib
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jwt
@@ -45,10 +45,10 @@ _REFUSALS = (
 
 @dataclass(frozen=True, slots=True)
 class TokenKey:
-    """What a signature is checked with, and the one algorithm that it is for."""
+    """What a signature is checked with, and the one algorithm that it is for. Its text has no secret."""
 
     algorithm: str
-    key: Any
+    key: Any = field(repr=False)
 
 
 KeySet = Mapping[str | None, TokenKey]
