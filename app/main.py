@@ -54,7 +54,7 @@ def create_app(
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     app.state.services = running.services
-    install(app, api_options(running.settings), running.link, node_port)
+    install(app, api_options(running.settings), running.link, node_port, running.gate)
     return app
 
 

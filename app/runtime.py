@@ -29,6 +29,7 @@ from app.services.chat import ChatService
 from app.services.compaction import Compactor
 from app.services.conductor import Conductor
 from app.services.landing import CheckpointPlan
+from app.services.overload import Gate, LagProbe
 from app.services.ownership import Ownership
 from app.services.sessions import SessionManager
 from app.services.turns import CANCEL_GRACE_S, Turns
@@ -109,12 +110,14 @@ class Runtime:
             queue_wait_s=config.session_queue_wait_s,
         )
         self._timers = TaskOwner("timers")
+        self._lag_probe: LagProbe | None = None
         self._turns = Turns(clock, replay_s=config.stream_replay_s, replay_bytes=config.stream_replay_bytes)
         self._build(_make_factory(config, self._models, tools), life)
 
     def _build(self, factory: AgentFactory, life: LifeSpan) -> None:
         config, store, clock, turns = self.settings, self._store, self._clock, self._turns
         self.agents = AgentManager(store, factory, config.pool_limits(), clock, PoolLog())
+        self._gate = Gate(config.overload_lag_ms / 1000, self.agents.note_rejection)
         admission = self._make_admission(factory, life)
         self._compactor = Compactor(
             store,
@@ -161,6 +164,7 @@ class Runtime:
             boot_id=self._boot_id,
             turn_timeout_s=self.settings.turn_timeout_s,
             checkpoints=_plan_checkpoints(self.settings),
+            note_commit=self.gate.note_commit if self.gate is not None else None,
         )
 
     def _make_admission(self, factory: AgentFactory, life: LifeSpan) -> Admission:
@@ -183,6 +187,11 @@ class Runtime:
     def link(self) -> "NodeClient | None":
         """The way to the other processes of the store; ``None`` if there can be none."""
         return self._link
+
+    @property
+    def gate(self) -> Gate | None:
+        """Who decides which requests are let in while the process is overloaded; ``None``: all are."""
+        return self._gate if self.settings.overload_lag_ms else None
 
     @property
     def services(self) -> Services:
@@ -209,6 +218,8 @@ class Runtime:
             self._timers.spawn(self._ownership.keep_for_ever(), "leases")
         self._timers.spawn(self._sweep_for_ever(), "sweep")
         self._timers.spawn(self._probe_lag_for_ever(), "lag")
+        if self.gate is not None:
+            self._lag_probe = LagProbe(self._clock, self.gate.note_lag)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -242,6 +253,8 @@ class Runtime:
             TimeoutError, …: a step failed.
         """
         self.begin_drain()
+        if self._lag_probe is not None:
+            self._lag_probe.stop()
         async with AsyncExitStack() as last_first:
             for step in (
                 self._store.close,

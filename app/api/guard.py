@@ -19,8 +19,10 @@ from app.api.departure import ClientLeft
 from app.api.errors import NotFound, PayloadTooLarge, problem_response, unexpected_response
 from app.api.exchange import SCOPE_KEY, Exchange
 from app.api.options import ApiOptions
+from app.api.shedding import Shedding
 from app.api.strict_json import parse_json
 from app.domain.errors import AgentPoolError
+from app.services.overload import Gate
 
 CORS_METHODS: Final = ("GET", "HEAD", "POST", "PATCH", "DELETE")
 CORS_ALLOWED: Final = ("Last-Event-ID", "Idempotency-Key", "If-Match", "Authorization", "Content-Type")
@@ -43,12 +45,13 @@ _PATH_SAFE = "/%:@!$&'()*+,;=~"
 class Guard:
     """Pure ASGI middleware. Everything but HTTP requests passes untouched."""
 
-    def __init__(self, app: ASGIApp, options: ApiOptions) -> None:
+    def __init__(self, app: ASGIApp, options: ApiOptions, gate: Gate | None = None) -> None:
         self._app = app
         self._limit = options.max_body_bytes
         self._prefixes = options.alias_prefixes
         # CORS stands outside of the checks: a browser may read the refusals too.
-        self._inner: ASGIApp = _with_cors(self._admit, options.cors_origins)
+        admit = self._admit if gate is None else Shedding(self._admit, gate)
+        self._inner: ASGIApp = _with_cors(admit, options.cors_origins)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
