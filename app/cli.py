@@ -1,4 +1,4 @@
-"""The command line: ``agentpool serve`` and ``agentpool migrate-store``."""
+"""The command line: ``agentpool serve``, ``agentpool migrate-store`` and ``agentpool keys``."""
 
 import signal
 
@@ -7,15 +7,21 @@ if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import asyncio
+import contextlib
 import ipaddress
 import socket
 import sys
-from typing import Annotated, Any, NoReturn
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from pydantic import ValidationError
 
 from app.config import Settings
+from app.domain.errors import AgentPoolError
+
+if TYPE_CHECKING:
+    from app.identity.key_tool import KeyTool
 
 cli = typer.Typer(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None
@@ -131,10 +137,65 @@ def migrate_store(
         sys.exit(1)
 
 
+keys = typer.Typer(
+    no_args_is_help=True, help="The keys that clients come in with, where AUTH_MODE is api_key."
+)
+cli.add_typer(keys, name="keys")
+
+
+@keys.command("create")
+def create_key(
+    user: Annotated[str, typer.Option(help="The user whom it belongs to, and whose sessions it opens.")] = "",
+    scope: Annotated[str, typer.Option(help="user or admin.")] = "user",
+    label: Annotated[str | None, typer.Option(help="What it is for.")] = None,
+    expires_days: Annotated[int | None, typer.Option(help="How long it counts; left out: for ever.")] = None,
+) -> None:
+    """Make a key and print it. It is kept nowhere, and never shown again."""
+    with key_tool() as tool:
+        made, text = tool.create(user, scope, label, expires_days)
+    print(text)
+    print(f"agentpool: key {made.id} of {made.user_id}, scope {made.scope}: keep it now", file=sys.stderr)
+
+
+@keys.command("list")
+def list_keys() -> None:
+    """List the keys, revoked ones too: id, user, scope, whether it counts, label."""
+    with key_tool() as tool:
+        for line in tool.lines():
+            print(line)
+
+
+@keys.command("revoke")
+def revoke_key(key_id: Annotated[str, typer.Argument(metavar="ID", help="As `keys list` shows it.")]) -> None:
+    """Have a key count no more; running servers know within a second."""
+    with key_tool() as tool:
+        tool.revoke(key_id)
+    print(f"agentpool: key {key_id} counts no more", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def key_tool() -> Iterator["KeyTool"]:
+    """Yield what changes the keys; end with one line if it cannot."""
+    from app.identity.key_tool import KeyTool, WrongUsage
+    from app.runtime import SystemClock
+    from app.telemetry.logs import configure_logs
+
+    settings = read_settings({})
+    configure_logs(settings.log_format, settings.log_level)
+    try:
+        yield KeyTool(settings.api_keys_file, settings.audit_file, SystemClock())
+    except WrongUsage as error:
+        print(f"agentpool: {error}", file=sys.stderr)
+        sys.exit(2)
+    except (AgentPoolError, ValueError, OSError) as error:
+        fail(str(error))
+
+
 def listen(settings: Settings, fd: int | None, *, insecure: bool) -> socket.socket:
     """Return the socket to listen on, or end with one line that says why there is none."""
     from app.server import bind, take_over
 
+    insecure = insecure or settings.auth_mode != "none"
     if fd is None and not is_loopback(settings.host):
         require_permission(insecure, f"HOST {settings.host}")
     try:

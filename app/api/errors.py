@@ -176,6 +176,7 @@ def problem_response(
 ) -> Response:
     """Return ``error`` as an HTTP answer, with ``Retry-After`` where it belongs."""
     members = problem_members(error, exchange, status=status)
+    exchange.code = error.code
     sent = {"Cache-Control": "no-store", **(headers or {})}
     if "retry_after_s" in members:
         sent["Retry-After"] = str(members["retry_after_s"])

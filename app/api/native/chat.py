@@ -120,7 +120,7 @@ async def _begin(
 ) -> Flight | PastTurn:
     check_message(body.message, call.options.max_message_chars)
     request = body.to_request(
-        call.caller.owner,
+        call.namespace_of(body.user_id),
         redact_keys=call.options.redact_keys,
         expected_head=parse_expected_head(if_match),
         idempotency_key=None if idempotency_key is None else parse_key(idempotency_key),

@@ -115,7 +115,7 @@ async def list_oldest(connection: Connection, owner: str, user_id: str, limit: i
 
 
 async def list_keys(
-    connection: Connection, owner: str, user_id: str | None, agent_id: str | None, limit: int
+    connection: Connection, owner: str | None, user_id: str | None, agent_id: str | None, limit: int
 ) -> tuple[SessionKey, ...]:
     query = SessionQuery(owner=owner, now=0, user_id=user_id, agent_id=agent_id)
     search = Search(query, LifeSpan())

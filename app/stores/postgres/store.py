@@ -173,7 +173,7 @@ class PostgresStore(Calls, EnsuresInTwoSteps):
         return await self._remove(records.delete_sessions, keys)
 
     async def list_keys(
-        self, owner: str, *, user_id: str | None = None, agent_id: str | None = None, limit: int
+        self, owner: str | None, *, user_id: str | None = None, agent_id: str | None = None, limit: int
     ) -> tuple[SessionKey, ...]:
         return await self._read(listing.list_keys, owner, user_id, agent_id, limit)
 

@@ -58,7 +58,7 @@ async def list_oldest(db: Database, owner: str, user_id: str, limit: int) -> tup
 
 
 async def list_keys(
-    db: Database, owner: str, user_id: str | None, agent_id: str | None, limit: int
+    db: Database, owner: str | None, user_id: str | None, agent_id: str | None, limit: int
 ) -> tuple[SessionKey, ...]:
     index = db.name(f"z:{index_for(owner, user_id, agent_id)}")
     if user_id is None or agent_id is None:

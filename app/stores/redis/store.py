@@ -180,7 +180,7 @@ class RedisStore(EnsuresInTwoSteps):
         return await records.remove(self._db, keys)
 
     async def list_keys(
-        self, owner: str, *, user_id: str | None = None, agent_id: str | None = None, limit: int
+        self, owner: str | None, *, user_id: str | None = None, agent_id: str | None = None, limit: int
     ) -> tuple[SessionKey, ...]:
         return await listing.list_keys(self._db, owner, user_id, agent_id, limit)
 

@@ -110,7 +110,7 @@ def list_oldest(connection: apsw.Connection, owner: str, user_id: str, limit: in
 
 
 def list_keys(
-    connection: apsw.Connection, owner: str, user_id: str | None, agent_id: str | None, limit: int
+    connection: apsw.Connection, owner: str | None, user_id: str | None, agent_id: str | None, limit: int
 ) -> tuple[SessionKey, ...]:
     query = SessionQuery(owner=owner, now=0, user_id=user_id, agent_id=agent_id)
     # No order is asked for, so the agent's own index may be chosen, as in counting.

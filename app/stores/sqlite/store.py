@@ -171,7 +171,7 @@ class SqliteStore(SqliteMoving):
         return await self._write("delete_sessions", writes.delete_sessions, keys)
 
     async def list_keys(
-        self, owner: str, *, user_id: str | None = None, agent_id: str | None = None, limit: int
+        self, owner: str | None, *, user_id: str | None = None, agent_id: str | None = None, limit: int
     ) -> tuple[SessionKey, ...]:
         return await self._read(reads.list_keys, owner, user_id, agent_id, limit)
 
