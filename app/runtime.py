@@ -21,7 +21,7 @@ from app.domain.session import LifeSpan
 from app.domain.turn import CancelReason
 from app.models.registry import ModelRegistry
 from app.pool.manager import AgentManager
-from app.ports import AgentFactory, SessionStore
+from app.ports import AgentFactory, Clock, SessionStore
 from app.services import Services
 from app.services.admin import AdminService
 from app.services.admission import Admission
@@ -31,8 +31,10 @@ from app.services.conductor import Conductor
 from app.services.landing import CheckpointPlan
 from app.services.overload import Gate, LagProbe
 from app.services.ownership import Ownership
+from app.services.quota import RequestQuota, TurnQuota
 from app.services.sessions import SessionManager
 from app.services.turns import CANCEL_GRACE_S, Turns
+from app.stores.counting import open_counter
 from app.stores.opening import Sharing, open_store
 from app.telemetry.logs import PoolLog
 from app.telemetry.memory import read_memory
@@ -71,7 +73,8 @@ class Runtime:
     processes of a shared store reach this one; ``NODE_URL`` goes before it.
 
     Raises:
-        ValueError: ``STORE_URL`` names no store, or something in ``AGENTS_FILE`` is wrong.
+        ValueError: ``STORE_URL`` names no store, ``RATE_LIMIT_URL`` nothing that counts, or something
+            in ``AGENTS_FILE`` is wrong.
         StoreLocked, on entering: another process has the store.
         StoreUnavailable, on entering: it cannot be opened.
     """
@@ -111,7 +114,8 @@ class Runtime:
         )
         self._timers = TaskOwner("timers")
         self._lag_probe: LagProbe | None = None
-        self._turns = Turns(clock, replay_s=config.stream_replay_s, replay_bytes=config.stream_replay_bytes)
+        self.request_quota = _make_request_quota(config, clock)
+        self._turns = _make_turns(config, store, clock)
         self._build(_make_factory(config, self._models, tools), life)
 
     def _build(self, factory: AgentFactory, life: LifeSpan) -> None:
@@ -259,6 +263,7 @@ class Runtime:
             for step in (
                 self._store.close,
                 *((self._link.close,) if self._link is not None else ()),
+                *((self.request_quota.close,) if self.request_quota is not None else ()),
                 self._models.close,
                 self.agents.close,
                 self.cancel_turns,
@@ -284,6 +289,28 @@ class Runtime:
 async def _take(step: Callable[[], Awaitable[None]]) -> None:
     async with asyncio.timeout(CLOSE_STEP_S):
         await step()
+
+
+def _make_turns(settings: Settings, store: SessionStore, clock: Clock) -> Turns:
+    quota = TurnQuota(
+        clock,
+        store.get_usage,
+        concurrent=settings.user_concurrent_turns,
+        tokens_per_day=settings.user_tokens_per_day,
+    )
+    return Turns(
+        clock, replay_s=settings.stream_replay_s, replay_bytes=settings.stream_replay_bytes, quota=quota
+    )
+
+
+def _make_request_quota(settings: Settings, clock: Clock) -> RequestQuota | None:
+    if not settings.user_requests_per_minute:
+        return None
+    try:
+        counter = open_counter(settings.counter_url, clock)
+    except ValueError as error:
+        raise ValueError(f"RATE_LIMIT_URL: {error}") from None
+    return RequestQuota(counter, clock, settings.user_requests_per_minute)
 
 
 def _plan_checkpoints(settings: Settings) -> CheckpointPlan | None:
