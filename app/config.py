@@ -16,6 +16,7 @@ from app.domain.catalog import parse_context_policy
 from app.domain.session import LifeSpan
 from app.models.providers import DEMO, Provider, demo_provider, make_provider
 from app.pool.limits import PoolLimits
+from app.stores.counting import MEMORY, REDIS_SCHEMES
 
 if TYPE_CHECKING:
     from app.ports import Clock
@@ -217,6 +218,13 @@ class Settings(BaseSettings):
     def is_store_shared(self) -> bool:
         """Whether several processes can use the store."""
         return self.store_url.partition("://")[0] not in ("memory", "sqlite")
+
+    @property
+    def counter_url(self) -> str:
+        """Where requests are counted: where the store is, if that can count."""
+        if self.rate_limit_url:
+            return self.rate_limit_url
+        return self.store_url if self.store_url.startswith(REDIS_SCHEMES) else MEMORY
 
     @property
     def default_provider(self) -> str:

@@ -62,6 +62,8 @@ def create_app(
         api_options(config),
         open_audit(config.audit_file, clock),
         config.authenticator(clock),
+        gate=running.gate,
+        quota=running.request_quota,
         link=running.link,
         node_port=node_port,
     )

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from app.domain.principal import ANYONE, Principal
+from app.domain.quota import Quota
 
 SCOPE_KEY = "agentpool.exchange"
 HOPS_KEY = "agentpool.hops"
@@ -35,7 +36,8 @@ class Exchange:
     accepted, and both ids go into the headers of whatever the answer will be.
     ``body`` is the parsed JSON. ``is_answered``: the response has begun. ``caller`` is who asks.
     ``headers`` are further ones for whatever the answer will be. ``code`` is that of the error that
-    is answered. ``deed``: the audit log is to be told how it ended.
+    is answered. ``deed``: the audit log is to be told how it ended. ``quotas`` are the caller's limits
+    that the request fell under.
     """
 
     path: str = "/"
@@ -48,6 +50,7 @@ class Exchange:
     headers: list[tuple[bytes, bytes]] = field(default_factory=list)
     code: str | None = None
     deed: Deed | None = None
+    quotas: list[Quota] = field(default_factory=list)
 
     def accept_turn(self, session_id: str, turn_id: str) -> None:
         """Note that the request began, or watches, this turn."""

@@ -22,10 +22,14 @@ from app.api.departure import ClientLeft
 from app.api.errors import NotFound, PayloadTooLarge, problem_response, unexpected_response
 from app.api.exchange import SCOPE_KEY, Exchange
 from app.api.options import ApiOptions
+from app.api.quota import count_request, quota_headers
+from app.api.shedding import Shedding
 from app.api.strict_json import parse_json
 from app.domain.errors import AgentPoolError, Unauthenticated
 from app.domain.principal import NOBODY
 from app.ports.identity import AuditLog, Authenticator
+from app.services.overload import Gate
+from app.services.quota import RequestQuota
 
 CORS_METHODS: Final = ("GET", "HEAD", "POST", "PATCH", "DELETE")
 CORS_ALLOWED: Final = ("Last-Event-ID", "Idempotency-Key", "If-Match", "Authorization", "Content-Type")
@@ -37,6 +41,10 @@ CORS_EXPOSED: Final = (
     "Link",
     "Location",
     "Retry-After",
+    "RateLimit-Limit",
+    "RateLimit-Remaining",
+    "RateLimit-Reset",
+    "RateLimit-Policy",
 )
 
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
@@ -48,7 +56,8 @@ _PATH_SAFE = "/%:@!$&'()*+,;=~"
 class Guard:
     """Pure ASGI middleware. Everything but HTTP requests passes untouched.
 
-    Without an ``authenticator`` nobody is asked for a credential.
+    Without an ``authenticator`` nobody is asked for a credential; without a ``gate`` nobody is
+    refused because of an overload, and without a ``quota`` nobody because of requests before.
     """
 
     def __init__(
@@ -57,14 +66,18 @@ class Guard:
         options: ApiOptions,
         audit: AuditLog | None = None,
         authenticator: Authenticator | None = None,
+        gate: Gate | None = None,
+        quota: RequestQuota | None = None,
     ) -> None:
         self._app = app
         self._audit = audit
         self._authenticator = authenticator
+        self._quota = quota
         self._limit = options.max_body_bytes
         self._prefixes = options.alias_prefixes
         # CORS stands outside of the checks: a browser may read the refusals too.
-        self._inner: ASGIApp = _with_cors(self._admit, options.cors_origins)
+        admit = self._admit if gate is None else Shedding(self._admit, gate)
+        self._inner: ASGIApp = _with_cors(admit, options.cors_origins)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -80,6 +93,8 @@ class Guard:
                 exchange.is_answered = True
                 self._tell_audit(exchange, message["status"])
                 message["headers"] = [*message.get("headers", ()), *exchange.response_headers()]
+                if exchange.quotas:
+                    message["headers"] += quota_headers(exchange.quotas)
             await send(message)
 
         try:
@@ -121,6 +136,8 @@ class Guard:
     async def _check(self, scope: Scope, receive: Receive, exchange: Exchange) -> Receive:
         if self._authenticator is not None:
             exchange.caller = identify(self._authenticator, scope)
+            if self._quota is not None:
+                await count_request(self._quota, scope, exchange)
         if not _is_addressable(_raw_path(scope)):
             raise NotFound()
         headers = BodyHeaders(scope["headers"])

@@ -189,6 +189,7 @@ def note_turn(begun: Flight | PastTurn, call: Call) -> None:
         call.exchange.accept_turn(begun.session_id, begun.turn.turn_id)
     else:
         call.exchange.accept_turn(begun.key.session_id, begun.turn_id)
+        call.exchange.quotas += begun.quotas
 
 
 async def wait_reply(begun: Flight | PastTurn, call: Call) -> ChatReply:

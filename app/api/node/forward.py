@@ -81,6 +81,7 @@ async def _forward(
     hops: int = request.scope.get(HOPS_KEY, 0)
     if node is None or node.url is None or hops >= MAX_HOPS:
         return problem_response(error, exchange)
+    exchange.quotas.clear()  # the other node tells of the limits on turns
     exchange.turn_id = None  # of the turn that was not to be; the other node's answer names its own
     try:
         answer = await _ask(forwarder, node, request, exchange, hops)
