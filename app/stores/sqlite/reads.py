@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 from app.domain.errors import SnapshotUnreadable, TurnNotFound
@@ -11,7 +12,7 @@ from app.domain.stats import DayUsage, UserUsage
 from app.domain.turn import BoundTurn, Turn, TurnPage
 from app.stores import rules
 from app.stores.cursor import from_cursor, to_cursor
-from app.stores.sqlite import keys, notes
+from app.stores.sqlite import keys, notes, search
 from app.stores.sqlite.connection import Connection
 from app.stores.sqlite.rows import (
     SESSION_COLUMNS,
@@ -37,6 +38,7 @@ from app.stores.sqlite.tree import (
 )
 
 _FIND_SESSION = f"SELECT {SESSION_COLUMNS} FROM sessions WHERE owner = ? AND session_id = ?"  # noqa: S608
+_GET_SESSION = f"SELECT {SESSION_COLUMNS}, id FROM sessions WHERE id = ?"  # noqa: S608
 _LIST_OLDEST = (
     f"SELECT {SESSION_COLUMNS}, id FROM sessions WHERE user_id = ? AND +owner = ?"  # noqa: S608
     " ORDER BY last_accessed, id LIMIT ?"
@@ -93,6 +95,8 @@ def list_sessions(connection: Connection, query: SessionQuery, life: LifeSpan) -
         "limit": query.limit + 1,
         "most": rules.TOTAL_LIMIT + 1,
     }
+    if query.text is not None and connection.sealer.encrypts:
+        return _search(connection, query, query.text, values)
     terms = _terms_of(query)
     rows: list[Any] = connection.execute(
         f"SELECT {SESSION_COLUMNS}, id FROM sessions"  # noqa: S608
@@ -103,6 +107,15 @@ def list_sessions(connection: Connection, query: SessionQuery, life: LifeSpan) -
     page = rows[: query.limit]
     cursor = to_cursor("s", page[-1][19], str(page[-1][-1])) if len(rows) > len(page) else None
     return SessionPage(tuple(_readable(connection, page)), _total(connection, query, terms, values), cursor)
+
+
+def _search(connection: Connection, query: SessionQuery, text: str, values: dict[str, Any]) -> SessionPage:
+    where = " AND ".join(_terms_of(replace(query, text=None)))
+    hits = search.search(connection, where, values, text, query.limit)
+    rows = [connection.execute(_GET_SESSION, (number,)).fetchone() for _, number in hits.positions]
+    following = hits.following and to_cursor("s", hits.following[0], str(hits.following[1]))
+    total = search.count(connection, where, values, text)
+    return SessionPage(tuple(_readable(connection, rows)), total, following)
 
 
 def list_oldest(connection: Connection, owner: str, user_id: str, limit: int) -> tuple[Session, ...]:
