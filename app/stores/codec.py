@@ -190,18 +190,20 @@ def from_fact_value(value: Any) -> Fact:
     raise SnapshotUnreadable
 
 
-def session_seal(session: Session, texts: Sequence[str | None], numbers: Sequence[int | None]) -> int:
+def session_seal(session: Session, texts: Sequence[str | bytes | None], numbers: Sequence[int | None]) -> int:
     """Return the number that vouches for a session's row: its format and a CRC-32 of every column.
 
-    ``texts`` are its JSON columns, ``numbers`` those that tell where its states are.
+    ``texts`` are its title and its JSON columns as they are stored: of what is encrypted no
+    checksum may tell. ``numbers`` are those that tell where its states are.
     """
     fields = [
         *session.key, session.uid, session.app_name, session.agent_id, session.created_at, session.updated_at,
-        session.last_accessed, session.expires_at, session.user_id, session.window_id, session.title,
+        session.last_accessed, session.expires_at, session.user_id, session.window_id,
         session.provider, session.model, *texts, session.ttl_s, session.archived, session.marked_idle,
         session.head, session.note, session.depth, session.rev, session.state_rev, *numbers,
     ]  # fmt: skip
-    return SESSION_FORMAT << 32 | crc32(orjson.dumps(fields))
+    # Bytes are no JSON: "default" puts their checksum in their place.
+    return SESSION_FORMAT << 32 | crc32(orjson.dumps(fields, default=crc32))
 
 
 def _checksum(format_number: int, payload: bytes, cover: bytes) -> bytes:

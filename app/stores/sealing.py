@@ -83,5 +83,8 @@ class Sealer:
         return body
 
 
+NO_KEYS = Sealer()
+
+
 def _checksum(format_number: int, payload: bytes, cover: bytes) -> bytes:
     return crc32(cover, crc32(payload, format_number)).to_bytes(_CRC_BYTES, "big")

@@ -16,6 +16,7 @@ from app.stores.postgres.link import Connection
 from app.stores.postgres.rows import TURN_COLUMNS, Record, check_turn_row, marks, new_record
 from app.stores.postgres.tree import Spot, find_record, get_record, get_state, spot_at, walk, walk_whole
 from app.stores.postgres.unit import Unit
+from app.stores.sealing import NO_KEYS
 from app.stores.side_rows import from_id, to_state_body
 
 ADD_TURN = f"INSERT INTO turns (session, {TURN_COLUMNS}) VALUES ({marks('x,' + TURN_COLUMNS)})"  # noqa: S608
@@ -63,7 +64,9 @@ async def fork_session(
         last_state=max(states, default=0),
     )
     fork = await records.add(unit, fork)
-    bodies = [(fork.number, number, to_state_body(fork.uid, number, states[number])) for number in states]
+    bodies = [
+        (fork.number, number, to_state_body(NO_KEYS, fork.uid, number, states[number])) for number in states
+    ]
     await connection.executemany(ADD_TURN, [(fork.number, *row) for row in reversed(rows)])
     await connection.executemany(ADD_STATE, bodies)
     await notes.copy_notes(unit, fork, copied)

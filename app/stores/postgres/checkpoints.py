@@ -17,6 +17,7 @@ from app.stores.postgres.link import Connection
 from app.stores.postgres.rows import LATEST_MS, Record, marks, to_raw_id
 from app.stores.postgres.tree import find_tree, get_record
 from app.stores.postgres.unit import Unit
+from app.stores.sealing import NO_KEYS
 from app.stores.side_rows import CHECKPOINT_COLUMNS, Row, from_checkpoint_row, to_checkpoint_row
 
 ADD = f"INSERT INTO checkpoints (session, {CHECKPOINT_COLUMNS}) VALUES ({marks('x,' + CHECKPOINT_COLUMNS)})"  # noqa: S608
@@ -64,7 +65,7 @@ async def add(
     connection: Connection, record: Record, checkpoint: Checkpoint, state_number: int | None
 ) -> None:
     checkpoint_id, turn_id, state, automatic, created_at, body = to_checkpoint_row(
-        record.uid, checkpoint, state_number
+        NO_KEYS, record.uid, checkpoint, state_number
     )
     await connection.execute(
         ADD, record.number, checkpoint_id, turn_id, state, bool(automatic), created_at, body
@@ -123,7 +124,7 @@ async def _find_row(connection: Connection, number: int, checkpoint_id: str) -> 
 
 def _read(row: Row, session: Session) -> Checkpoint:
     try:
-        return from_checkpoint_row(to_id_bytes(session.uid), row)
+        return from_checkpoint_row(NO_KEYS, to_id_bytes(session.uid), row)
     except SnapshotUnreadable as error:
         raise SnapshotUnreadable(session_id=session.key.session_id) from error
 

@@ -13,6 +13,7 @@ from app.stores.postgres.link import Connection
 from app.stores.postgres.rows import LATEST_MS, TURN_COLUMNS, Record, marks, show_turn, to_raw_id
 from app.stores.postgres.tree import find_tree
 from app.stores.postgres.unit import Unit
+from app.stores.sealing import NO_KEYS
 from app.stores.side_rows import FACT_COLUMNS, Row, from_fact_row, to_fact_row
 
 _FIND_LAST = "SELECT number, created_at FROM session_events WHERE session = $1 ORDER BY number DESC LIMIT 1"
@@ -48,7 +49,7 @@ async def log(unit: Unit, record: Record, fact: Fact, time_ms: int) -> None:
     last: Any = await unit.connection.fetchrow(_FIND_LAST, record.number) or (0, 0)
     number, previous = last[0] + 1, last[1] if last[1] in range(LATEST_MS) else 0
     logged = LoggedFact(number, max(time_ms, previous), fact)
-    await unit.connection.execute(ADD, record.number, *to_fact_row(record.uid, logged))
+    await unit.connection.execute(ADD, record.number, *to_fact_row(NO_KEYS, record.uid, logged))
     if unit.life.event_limit:
         await unit.connection.execute(_DROP, record.number, number - unit.life.event_limit)
 
@@ -91,7 +92,7 @@ def _entry_of(found: _Found, session: Session) -> Entry | None:
         # One that begins at no time would have no place in the order.
         return turn if turn is not None and turn.started_at == found.position.time_ms else None
     try:
-        return from_fact_row(to_id_bytes(session.uid), found.row)
+        return from_fact_row(NO_KEYS, to_id_bytes(session.uid), found.row)
     except SnapshotUnreadable:
         _log.error("an event of session %r is unreadable and left out", session.key.session_id)
         return None

@@ -28,6 +28,7 @@ from app.stores.postgres.rows import (
 )
 from app.stores.postgres.tree import get_by_key, get_state, raw_key
 from app.stores.postgres.unit import Unit
+from app.stores.sealing import NO_KEYS
 from app.stores.side_rows import (
     CHECKPOINT_COLUMNS,
     FACT_COLUMNS,
@@ -96,10 +97,10 @@ async def dump_session(connection: Connection, key: SessionKey) -> SessionDump |
             root_state=await known.get(record.root_state),
             turns=tuple(await _turns_of(connection, record, known)),
             notes=tuple(sorted((one.note for one in noted), key=lambda note: note.note_id)),
-            facts=tuple(from_fact_row(record.uid, row) for row in facts),
+            facts=tuple(from_fact_row(NO_KEYS, record.uid, row) for row in facts),
             checkpoints=tuple(
                 [
-                    CheckpointDump(from_checkpoint_row(record.uid, row), await known.get(row[2]))
+                    CheckpointDump(from_checkpoint_row(NO_KEYS, record.uid, row), await known.get(row[2]))
                     for row in found
                 ]
             ),
@@ -122,7 +123,7 @@ async def load_session(unit: Unit, dump: SessionDump) -> None:
     await unit.connection.executemany(
         branches.ADD_STATE,
         [
-            (record.number, number, to_state_body(record.uid, number, state))
+            (record.number, number, to_state_body(NO_KEYS, record.uid, number, state))
             for number, state in numbers.states
         ],
     )
@@ -135,7 +136,7 @@ async def dump_rest(connection: Connection) -> RestDump:
     shared = []
     for app_name, owner, user_id, *row in await connection.fetch(_SHARED):
         scope = StateScope(app_name.decode(), owner.decode(), user_id.decode() or None)
-        shared.append(SharedDump(scope, from_shared_row(scope, row)))
+        shared.append(SharedDump(scope, from_shared_row(NO_KEYS, scope, row)))
     usage = [
         UsageDump(row[0].decode(), row[1].decode(), DayUsage(*row[2:]))
         for row in await connection.fetch(_USAGE)
@@ -153,7 +154,7 @@ async def load_rest(unit: Unit, rest: RestDump) -> None:
     connection = unit.connection
     await connection.execute("DELETE FROM shared_state")
     for one in rest.shared:
-        body = to_shared_body(one.scope, one.shared, 0)
+        body = to_shared_body(NO_KEYS, one.scope, one.shared, 0)
         await connection.execute(states.SET, *states.to_scope_row(one.scope), one.shared.rev, 0, body)
     await connection.execute("DELETE FROM usage_days")
     for used in rest.usage:
@@ -203,9 +204,9 @@ class _Numbers:
     def of(self, state: JsonObject | None) -> int | None:
         if not state:
             return None
-        body = to_state_body(bytes(16), 0, state)
+        body = to_state_body(NO_KEYS, bytes(16), 0, state)
         for number, known in reversed(self.states[-8:]):
-            if to_state_body(bytes(16), 0, known) == body:
+            if to_state_body(NO_KEYS, bytes(16), 0, known) == body:
                 return number
         self.states.append((len(self.states) + 1, state))
         return len(self.states)
@@ -248,7 +249,7 @@ async def _load_beside(
     await notes.copy_notes(unit, record, noted)
     facts: list[LoggedFact] = list(dump.facts)
     await unit.connection.executemany(
-        journal.ADD, [(record.number, *to_fact_row(record.uid, fact)) for fact in facts]
+        journal.ADD, [(record.number, *to_fact_row(NO_KEYS, record.uid, fact)) for fact in facts]
     )
     for checkpoint, number in named:
         await checkpoints.add(unit.connection, record, checkpoint, number)

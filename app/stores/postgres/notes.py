@@ -16,6 +16,7 @@ from app.stores.postgres.link import Connection
 from app.stores.postgres.rows import Record, marks
 from app.stores.postgres.tree import Tree, find_noted, find_tree, get_record, spot_at
 from app.stores.postgres.unit import Unit
+from app.stores.sealing import NO_KEYS
 from app.stores.side_rows import NOTE_COLUMNS, from_id, from_note_row, to_id, to_note_row
 
 ADD = f"INSERT INTO notes (session, {NOTE_COLUMNS}) VALUES ({marks('x,' + NOTE_COLUMNS)})"  # noqa: S608
@@ -38,7 +39,7 @@ async def add_note(unit: Unit, session: Session, note: Note, usage: Usage) -> Se
     depth = (await spot_at(connection, record, note.turn_id)).place.depth
     if await connection.fetchrow(_FIND, record.number, to_id_bytes(note.note_id)):
         return record.session
-    await connection.execute(ADD, record.number, *to_note_row(record.uid, note, depth))
+    await connection.execute(ADD, record.number, *to_note_row(NO_KEYS, record.uid, note, depth))
     newest = from_id(await find_noted(connection, _tree_of(record.session, record.number)))
     noted = replace(record.session, note=newest, updated_at=now)
     await journal.log(unit, record, Compacted(note.note_id, note.turn_id), now)
@@ -77,13 +78,13 @@ async def list_notes(
 
 async def copy_notes(unit: Unit, record: Record, notes: Iterable[Noted]) -> None:
     """Give these notes to another session, too."""
-    rows = [(record.number, *to_note_row(record.uid, noted.note, noted.depth)) for noted in notes]
+    rows = [(record.number, *to_note_row(NO_KEYS, record.uid, noted.note, noted.depth)) for noted in notes]
     await unit.connection.executemany(ADD, rows)
 
 
 def _read(row: Any, session: Session) -> Noted:
     try:
-        note = from_note_row(to_id_bytes(session.uid), row)
+        note = from_note_row(NO_KEYS, to_id_bytes(session.uid), row)
     except SnapshotUnreadable as error:
         raise SnapshotUnreadable(session_id=session.key.session_id) from error
     return Noted(note, row[2], len(row[6]))

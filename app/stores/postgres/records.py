@@ -18,6 +18,7 @@ from app.stores.postgres.rows import (
 )
 from app.stores.postgres.tree import LOCK_RECORD, get_by_key, raw_key
 from app.stores.postgres.unit import Unit
+from app.stores.sealing import NO_KEYS
 from app.stores.side_rows import to_state_body
 
 ROOT_STATE = 1
@@ -151,7 +152,7 @@ async def keep_state(unit: Unit, record: Record) -> tuple[int | None, int]:
 
 
 async def add_state(unit: Unit, record: Record, number: int) -> None:
-    body = to_state_body(record.uid, number, record.session.state)
+    body = to_state_body(NO_KEYS, record.uid, number, record.session.state)
     await unit.connection.execute(_ADD_STATE, record.number, number, body)
 
 

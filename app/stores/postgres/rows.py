@@ -87,7 +87,7 @@ class Record(NamedTuple):
     @property
     def seal(self) -> int:
         numbers = self.state_number, self.root_state, self.last_state
-        return session_seal(self.session, self.texts, numbers)
+        return session_seal(self.session, (self.session.title, *self.texts), numbers)
 
 
 def new_record(

@@ -11,6 +11,7 @@ from app.stores.postgres import journal, records
 from app.stores.postgres.link import Connection
 from app.stores.postgres.tree import get_by_key
 from app.stores.postgres.unit import Unit
+from app.stores.sealing import NO_KEYS
 from app.stores.side_rows import from_shared_row, to_shared_body
 
 _FIND = "SELECT rev, updated_at, body FROM shared_state WHERE app_name = $1 AND owner = $2 AND user_id = $3"
@@ -43,7 +44,7 @@ async def get_shared(connection: Connection, scope: StateScope) -> SharedState:
         SnapshotUnreadable: its row is broken.
     """
     row = await connection.fetchrow(_FIND, *to_scope_row(scope))
-    return SharedState() if row is None else from_shared_row(scope, row)
+    return SharedState() if row is None else from_shared_row(NO_KEYS, scope, row)
 
 
 async def patch_shared(
@@ -55,7 +56,7 @@ async def patch_shared(
         if expected_rev is not None and shared.rev != expected_rev:
             raise PreconditionFailed
         patched = shared.patched(patch)
-        body = to_shared_body(scope, patched, now)
+        body = to_shared_body(NO_KEYS, scope, patched, now)
         if await connection.fetchval(_SET_NEXT, *to_scope_row(scope), patched.rev, now, body):
             return patched
 

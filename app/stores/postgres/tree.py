@@ -18,6 +18,7 @@ from app.stores.postgres.rows import (
     is_committed,
     to_raw_id,
 )
+from app.stores.sealing import NO_KEYS
 from app.stores.side_rows import Row, from_id, from_state_body
 
 FIND_RECORD = f"SELECT {RECORD_COLUMNS} FROM sessions WHERE owner = $1 AND session_id = $2"  # noqa: S608
@@ -180,7 +181,7 @@ async def get_state(connection: Connection, record: Record, number: int | None) 
         return {}
     body = await connection.fetchval(_FIND_STATE, record.number, number)
     try:
-        return from_state_body(record.uid, number, body)
+        return from_state_body(NO_KEYS, record.uid, number, body)
     except SnapshotUnreadable as error:
         raise SnapshotUnreadable(session_id=record.session.key.session_id) from error
 

@@ -32,6 +32,7 @@ from app.stores.postgres.rows import (
 )
 from app.stores.postgres.tree import get_record, raw_key, spot_at
 from app.stores.postgres.unit import Unit
+from app.stores.sealing import NO_KEYS
 from app.stores.side_rows import Row, to_id, to_state_body
 
 _NO_STAMP = -1
@@ -149,7 +150,7 @@ def plan_commit(record: Record, session: Session, turn: Turn, life: LifeSpan) ->
     number, last, kept = record.state_number, record.last_state, None
     if known.state and number is None:
         number = last = record.last_state + 1
-        kept = to_state_body(record.uid, number, known.state)
+        kept = to_state_body(NO_KEYS, record.uid, number, known.state)
     after = record.after_write(rules.after_commit(known, turn, life), number, last)
     return End(record.stamp, after, number, kept)
 

@@ -14,6 +14,7 @@ from app.domain.session import Session
 from app.domain.turn import Turn
 from app.stores import rules
 from app.stores.cursor import from_cursor, to_cursor
+from app.stores.sealing import NO_KEYS
 from app.stores.side_rows import CHECKPOINT_COLUMNS, Row, from_checkpoint_row, to_checkpoint_row
 from app.stores.sqlite import records
 from app.stores.sqlite.records import marks
@@ -46,7 +47,7 @@ def add_checkpoint(unit: Unit, session: Session, checkpoint: Checkpoint) -> Chec
     record = get_record(unit.connection, session)
     known = _find_row(unit.connection, record.number, checkpoint.checkpoint_id)
     if known is not None:
-        return from_checkpoint_row(record.uid, known)
+        return from_checkpoint_row(NO_KEYS, record.uid, known)
     rules.check_named(unit.connection.execute(_COUNT_NAMED, (record.number,)).get)
     named = replace(checkpoint, turn_id=record.session.head)
     state_number = records.keep_state(unit, record)
@@ -114,7 +115,7 @@ def delete_checkpoints(unit: Unit, session: Session, checkpoint_id: str | None) 
 
 
 def _add(unit: Unit, record: Record, checkpoint: Checkpoint, state_number: int | None) -> None:
-    row = to_checkpoint_row(record.uid, checkpoint, state_number)
+    row = to_checkpoint_row(NO_KEYS, record.uid, checkpoint, state_number)
     unit.connection.execute(ADD_CHECKPOINT, (*row, record.number))
 
 
@@ -125,7 +126,7 @@ def _find_row(connection: apsw.Connection, number: int, checkpoint_id: str) -> R
 
 def _read(row: Row, session: Session) -> Checkpoint:
     try:
-        return from_checkpoint_row(to_id_bytes(session.uid), row)
+        return from_checkpoint_row(NO_KEYS, to_id_bytes(session.uid), row)
     except SnapshotUnreadable as error:
         raise SnapshotUnreadable(session_id=session.key.session_id) from error
 

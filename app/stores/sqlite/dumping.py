@@ -13,6 +13,7 @@ from app.domain.state import StateScope
 from app.domain.stats import DayUsage
 from app.domain.turn import JsonObject, TurnStatus
 from app.stores.buckets import PREFIX
+from app.stores.sealing import NO_KEYS
 from app.stores.side_rows import (
     CHECKPOINT_COLUMNS,
     FACT_COLUMNS,
@@ -74,7 +75,8 @@ def dump_rest(connection: apsw.Connection) -> RestDump:
     rows: list[Any] = connection.execute(_SHARED).fetchall()
     scopes = [StateScope(row[0], row[1], row[2] or None) for row in rows]
     shared = (
-        SharedDump(scope, from_shared_row(scope, row[3:])) for scope, row in zip(scopes, rows, strict=True)
+        SharedDump(scope, from_shared_row(NO_KEYS, scope, row[3:]))
+        for scope, row in zip(scopes, rows, strict=True)
     )
     usage = (UsageDump(row[0], row[1], DayUsage(*row[2:])) for row in connection.execute(_USAGE))
     counters = Counter(dict[str, int](connection.execute(_COUNTERS)))
@@ -98,18 +100,20 @@ class _Reading:
         self._names = names
         self._record = record
         uid = record.uid
-        self._states = {number: from_state_body(uid, number, body) for number, body in self._rows(_STATES)}
+        self._states = {
+            number: from_state_body(NO_KEYS, uid, number, body) for number, body in self._rows(_STATES)
+        }
         self._bindings = keys.list_bindings(connection, record.number)
 
     def dump(self) -> SessionDump:
         record, uid = self._record, self._record.uid
-        checkpoints = [(from_checkpoint_row(uid, row), row[2]) for row in self._rows(_CHECKPOINTS)]
+        checkpoints = [(from_checkpoint_row(NO_KEYS, uid, row), row[2]) for row in self._rows(_CHECKPOINTS)]
         return SessionDump(
             record.session,
             self._state_of(record.root_state),
             tuple(self._turn(row) for row in self._rows(_TURNS)),
-            tuple(from_note_row(uid, row) for row in self._rows(_NOTES)),
-            tuple(from_fact_row(uid, row) for row in self._rows(_FACTS)),
+            tuple(from_note_row(NO_KEYS, uid, row) for row in self._rows(_NOTES)),
+            tuple(from_fact_row(NO_KEYS, uid, row) for row in self._rows(_FACTS)),
             tuple(CheckpointDump(checkpoint, self._state_of(number)) for checkpoint, number in checkpoints),
         )
 

@@ -14,6 +14,7 @@ from app.domain.ids import to_id_bytes
 from app.domain.journal import LAST, Entry, Fact, LoggedFact, Position, position_of
 from app.domain.session import Session
 from app.domain.turn import Turn
+from app.stores.sealing import NO_KEYS
 from app.stores.side_rows import FACT_COLUMNS, from_fact_row, to_fact_row
 from app.stores.sqlite.records import marks
 from app.stores.sqlite.rows import LATEST_MS, TURN_COLUMNS, Names, Record, show_turn
@@ -48,7 +49,7 @@ def log(unit: Unit, record: Record, fact: Fact, time_ms: int) -> None:
     last = unit.connection.execute(_FIND_LAST, (record.number, _MOST)).fetchone() or (0, 0)
     number, previous = last[0] + 1, last[1] if last[1] in range(LATEST_MS) else 0
     logged = LoggedFact(number, max(time_ms, previous), fact)
-    unit.connection.execute(ADD_FACT, (*to_fact_row(record.uid, logged), record.number))
+    unit.connection.execute(ADD_FACT, (*to_fact_row(NO_KEYS, record.uid, logged), record.number))
     if unit.life.event_limit:
         unit.connection.execute(_DROP, (record.number, number - unit.life.event_limit))
 
@@ -93,7 +94,7 @@ def _facts(rows: apsw.Cursor, session: Session) -> Iterator[LoggedFact]:
     uid = to_id_bytes(session.uid)
     for row in rows:
         try:
-            yield from_fact_row(uid, row)
+            yield from_fact_row(NO_KEYS, uid, row)
         except SnapshotUnreadable:
             _log.error("an event of session %r is unreadable and left out", session.key.session_id)
 

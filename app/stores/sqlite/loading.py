@@ -6,6 +6,7 @@ from app.domain.dump import RestDump, SessionDump
 from app.domain.turn import JsonObject
 from app.stores.buckets import PREFIX
 from app.stores.codec import to_json_text, to_turn_body
+from app.stores.sealing import NO_KEYS
 from app.stores.side_rows import to_checkpoint_row, to_fact_row, to_id
 from app.stores.sqlite import keys, notes, records, states
 from app.stores.sqlite.checkpoints import ADD_CHECKPOINT
@@ -85,8 +86,9 @@ def _load_beside(
         records.add_state(unit, number, uid, state_number, state)
     depths = {dumped.turn.turn_id: dumped.turn.depth for dumped in dump.turns}
     notes.copy_notes(unit, number, uid, [Noted(note, depths[note.turn_id], 0) for note in dump.notes])
-    connection.executemany(ADD_FACT, [(*to_fact_row(uid, logged), number) for logged in dump.facts])
+    connection.executemany(ADD_FACT, [(*to_fact_row(NO_KEYS, uid, logged), number) for logged in dump.facts])
     named = zip(dump.checkpoints, at_checkpoints, strict=True)
     connection.executemany(
-        ADD_CHECKPOINT, [(*to_checkpoint_row(uid, one.checkpoint, state), number) for one, state in named]
+        ADD_CHECKPOINT,
+        [(*to_checkpoint_row(NO_KEYS, uid, one.checkpoint, state), number) for one, state in named],
     )

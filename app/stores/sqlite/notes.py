@@ -13,6 +13,7 @@ from app.domain.journal import Compacted
 from app.domain.session import Session
 from app.domain.turn import Usage
 from app.stores import rules
+from app.stores.sealing import NO_KEYS
 from app.stores.side_rows import NOTE_COLUMNS, from_id, from_note_row, to_id, to_note_row
 from app.stores.sqlite import journal, records
 from app.stores.sqlite.records import marks
@@ -40,7 +41,7 @@ def add_note(unit: Unit, session: Session, note: Note, usage: Usage) -> Session:
     depth = spot_at(connection, record, note.turn_id).place.depth
     if connection.execute(_FIND, (record.number, to_id_bytes(note.note_id))).fetchone():
         return record.session
-    connection.execute(_ADD, (*to_note_row(record.uid, note, depth), record.number))
+    connection.execute(_ADD, (*to_note_row(NO_KEYS, record.uid, note, depth), record.number))
     records.add_usage(unit, record.number, now // rules.MS_PER_DAY, 0, usage)
     newest = from_id(find_noted(connection, _tree_of(record.session, record.number)))
     noted = replace(record.session, note=newest, updated_at=now)
@@ -63,7 +64,7 @@ def read_note(connection: apsw.Connection, number: int, session: Session, note_i
     """
     row: Any = connection.execute(_FIND, (number, to_id_bytes(note_id))).fetchone()
     try:
-        note = from_note_row(to_id_bytes(session.uid), row)
+        note = from_note_row(NO_KEYS, to_id_bytes(session.uid), row)
     except SnapshotUnreadable as error:
         raise SnapshotUnreadable(session_id=session.key.session_id) from error
     return Noted(note, row[2], len(row[6]))
@@ -84,7 +85,7 @@ def notes_on(connection: apsw.Connection, record: Record, turn_ids: Iterable[byt
 
 def copy_notes(unit: Unit, number: int, uid: bytes, notes: Iterable[Noted]) -> None:
     """Give these notes to another session, too."""
-    rows = [(*to_note_row(uid, noted.note, noted.depth), number) for noted in notes]
+    rows = [(*to_note_row(NO_KEYS, uid, noted.note, noted.depth), number) for noted in notes]
     unit.connection.executemany(_ADD, rows)
 
 

@@ -10,6 +10,7 @@ from app.domain.errors import SessionExists
 from app.domain.ids import SessionKey
 from app.domain.session import Session, SessionStatus
 from app.domain.turn import JsonObject, Usage
+from app.stores.sealing import NO_KEYS
 from app.stores.side_rows import to_state_body
 from app.stores.sqlite.cache import weigh
 from app.stores.sqlite.rows import (
@@ -116,7 +117,7 @@ def keep_state(unit: Unit, record: Record) -> int | None:
 
 
 def add_state(unit: Unit, session: int, uid: bytes, number: int, state: JsonObject) -> None:
-    unit.connection.execute(_ADD_STATE, (session, number, to_state_body(uid, number, state)))
+    unit.connection.execute(_ADD_STATE, (session, number, to_state_body(NO_KEYS, uid, number, state)))
 
 
 def add_usage(unit: Unit, number: int, day: int, turns: int, usage: Usage) -> None:

@@ -115,7 +115,7 @@ def to_session_row(session: Session, state_number: int | None, root_state: int |
         session.model, params, metadata, template, session.ttl_s, session.archived, session.marked_idle,
         session.created_at, session.updated_at, session.last_accessed, session.expires_at,
         to_id(session.head), to_id(session.note), session.depth, session.rev, state, session.state_rev,
-        *numbers, session_seal(session, (params, metadata, template, state), numbers),
+        *numbers, session_seal(session, (session.title, params, metadata, template, state), numbers),
     )  # fmt: skip
 
 
@@ -130,7 +130,7 @@ def to_activity_row(
     return (
         to_id(session.head), to_id(session.note), session.depth, session.updated_at, session.last_accessed,
         session.expires_at, session.marked_idle, state_number, phase,
-        session_seal(session, texts, (state_number, record.root_state)),
+        session_seal(session, (record.row[7], *texts), (state_number, record.root_state)),
     )  # fmt: skip
 
 
@@ -142,7 +142,7 @@ def from_session_row(row: Row) -> Session:
     """
     try:
         session = _read_session(row)
-        sealed = session_seal(session, (*row[_TEXTS], row[_STATE]), row[27:29])
+        sealed = session_seal(session, (row[7], *row[_TEXTS], row[_STATE]), row[27:29])
     except (TypeError, ValueError, AttributeError, SnapshotUnreadable) as error:
         raise SnapshotUnreadable(session_id=str(row[1])) from error
     if sealed != row[29]:

@@ -9,6 +9,7 @@ from app.domain.session import Session
 from app.domain.state import SharedState, StateScope
 from app.domain.turn import JsonObject
 from app.stores import rules
+from app.stores.sealing import NO_KEYS
 from app.stores.side_rows import from_shared_row, to_shared_body
 from app.stores.sqlite import journal, records
 from app.stores.sqlite.tree import get_by_key
@@ -44,7 +45,7 @@ def get_shared(connection: apsw.Connection, scope: StateScope) -> SharedState:
         SnapshotUnreadable: its row is broken.
     """
     row = connection.execute(_FIND_SHARED, _to_key(scope)).fetchone()
-    return SharedState() if row is None else from_shared_row(scope, row)
+    return SharedState() if row is None else from_shared_row(NO_KEYS, scope, row)
 
 
 def patch_shared(
@@ -59,7 +60,7 @@ def patch_shared(
 
 
 def set_shared(unit: Unit, scope: StateScope, shared: SharedState, now: int) -> None:
-    body = to_shared_body(scope, shared, now)
+    body = to_shared_body(NO_KEYS, scope, shared, now)
     unit.connection.execute(_SET_SHARED, (*_to_key(scope), shared.rev, now, body))
 
 

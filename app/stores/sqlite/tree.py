@@ -10,6 +10,7 @@ from app.domain.ids import SessionKey, to_id_bytes
 from app.domain.session import Session
 from app.domain.turn import JsonObject
 from app.stores import rules
+from app.stores.sealing import NO_KEYS
 from app.stores.side_rows import Row, from_id, from_state_body
 from app.stores.sqlite.rows import (
     SESSION_COLUMNS,
@@ -172,7 +173,7 @@ def get_state(connection: apsw.Connection, record: Record, number: int | None) -
         return {}
     try:
         return from_state_body(
-            record.uid, number, connection.execute(_FIND_STATE, (record.number, number)).get
+            NO_KEYS, record.uid, number, connection.execute(_FIND_STATE, (record.number, number)).get
         )
     except SnapshotUnreadable as error:
         raise SnapshotUnreadable(session_id=record.session.key.session_id) from error
