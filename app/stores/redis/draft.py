@@ -70,9 +70,7 @@ class Draft:
         return self.state_number
 
     def put_state(self, number: int, state: JsonObject) -> None:
-        self.do(
-            "HSET", "k", number, side_rows.to_state(self.sealer, to_id_bytes(self.session.uid), number, state)
-        )
+        self.do("HSET", "k", number, side_rows.to_state(self.sealer, self.was.uid, number, state))
 
     def log(self, fact: Fact, time_ms: int, life: LifeSpan) -> None:
         """Log a fact, its time being ``rules.fact_time``; of too many the oldest go."""
@@ -82,12 +80,7 @@ class Draft:
             self.do("ZREMRANGEBYRANK", "f", 0, -life.event_limit - 1)
 
     def put_fact(self, logged: LoggedFact) -> None:
-        self.do(
-            "ZADD",
-            "f",
-            logged.created_at,
-            side_rows.to_fact(self.sealer, to_id_bytes(self.session.uid), logged),
-        )
+        self.do("ZADD", "f", logged.created_at, side_rows.to_fact(self.sealer, self.was.uid, logged))
 
     def put_turn(self, turn: Turn, state: int | None) -> None:
         turn_id = to_id_bytes(turn.turn_id)
@@ -118,12 +111,8 @@ class Draft:
 
     def put_checkpoint(self, checkpoint: Checkpoint, state: int | None) -> None:
         checkpoint_id = to_id_bytes(checkpoint.checkpoint_id)
-        self.do(
-            "HSET",
-            "c",
-            checkpoint_id,
-            side_rows.to_checkpoint(self.sealer, to_id_bytes(self.session.uid), checkpoint, state),
-        )
+        row = side_rows.to_checkpoint(self.sealer, self.was.uid, checkpoint, state)
+        self.do("HSET", "c", checkpoint_id, row)
         for room in "da" if checkpoint.automatic else "d":
             self.do("ZADD", room, checkpoint.created_at, checkpoint_id)
 
@@ -133,7 +122,7 @@ class Draft:
         self.do("trim", wanted.keep)
 
     def put_note(self, note: Note, depth: int, number: int) -> None:
-        body, noted = side_rows.to_note(self.sealer, to_id_bytes(self.session.uid), note, depth, number)
+        body, noted = side_rows.to_note(self.sealer, self.was.uid, note, depth, number)
         self.do("HSET", "n", to_id_bytes(note.note_id), body)
         self.do("HSET", "o", to_id_bytes(note.note_id), noted)
 
@@ -164,8 +153,9 @@ def create_words(draft: Draft, record: Record, life: LifeSpan, *, is_capped: boo
     words: list[Word] = [
         f"u:{user}" if user else "", record.tag, record.uid, record.token, keys.member_of(session),
         "\n".join(keys.indexes_of(session)),
-        head_word(session), rows.to_record(draft.sealer, record), record.json, *activity_words(session, draft.now, life),
-        session.last_accessed - session.created_at, *draft.commands,
+        head_word(session), rows.to_record(draft.sealer, record), record.json,
+        *activity_words(session, draft.now, life), session.last_accessed - session.created_at,
+        *draft.commands,
     ]  # fmt: skip
     return [len(words), *words]
 

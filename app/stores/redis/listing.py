@@ -121,11 +121,9 @@ def _session_place(cursor: str) -> tuple[Word, Word]:
 
 
 async def get_turn(db: Database, session: Session, turn_id: str) -> Turn:
-    found = await _turns_of(db, session, turn_id)
+    raw_id, raw, on_branch, _ = await _turns_of(db, session, turn_id)
     uid = to_id_bytes(session.uid)
-    return rows.from_turn(
-        db.sealer, uid, found[0], found[1], session.key.session_id, on_branch=bool(found[2])
-    )
+    return rows.from_turn(db.sealer, uid, raw_id, raw, session.key.session_id, on_branch=bool(on_branch))
 
 
 async def list_turns(db: Database, session: Session, limit: int, cursor: str | None) -> TurnPage:
@@ -145,22 +143,19 @@ async def list_turns(db: Database, session: Session, limit: int, cursor: str | N
 
 
 async def list_branch(db: Database, session: Session, limit: int, before: str | None) -> tuple[Turn, ...]:
-    session_id, start = session.key.session_id, b""
+    session_id, uid, start = session.key.session_id, to_id_bytes(session.uid), b""
     if before is not None:
         turn_id, raw, on_branch, _ = await _turns_of(db, session, before)
         if not on_branch:
             raise TurnNotFound(session_id=session_id, turn_id=before)
-        parent = rows.checked(db.sealer, to_id_bytes(session.uid), turn_id, raw, session_id).parent
+        parent = rows.checked(db.sealer, uid, turn_id, raw, session_id).parent
         if parent is None:
             return ()
         start = parent
     path = await tree.walk(db, session, start, limit)
     if path is None:
         return ()
-    turns = [
-        rows.from_turn(db.sealer, to_id_bytes(session.uid), *step, session_id, on_branch=True)
-        for step in path
-    ]
+    turns = [rows.from_turn(db.sealer, uid, *step, session_id, on_branch=True) for step in path]
     if len(turns) < limit and (turns[-1].parent if turns else await _has_head(db, session, start)):
         raise SnapshotUnreadable(session_id=session_id)
     return tuple(reversed(turns))
@@ -201,15 +196,8 @@ async def _has_head(db: Database, session: Session, start: bytes) -> bool:
 
 def _shown(sealer: Sealer, found: tuple[bytes, bytes, int, bytes], session: Session) -> Turn | None:
     turn_id, raw, on_branch, score = found
-    return rows.show_turn(
-        sealer,
-        to_id_bytes(session.uid),
-        turn_id,
-        raw,
-        int(score),
-        session.key.session_id,
-        on_branch=bool(on_branch),
-    )
+    uid, session_id = to_id_bytes(session.uid), session.key.session_id
+    return rows.show_turn(sealer, uid, turn_id, raw, int(score), session_id, on_branch=bool(on_branch))
 
 
 def _turn_place(cursor: str) -> tuple[Word, Word]:

@@ -104,9 +104,9 @@ def _start_words(db: Database, record: Record, turn: Turn, *, is_known: bool) ->
         record.tag, record.uid, record.token if is_known else _OLD, touched.token, turn_id, turn.turn_id,
         db.node.boot_id, db.node.url or "", db.lease_ms, rows.to_record(db.sealer, touched),
         *activity_words(touched.session, draft.now, db.life),
-        touched.session.last_accessed - record.session.last_accessed, rows.to_turn(db.sealer, record.uid, turn, None),
-        rows.to_turn(db.sealer, record.uid, lost, None), turn.started_at, user_name(record.session), rules.day_of(lost),
-        name, sealed,
+        touched.session.last_accessed - record.session.last_accessed,
+        rows.to_turn(db.sealer, record.uid, turn, None), rows.to_turn(db.sealer, record.uid, lost, None),
+        turn.started_at, user_name(record.session), rules.day_of(lost), name, sealed,
     ]  # fmt: skip
     return touched, words
 
