@@ -55,7 +55,7 @@ def open_store(
     if separator and scheme == "memory" and not rest:
         return MemoryStore(life)
     if separator and scheme == "sqlite" and _is_file(rest):
-        return SqliteStore(unquote(rest[1:]), life, wait_for_lock=wait_for_lock)
+        return SqliteStore(unquote(rest[1:]), life, wait_for_lock=wait_for_lock, keys=keys)
     if separator and scheme in ("postgresql", "postgres") and rest:
         return _postgres_store(url, life, sharing)
     if separator and scheme in _REDIS_SCHEMES and rest:
