@@ -1,4 +1,4 @@
-"""A query for sessions as conditions of SQL."""
+"""A query for sessions as SQL has it."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ _STATUS_TERMS = {
 }
 
 
-class Search:
+class Conditions:
     """A query's conditions, and their values in the order of the placeholders."""
 
     def __init__(self, query: SessionQuery, life: LifeSpan) -> None:

@@ -12,8 +12,8 @@ from app.domain.stats import DayUsage, SessionStats, UserUsage
 from app.stores import rules
 from app.stores.buckets import P95, percentile
 from app.stores.cursor import from_cursor, to_cursor
-from app.stores.postgres import searching
-from app.stores.postgres.conditions import EVER, Search
+from app.stores.postgres import search
+from app.stores.postgres.conditions import EVER, Conditions
 from app.stores.postgres.rows import RECORD_COLUMNS, from_record_row
 from app.stores.postgres.unit import Unit, View
 
@@ -49,8 +49,8 @@ _log = logging.getLogger(__name__)
 
 async def list_sessions(view: View, query: SessionQuery, life: LifeSpan) -> SessionPage:
     if query.text is not None and view.sealer.encrypts:
-        page, after = await searching.find_page(view, query, life, _session_position(query.cursor))
-        total = await searching.count(view, query, life, _session_position(None))
+        page, after = await search.search(view, query, life, _session_position(query.cursor))
+        total = await search.count(view, query, life, _session_position(None))
     else:
         sql, values = page_of(query, life)
         rows: list[Any] = await view.connection.fetch(sql, *values)
@@ -63,12 +63,12 @@ async def list_sessions(view: View, query: SessionQuery, life: LifeSpan) -> Sess
 def page_of(query: SessionQuery, life: LifeSpan) -> tuple[str, list[Any]]:
     """Return the statement for a page and one session more, and its values."""
     time_ms, number = _session_position(query.cursor)
-    search = Search(query, life)
-    after = f"(last_accessed, id) < ({search.mark(time_ms)}, {search.mark(number)})"
+    conditions = Conditions(query, life)
+    after = f"(last_accessed, id) < ({conditions.mark(time_ms)}, {conditions.mark(number)})"
     return (
-        f"SELECT {RECORD_COLUMNS} FROM sessions WHERE {search.where} AND {after}"  # noqa: S608
-        f" ORDER BY last_accessed DESC, id DESC LIMIT {search.mark(query.limit + 1)}",
-        search.values,
+        f"SELECT {RECORD_COLUMNS} FROM sessions WHERE {conditions.where} AND {after}"  # noqa: S608
+        f" ORDER BY last_accessed DESC, id DESC LIMIT {conditions.mark(query.limit + 1)}",
+        conditions.values,
     )
 
 
@@ -81,9 +81,9 @@ async def list_keys(
     view: View, owner: str, user_id: str | None, agent_id: str | None, limit: int
 ) -> tuple[SessionKey, ...]:
     query = SessionQuery(owner=owner, now=0, user_id=user_id, agent_id=agent_id)
-    search = Search(query, LifeSpan())
-    sql = f"SELECT owner, session_id FROM sessions WHERE {search.where} LIMIT {search.mark(limit)}"  # noqa: S608
-    rows = await view.connection.fetch(sql, *search.values)
+    conditions = Conditions(query, LifeSpan())
+    sql = f"SELECT owner, session_id FROM sessions WHERE {conditions.where} LIMIT {conditions.mark(limit)}"  # noqa: S608
+    rows = await view.connection.fetch(sql, *conditions.values)
     return tuple(SessionKey(row[0].decode(), row[1].decode()) for row in rows)
 
 
@@ -132,17 +132,17 @@ async def _total(view: View, query: SessionQuery, life: LifeSpan) -> int | None:
     is_exact = rules.has_exact_total(query)
     if is_exact and query.owner is not None and None in (query.user_id, query.agent_id):
         return await _kept_total(view, query)
-    search = Search(query, life)
+    conditions = Conditions(query, life)
     if is_exact:
         total: int = await view.connection.fetchval(
-            f"SELECT count(*) FROM sessions WHERE {search.where}",  # noqa: S608
-            *search.values,
+            f"SELECT count(*) FROM sessions WHERE {conditions.where}",  # noqa: S608
+            *conditions.values,
         )
         return total
     counted: int = await view.connection.fetchval(
-        f"SELECT count(*) FROM (SELECT 1 FROM sessions WHERE {search.where}"  # noqa: S608
-        f" LIMIT {search.mark(rules.TOTAL_LIMIT + 1)}) AS found",
-        *search.values,
+        f"SELECT count(*) FROM (SELECT 1 FROM sessions WHERE {conditions.where}"  # noqa: S608
+        f" LIMIT {conditions.mark(rules.TOTAL_LIMIT + 1)}) AS found",
+        *conditions.values,
     )
     return counted if counted <= rules.TOTAL_LIMIT else None
 

@@ -26,7 +26,6 @@ from app.domain.turn import BoundTurn, JsonObject, Turn, TurnPage, Usage
 from app.stores import rules
 from app.stores.codec import to_turn_body
 from app.stores.ensuring import EnsuresInTwoSteps
-from app.stores.keyring import KeyRing
 from app.stores.postgres import (
     boot,
     branches,
@@ -48,7 +47,7 @@ from app.stores.postgres.refusal import TookTooLong
 from app.stores.postgres.rows import Record
 from app.stores.postgres.turns import Ended, Started, Taker
 from app.stores.postgres.unit import View, is_same
-from app.stores.sealing import Sealer
+from app.stores.sealing import Keys, Sealer
 
 _TRIES = 4
 
@@ -70,7 +69,7 @@ class PostgresStore(Calls, EnsuresInTwoSteps):
         *,
         lease_s: float = LEASE_S,
         accept_volatile: bool = False,
-        keys: KeyRing | None = None,
+        keys: Keys | None = None,
     ) -> None:
         super().__init__(Link(target), life, Sealer(keys))
         self._accept_volatile = accept_volatile

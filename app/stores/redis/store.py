@@ -21,7 +21,6 @@ from app.domain.stats import SessionStats, UserUsage
 from app.domain.turn import BoundTurn, JsonObject, Turn, TurnPage, Usage
 from app.stores import rules
 from app.stores.ensuring import EnsuresInTwoSteps
-from app.stores.keyring import KeyRing
 from app.stores.redis import listing, moving, records, side, sums, tree, turns
 from app.stores.redis.address import Address
 from app.stores.redis.database import Database
@@ -30,7 +29,7 @@ from app.stores.redis.ground import Fence, check_ground
 from app.stores.redis.leases import Held, RedisLeases, node_word
 from app.stores.redis.wakeups import Wakeups
 from app.stores.redis.wire import Wire
-from app.stores.sealing import Sealer
+from app.stores.sealing import Keys, Sealer
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
@@ -59,7 +58,7 @@ class RedisStore(EnsuresInTwoSteps):
         lease_s: float = LEASE_S,
         fsync_wait_ms: int = 0,
         accept_volatile: bool = False,
-        keys: KeyRing | None = None,
+        keys: Keys | None = None,
     ) -> None:
         if not 0 <= fsync_wait_ms <= MAX_FSYNC_WAIT_MS:
             raise ValueError(f"fsync_wait_ms must be 0 to {MAX_FSYNC_WAIT_MS}.")
