@@ -174,7 +174,9 @@ async def test_commits_do_not_wait_for_each_other(store: PostgresStore) -> None:
     turn, reached, gate = make_turn(held), asyncio.Event(), asyncio.Event()
 
     async def work(connection: Connection) -> Session:
-        session = await commit_turn(Unit(connection, NO_KEYS, LIFE), held, turn, to_turn_body(turn), False, None)
+        session = await commit_turn(
+            Unit(connection, NO_KEYS, LIFE), held, turn, to_turn_body(turn), False, None
+        )
         reached.set()
         async with asyncio.timeout(5):
             await gate.wait()
