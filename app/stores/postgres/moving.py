@@ -4,6 +4,8 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
+import asyncpg
+
 from app.domain.checkpoint import Checkpoint
 from app.domain.dump import CheckpointDump, RestDump, SessionDump, SharedDump, TurnDump, UsageDump
 from app.domain.errors import SessionNotFound, SnapshotUnreadable
@@ -17,6 +19,8 @@ from app.stores import rules
 from app.stores.buckets import PREFIX
 from app.stores.codec import to_body, to_turn_body
 from app.stores.postgres import branches, checkpoints, journal, listing, notes, records, states, turns
+from app.stores.postgres.link import Link
+from app.stores.postgres.refusal import unavailable
 from app.stores.postgres.rows import (
     TURN_COLUMNS,
     Record,
@@ -68,7 +72,12 @@ _OF_ALL_TIME = (
     "created", "lifetime_ms", "turns", "turns_failed", "turns_finished", "prompt_tokens", "completion_tokens",
     "response_ms",
 )  # fmt: skip
+_UNCOUNT = (
+    "UPDATE counters SET created = created - 1, lifetime_ms = lifetime_ms - s.last_accessed + s.created_at"
+    " FROM sessions AS s WHERE shard = 0 AND s.owner = $1 AND s.session_id = $2"
+)
 _CLEAR_TOTALS = f"UPDATE counters SET {', '.join(f'{name} = 0' for name in _OF_ALL_TIME)}"  # noqa: S608
+_SCRUB = "VACUUM (FULL) sessions, turns, states, notes, checkpoints, session_events, shared_state"
 _SET_TOTALS = "UPDATE counters SET {names} WHERE shard = 0"
 
 
@@ -109,6 +118,7 @@ async def dump_session(view: View, key: SessionKey) -> SessionDump | None:
 
 async def load_session(unit: Unit, dump: SessionDump) -> None:
     """Store what a dump holds in the place of what is there."""
+    await unit.connection.execute(_UNCOUNT, *raw_key(dump.session.key))
     await records.delete_session(unit, dump.session.key)
     numbers = _Numbers()
     root = numbers.of(dump.root_state)
@@ -173,6 +183,22 @@ async def load_rest(unit: Unit, rest: RestDump) -> None:
     await unit.connection.executemany(
         _ADD_TIME, [(int(name.removeprefix(PREFIX)), count) for name, count in times.items()]
     )
+
+
+async def scrub(link: Link) -> None:
+    """Write the tables with content anew; what the write-ahead log still holds goes with its files.
+
+    Raises:
+        StoreUnavailable
+    """
+    try:
+        connection = await link.connect_alone()
+        try:
+            await connection.execute(_SCRUB)
+        finally:
+            connection.terminate()
+    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        raise unavailable(error) from error
 
 
 class _States:

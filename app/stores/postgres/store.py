@@ -351,6 +351,9 @@ class PostgresStore(Calls, EnsuresInTwoSteps):
         await self._move_in(moving.load_rest, rest)
         self._count = await self._read(_count)
 
+    async def scrub(self) -> None:
+        await moving.scrub(self._link)
+
     async def _send_end(self, session: Session, turn: Turn, body: bytes, end: turns.End) -> Ended:
         return await self._link.run(
             lambda connection: turns.end_turn(self._view(connection), session, turn, body, end), writes=True

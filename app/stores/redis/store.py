@@ -284,6 +284,10 @@ class RedisStore(EnsuresInTwoSteps):
     async def load_rest(self, rest: RestDump) -> None:
         await moving.load_rest(self._db, rest)
 
+    async def scrub(self) -> None:
+        """Begin to write the append-only file anew; a snapshot is replaced by the next one."""
+        await self._db.wire.call("BGREWRITEAOF")
+
     def _new_wire(self) -> Wire:
         self._wires.append(Wire(self._address.connect, self._prefix))
         return self._wires[-1]

@@ -141,6 +141,21 @@ def connect_reader(path: str) -> Connection:
     return connection
 
 
+def rebuild(path: str) -> None:
+    """Write the database anew without its free parts, and empty the WAL.
+
+    Raises:
+        apsw.Error
+    """
+    connection = connect(path)
+    try:
+        connection.pragma("temp_store", "file")  # the whole database may be more than fits in memory
+        connection.execute("VACUUM")
+        connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
+    finally:
+        connection.close()
+
+
 def migrate(connection: Connection) -> None:
     """Bring the schema to the newest version, in one transaction.
 

@@ -68,6 +68,13 @@ class Files:
     def give_up(self) -> None:
         self._given_up.set()
 
+    def rebuild(self) -> None:
+        """Leave nothing in the files of what was deleted; called in the executor, while nobody writes."""
+        try:
+            file.rebuild(file.resolve(self._path))
+        except apsw.Error as error:
+            raise file.unavailable(error) from error
+
     def _sealed(self, connection: Connection) -> Connection:
         connection.sealer = self._sealer
         return connection

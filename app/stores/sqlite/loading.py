@@ -1,6 +1,7 @@
 """What a store in SQLite takes in from another, as works of the writer."""
 
 from collections import Counter
+from typing import Any
 
 from app.domain.dump import RestDump, SessionDump
 from app.domain.ids import to_id_bytes
@@ -15,8 +16,12 @@ from app.stores.sqlite.journal import ADD_FACT
 from app.stores.sqlite.notes import Noted
 from app.stores.sqlite.rows import Home
 from app.stores.sqlite.unit import Unit
-from app.stores.sqlite.writes import FIND_NUMBER, add_turn
+from app.stores.sqlite.writes import add_turn
 
+# It may be broken, and its times no numbers.
+_FIND_LIFE = (
+    "SELECT id, CAST(last_accessed - created_at AS INTEGER) FROM sessions WHERE owner = ? AND session_id = ?"
+)
 _ADD_USAGE = (
     "INSERT INTO usage_days (owner, user_id, day, turns, prompt_tokens, completion_tokens)"
     " VALUES (?, ?, ?, ?, ?, ?)"
@@ -45,9 +50,11 @@ class _States:
 
 
 def load_session(unit: Unit, dump: SessionDump) -> None:
-    known = unit.connection.execute(FIND_NUMBER, dump.session.key).get
+    known: Any = unit.connection.execute(_FIND_LIFE, dump.session.key).fetchone()
     if known is not None:
-        records.remove(unit, known)
+        records.remove(unit, known[0])
+        unit.count("created", -1)
+        unit.count("lifetime_ms", -known[1])
     states = _States()
     root = states.keep(dump.root_state)
     at_turns = [states.keep(dumped.state or {}) for dumped in dump.turns]

@@ -54,6 +54,10 @@ class SqliteMoving(Alone, ABC):
         work = partial(loading.load_rest, rest=rest)
         await _wait(self._get_writer().submit(work, "load_rest"))
 
+    async def scrub(self) -> None:
+        files = self._get_files()
+        await _wait(asyncio.get_running_loop().run_in_executor(files.executor, files.rebuild))
+
     async def _look(self, work: Callable[[Connection], T]) -> T:
         files = self._get_files()
         return await _wait(asyncio.get_running_loop().run_in_executor(files.executor, files.read, work))
