@@ -63,6 +63,16 @@ def redis_place(request: pytest.FixtureRequest, life: LifeSpan) -> Place:
     return Place(lambda: RedisStore(url, life, prefix=prefix))
 
 
+def sealed_postgres_place(request: pytest.FixtureRequest, life: LifeSpan) -> Place:
+    url = request.getfixturevalue("postgres_url")
+    return Place(lambda: PostgresStore(url, life, accept_volatile=True, keys=KEYS))
+
+
+def sealed_redis_place(request: pytest.FixtureRequest, life: LifeSpan) -> Place:
+    url, prefix = request.getfixturevalue("redis_server").url, fresh_prefix()
+    return Place(lambda: RedisStore(url, life, prefix=prefix, keys=KEYS))
+
+
 def fresh_prefix() -> str:
     """Return what keeps one test's keys apart from the others' on the server that they share."""
     return f"test-{uuid4().hex}"
@@ -73,7 +83,9 @@ PLACES = {
     "sqlite": sqlite_place,
     "sqlite-keys": sealed_sqlite_place,
     "postgres": postgres_place,
+    "postgres-keys": sealed_postgres_place,
     "redis": redis_place,
+    "redis-keys": sealed_redis_place,
 }
 
 
