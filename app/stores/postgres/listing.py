@@ -50,7 +50,8 @@ _log = logging.getLogger(__name__)
 async def list_sessions(view: View, query: SessionQuery, life: LifeSpan) -> SessionPage:
     if query.text is not None and view.sealer.encrypts:
         page, after = await search.search(view, query, life, _session_position(query.cursor))
-        total = await search.count(view, query, life, _session_position(None))
+        is_all = query.cursor is None and after is None
+        total = len(page) if is_all else await search.count(view, query, life, _session_position(None))
     else:
         sql, values = page_of(query, life)
         rows: list[Any] = await view.connection.fetch(sql, *values)
