@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -47,16 +48,33 @@ def is_anywhere(folder: Path, text: str) -> bool:
     return any(text.encode() in file.read_bytes() for file in folder.glob("pool.db*"))
 
 
-def test_nobody_notices_a_rotation(tmp_path: Path) -> None:
+@pytest.fixture(params=["sqlite", "postgres", "redis"])
+def store(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str]]:
+    """The settings that name an empty store of each kind; the tests' servers are volatile."""
+    if request.param == "sqlite":
+        yield {}
+        return
+    monkeypatch.setenv("ACCEPT_VOLATILE", "true")
+    monkeypatch.setenv("LOG_LEVEL", "error")  # no warning that it is
+    if request.param == "postgres":
+        with request.getfixturevalue("postgres").empty_schema() as url:
+            yield {"STORE_URL": url}
+    else:
+        redis = request.getfixturevalue("redis_server")
+        redis.command("FLUSHALL")
+        yield {"STORE_URL": redis.url}
+
+
+def test_nobody_notices_a_rotation(tmp_path: Path, store: dict[str, str]) -> None:
     """From no key to the first, and to the second: every read and keyed answer stays."""
-    with ServerProcess(tmp_path, MODEL_PROVIDER="demo") as server:
+    with ServerProcess(tmp_path, MODEL_PROVIDER="demo", **store) as server:
         keyed = live(server)
         answers = [server.request(*request).body for request in keyed]
         # As after a start: no agent is live, which sessions would show.
         server.request("POST", "/agent-cleanup", {"mode": "oldest", "count": 99})
         before = reads(server)
         server.stop()
-        assert is_anywhere(tmp_path, "Alice")
+        assert store or is_anywhere(tmp_path, "Alice")
         for ring, kept in ((FIRST, FIRST), (f"{SECOND},{FIRST}", SECOND)):
             code, said, complained = rotate(server, ring)
             assert (code, complained) == (0, [])
