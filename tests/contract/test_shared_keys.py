@@ -274,6 +274,20 @@ async def test_keys_may_come_later(vault: Vault) -> None:
         await plain.find_session(session.key)
 
 
+@pytest.mark.parametrize("title", ["", "\x03sealed?", "\x00", "\xff\xfe", "\ufeff", "{}"])
+async def test_no_title_is_taken_for_an_encrypted_one(vault: Vault, title: str) -> None:
+    """Whatever it begins with, a plain one is read as it is where others are encrypted; so is its twin."""
+    plain = await vault.open()
+    session = await stored_session(plain, "plain", title=title)
+    sealing = await vault.open(NEW)
+    assert await sealing.find_session(session.key) == session
+    twin = await stored_session(sealing, "twin", title=title)
+    assert await sealing.find_session(twin.key) == twin
+    if title:
+        page = await sealing.list_sessions(SessionQuery(owner="", now=T0, text=title))
+        assert {found.key for found in page.sessions} == {session.key, twin.key}
+
+
 async def test_all_is_encrypted_once_it_is_loaded_again(vault: Vault) -> None:
     """A store with keys that takes its own dumps leaves nothing that can be read, and nothing is lost."""
     plain = await vault.open()

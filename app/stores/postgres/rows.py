@@ -42,7 +42,7 @@ ABANDONED = 4
 
 _COVER = struct.Struct(">16s16s16sqBBqqq")
 _NO_ID = bytes(16)
-_SEALED = b"\xff"  # RFC 3629, section 3
+_SEALED = b"\xff"  # no UTF-8 has it: RFC 3629, section 3
 _OBJECTS = COLUMNS[1:]
 _BROKEN = (SnapshotUnreadable, struct.error, TypeError, ValueError, IndexError, AttributeError)
 
@@ -90,11 +90,8 @@ class Record(NamedTuple):
         return session_seal(self.session, self.texts, numbers)
 
     def _texts_of(self, sealer: Sealer, session: Session) -> tuple[Stored, ...]:
-        # What is sealed anew differs from what it was: only what is written may be.
-        is_same, is_state_same = (
-            session.rev == self.session.rev,
-            session.state_rev == self.session.state_rev,
-        )
+        # Sealed anew, a text is another one, and the end of a turn writes none of them but the state.
+        is_same, is_state_same = session.rev == self.session.rev, session.state_rev == self.session.state_rev
         if is_same and is_state_same:
             return self.texts
         *fresh, state = to_texts(sealer, session, self.uid)
