@@ -274,6 +274,21 @@ async def test_keys_may_come_later(vault: Vault) -> None:
         await plain.find_session(session.key)
 
 
+async def test_a_turn_whose_node_is_gone_is_ended_without_its_key(vault: Vault) -> None:
+    """The database itself ends it, and does not need to read it; whoever has the key reads what was asked."""
+    one = await vault.open(OLD)
+    session = await stored_session(one, "left")
+    turn = make_turn(session, "Are you there?")
+    await one.start_turn(session, running(turn))
+    await one.close()
+    await vault.open(NEW)
+    after = await vault.open(OLD)
+    left = await after.get_turn(session, turn.turn_id)
+    assert (left.status, left.input) == (TurnStatus.FAILED, "Are you there?")
+    assert left.error is not None
+    assert left.error.code == "INTERRUPTED"
+
+
 @pytest.mark.parametrize("title", ["", "\x03sealed?", "\x00", "\xff\xfe", "\ufeff", "{}"])
 async def test_no_title_is_taken_for_an_encrypted_one(vault: Vault, title: str) -> None:
     """Whatever it begins with, a plain one is read as it is where others are encrypted; so is its twin."""
