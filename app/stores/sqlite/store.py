@@ -50,8 +50,8 @@ T = TypeVar("T")
 class SqliteStore(SqliteMoving):
     """Sessions in the file ``path``; ``<path>.lock`` keeps every other process away.
 
-    With ``wait_for_lock`` ``open`` waits until the other process is gone. A store
-    that was closed may be opened again.
+    With ``wait_for_lock`` ``open`` waits until the other process is gone. With ``keys`` what
+    people and models said is encrypted. A store that was closed may be opened again.
     """
 
     def __init__(
