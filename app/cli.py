@@ -1,4 +1,4 @@
-"""The command line: ``agentpool serve``, ``agentpool migrate-store`` and ``agentpool keys``."""
+"""The command line: ``agentpool serve``, the keys of clients, and what is done to a store while nobody serves."""
 
 import signal
 
@@ -130,6 +130,36 @@ def migrate_store(
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             move = migrate(settings, source, target, force=force, skip_broken=skip_broken)
             is_good = runner.run(move)
+    except WrongUsage as error:
+        print(f"agentpool: {error}", file=sys.stderr)
+        sys.exit(2)
+    if not is_good:
+        sys.exit(1)
+
+
+@cli.command()
+def rotate_keys(
+    force: Annotated[bool, typer.Option(help="Although a server announces itself in the store.")] = False,
+    skip_broken: Annotated[
+        bool, typer.Option(help="Succeed although some sessions cannot be read and stay as they are.")
+    ] = False,
+) -> None:
+    """Encrypt everything in STORE_URL with the first of ENCRYPTION_KEYS. Stop the servers first.
+
+    What is encrypted with another of the keys, or not at all, is so afterwards, too, and the other
+    keys can be dropped. Repeating it is safe, also after it was killed.
+
+    Exit codes: 0 all is encrypted, 1 not, 2 wrong usage.
+    """
+    from app.migrate import WrongUsage
+    from app.rotate import rotate
+    from app.telemetry.logs import configure_logs
+
+    settings = read_settings({})
+    configure_logs(settings.log_format, settings.log_level)
+    try:
+        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            is_good = runner.run(rotate(settings, force=force, skip_broken=skip_broken))
     except WrongUsage as error:
         print(f"agentpool: {error}", file=sys.stderr)
         sys.exit(2)
