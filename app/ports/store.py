@@ -141,9 +141,12 @@ class SessionStore(Protocol):
         """Remove these sessions as ``delete_session`` does, in one step; return how many were there."""
 
     async def list_keys(
-        self, owner: str, *, user_id: str | None = None, agent_id: str | None = None, limit: int
+        self, owner: str | None, *, user_id: str | None = None, agent_id: str | None = None, limit: int
     ) -> tuple[SessionKey, ...]:
-        """Return up to ``limit`` sessions of the user or the agent, in no order, unreadable ones too."""
+        """Return up to ``limit`` sessions of the user or the agent, in no order, unreadable ones too.
+
+        ``owner`` ``None``: those of all owners.
+        """
 
     async def load_path(self, session: Session) -> Path:
         """Return the model context at ``session.head``, from the note ``session.note`` down.

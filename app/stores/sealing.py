@@ -7,18 +7,29 @@ is noticed, by chance or, with keys, by design.
 """
 
 import json
-from typing import Any
+from typing import Any, Protocol
 from zlib import crc32
 
 import orjson
 
 from app.domain.errors import SnapshotUnreadable
 from app.stores.codec import COMPACT, PLAIN
-from app.stores.keyring import KeyRing, UnknownKey
 
 ENCRYPTED = 3
 _CRC_BYTES = 4
 _HEAD_BYTES = 1 + _CRC_BYTES
+
+
+class UnknownKey(Exception):
+    """Nothing in the ring decrypts it: its key is missing, or it is not what was encrypted here."""
+
+
+class Keys(Protocol):
+    """What ``keyring.KeyRing`` does: its library of C is only for those who encrypt."""
+
+    def encrypt(self, plain: bytes, bound_to: bytes) -> bytes: ...
+    def decrypt(self, raw: bytes, bound_to: bytes) -> bytes:
+        """Raises: UnknownKey."""
 
 
 class Sealer:
@@ -27,7 +38,7 @@ class Sealer:
     That rows without encryption are read with keys, too, is what lets an operator begin to encrypt.
     """
 
-    def __init__(self, keys: KeyRing | None = None) -> None:
+    def __init__(self, keys: Keys | None = None) -> None:
         self._keys = keys
 
     @property
@@ -81,6 +92,13 @@ class Sealer:
         if not body:
             raise SnapshotUnreadable
         return body
+
+
+NO_KEYS = Sealer()
+
+
+def is_encrypted(raw: Any) -> bool:
+    return isinstance(raw, bytes) and raw[:1] == bytes([ENCRYPTED])
 
 
 def _checksum(format_number: int, payload: bytes, cover: bytes) -> bytes:

@@ -373,6 +373,20 @@ async def test_keys_are_listed_by_user_or_agent(store: SessionStore) -> None:
     assert await store.list_keys("o", user_id="nobody", limit=9) == ()
 
 
+async def test_keys_of_all_owners_are_listed(store: SessionStore) -> None:
+    """No owner is everybody: equal ids of two owners are both there, and the filters still hold."""
+    for owner, name, user, agent in (("o", "s", "u", "x"), ("p", "s", "u", "y"), ("p", "t", "v", "x")):
+        await store.create_session(make_session(name, owner=owner, user_id=user, agent_id=agent))
+    of_user = await store.list_keys(None, user_id="u", limit=9)
+    assert set(of_user) == {SessionKey("o", "s"), SessionKey("p", "s")}
+    of_agent = await store.list_keys(None, agent_id="x", limit=9)
+    assert set(of_agent) == {SessionKey("o", "s"), SessionKey("p", "t")}
+    assert await store.list_keys(None, user_id="u", agent_id="x", limit=9) == (SessionKey("o", "s"),)
+    assert len(await store.list_keys(None, limit=9)) == 3
+    assert len(await store.list_keys(None, agent_id="x", limit=1)) == 1
+    assert await store.list_keys(None, user_id="nobody", limit=9) == ()
+
+
 async def test_many_are_created_in_one_step(store: SessionStore) -> None:
     """Each is stored, but one whose key is taken, before or in the same step."""
     await store.create_session(make_session("a"))

@@ -6,7 +6,7 @@ from urllib.parse import urlencode
 from fastapi import APIRouter, Depends, Path, Query, Response
 from pydantic import BaseModel, Field
 
-from app.api.deps import NAME_SCHEMA, CallDep, UserIdDep
+from app.api.deps import NAME_SCHEMA, AdminDep, CallDep, UserIdDep
 from app.api.docs import problems
 from app.api.native.cursor import open_cursor, seal_cursor
 from app.api.native.fields import NoQuery, PageQuery
@@ -78,7 +78,7 @@ async def list_user_sessions(
     """A user's sessions as a bare list, newest activity first; the next page is named in `Link`."""
     cursor = open_cursor(query.cursor, "of-user", user_id)
     page = await call.services.sessions.list(
-        call.caller.owner, user_id=user_id, limit=query.limit, cursor=cursor
+        call.namespace.owner, user_id=user_id, limit=query.limit, cursor=cursor
     )
     next_cursor = seal_cursor(page.next_cursor, "of-user", user_id)
     if next_cursor is not None:
@@ -96,20 +96,21 @@ async def delete_user_sessions(
     user_id: UserIdDep, call: CallDep, _query: Annotated[NoQuery, Query()]
 ) -> DeletedAnswer:
     """Delete every session of a user and all that belongs to them; running turns are cancelled."""
-    deleted = await call.services.sessions.delete_all(call.caller.owner, user_id=user_id)
+    deleted = await call.services.sessions.delete_all(call.namespace.owner, user_id=user_id)
     return DeletedAnswer(deleted=deleted)
 
 
 @router.delete(
     "/agents/{agent_id}/sessions",
     summary="Delete an agent's sessions",
+    dependencies=[AdminDep],
     responses=problems("STORE_UNAVAILABLE"),
 )
 async def delete_agent_sessions(
     agent_id: Annotated[str, Depends(_agent_id)], call: CallDep, _query: Annotated[NoQuery, Query()]
 ) -> DeletedAnswer:
     """Delete every session with this agent and all that belongs to them; running turns are cancelled."""
-    deleted = await call.services.sessions.delete_all(call.caller.owner, agent_id=agent_id)
+    deleted = await call.services.sessions.delete_all(call.namespace.listed, agent_id=agent_id)
     return DeletedAnswer(deleted=deleted)
 
 
@@ -122,7 +123,7 @@ async def get_user_usage(
     user_id: UserIdDep, call: CallDep, _query: Annotated[NoQuery, Query()]
 ) -> UserUsageAnswer:
     """The user's turns and tokens, in total and per day; those of deleted sessions count, too."""
-    return UserUsageAnswer.of(await call.services.sessions.usage(user_id, call.caller.owner))
+    return UserUsageAnswer.of(await call.services.sessions.usage(user_id, call.namespace.owner))
 
 
 def _counts_of(usage: DayUsage | UserUsage) -> dict[str, int]:

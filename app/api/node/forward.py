@@ -81,9 +81,12 @@ async def _forward(
     hops: int = request.scope.get(HOPS_KEY, 0)
     if node is None or node.url is None or hops >= MAX_HOPS:
         return problem_response(error, exchange)
+    exchange.quotas.clear()  # the other node tells of the limits on turns
     exchange.turn_id = None  # of the turn that was not to be; the other node's answer names its own
     try:
-        return await _ask(forwarder, node, request, exchange, hops)
+        answer = await _ask(forwarder, node, request, exchange, hops)
+        exchange.deed = None  # in that node's audit log
+        return answer
     except NodeUnreachable as failure:
         return problem_response(failure if failure.outcome_unknown else error, exchange)
 

@@ -155,7 +155,7 @@ class MemoryStore(MemoryMoving, EnsuresInTwoSteps):
         return len(found)
 
     async def list_keys(
-        self, owner: str, *, user_id: str | None = None, agent_id: str | None = None, limit: int
+        self, owner: str | None, *, user_id: str | None = None, agent_id: str | None = None, limit: int
     ) -> tuple[SessionKey, ...]:
         self._check_open()
         query = SessionQuery(owner=owner, now=0, user_id=user_id, agent_id=agent_id)
