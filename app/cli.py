@@ -1,4 +1,4 @@
-"""The command line: ``agentpool serve``, the keys of clients, and what is done to a store while nobody serves."""
+"""The command line: serve, the keys of clients, and what is done to a store while nobody serves."""
 
 import signal
 

@@ -57,12 +57,12 @@ class Sealer:
         Raises:
             SnapshotUnreadable: unknown format, wrong checksum, missing key, no JSON.
         """
-        body = self.open_body(raw, cover)
+        number, payload = self._open(raw, cover)
         try:
-            if body[0] == COMPACT:
-                return orjson.loads(body[1:])
-            if body[0] == PLAIN:
-                return json.loads(body[1:])
+            if number == COMPACT:
+                return orjson.loads(payload)
+            if number == PLAIN:
+                return json.loads(payload)
         except (ValueError, RecursionError) as error:
             raise SnapshotUnreadable from error
         raise SnapshotUnreadable
@@ -73,14 +73,20 @@ class Sealer:
         Raises:
             SnapshotUnreadable: wrong checksum, or missing key.
         """
+        number, payload = self._open(raw, cover)
+        return bytes([number]) + payload
+
+    def _open(self, raw: Any, cover: bytes) -> tuple[int, bytes]:
+        """Return a body's format and its JSON."""
         if not isinstance(raw, bytes) or len(raw) <= _HEAD_BYTES:
             raise SnapshotUnreadable
         if raw[0] == ENCRYPTED:
-            return self._decrypt(raw, cover)
+            body = self._decrypt(raw, cover)
+            return body[0], body[1:]
         payload = raw[_HEAD_BYTES:]
         if raw[1:_HEAD_BYTES] != _checksum(raw[0], payload, cover):
             raise SnapshotUnreadable
-        return raw[:1] + payload
+        return raw[0], payload
 
     def _decrypt(self, raw: bytes, cover: bytes) -> bytes:
         if self._keys is None:
