@@ -180,7 +180,7 @@ class ArrivalProtocol(HttpToolsProtocol):
         """Answer the request that arrives, when it is its turn, and end the connection."""
         self._refusal = error
         self._forget_rest()
-        _log.info("refused a request: %s", error.code)
+        _log.debug("refused a request: %s", error.code)  # not louder: anybody may fill a log with these
         cycle = self.cycle
         if cycle is None or cycle.response_complete:
             self._say_no(error)
