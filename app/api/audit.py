@@ -24,7 +24,7 @@ def note_deed(request: Request, owner: str | None = None) -> None:
     exchange = exchange_of(request.scope)
     if owner is None and exchange.deed is not None:
         return
-    exchange.deed = Deed(f"{request.method} {request.scope['route'].path}", owner)
+    exchange.deed = Deed(f"{request.method} {request.scope['route'].path_format}", owner)
 
 
 def record_of(exchange: Exchange, deed: Deed, status: int | None) -> AuditRecord:
