@@ -203,7 +203,7 @@ class SessionRecords(SessionBase):
             for key in sorted(keys):
                 self._cancel_turns(key)  # those that came meanwhile; later ones wait behind the hold
                 await held.enter_async_context(self._pool.hold(key, front=True))
-            return await self._store.delete_sessions(keys)
+            return (await self._store.delete_sessions(keys)).sessions
 
     def _cancel_turns(self, key: SessionKey) -> None:
         for flight in self._turns.of_session(key):

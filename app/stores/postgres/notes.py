@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from app.domain.compaction import Note
-from app.domain.errors import SnapshotUnreadable
+from app.domain.errors import SessionNotFound, SnapshotUnreadable
 from app.domain.ids import to_id_bytes
 from app.domain.journal import Compacted
 from app.domain.session import Session
@@ -73,6 +73,14 @@ async def list_notes(
     wanted = None if turn_ids is None else set(turn_ids)
     rows: list[Any] = await connection.fetch(_LIST, record.number)
     return [_read(row, record.session) for row in rows if wanted is None or row[1] in wanted]
+
+
+async def list_all(connection: Connection, session: Session) -> tuple[Note, ...]:
+    try:
+        record = await get_record(connection, session)
+    except SessionNotFound:
+        return ()
+    return tuple(one.note for one in await list_notes(connection, record))
 
 
 async def copy_notes(unit: Unit, record: Record, notes: Iterable[Noted]) -> None:
