@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import AsyncExitStack
 from typing import Any
 
+from app.domain.erasure import Erased
 from app.domain.errors import AgentPoolError, InvalidInput, SessionNotFound, SnapshotUnreadable
 from app.domain.ids import SessionKey
 from app.domain.session import Session, SessionChange, SessionQuery, SessionStatus, Unset
@@ -173,7 +174,7 @@ class SessionRecords(SessionBase):
         distinct = list(dict.fromkeys(map(to_key, refs)))
         deleted = 0
         for start in range(0, len(distinct), DELETE_PAGE):
-            deleted += await self._delete_page(distinct[start : start + DELETE_PAGE])
+            deleted += (await self._delete_page(distinct[start : start + DELETE_PAGE])).sessions
         return deleted
 
     async def delete_all(
@@ -189,10 +190,10 @@ class SessionRecords(SessionBase):
         while keys := await self._store.list_keys(
             owner, user_id=user_id, agent_id=agent_id, limit=DELETE_PAGE
         ):
-            deleted += await self._delete_page(keys)
+            deleted += (await self._delete_page(keys)).sessions
         return deleted
 
-    async def _delete_page(self, keys: Sequence[SessionKey]) -> int:
+    async def _delete_page(self, keys: Sequence[SessionKey]) -> Erased:
         for key in keys:  # before the first is waited for, so that their turns end side by side
             self._cancel_turns(key)
         if self._ownership.is_shared:
@@ -203,7 +204,7 @@ class SessionRecords(SessionBase):
             for key in sorted(keys):
                 self._cancel_turns(key)  # those that came meanwhile; later ones wait behind the hold
                 await held.enter_async_context(self._pool.hold(key, front=True))
-            return (await self._store.delete_sessions(keys)).sessions
+            return await self._store.delete_sessions(keys)
 
     def _cancel_turns(self, key: SessionKey) -> None:
         for flight in self._turns.of_session(key):
