@@ -98,12 +98,22 @@ class SessionExport(SessionBase):
             cursor, is_last = page.next_cursor, page.next_cursor is None
 
     async def _checkpoints_of(self, session: Session) -> AsyncIterator[Checkpoint]:
-        cursor, is_last = None, False
+        """Yield the checkpoints.
+
+        Raises:
+            SnapshotUnreadable: there are more than could be read, as it says at the end.
+        """
+        cursor, is_last, listed, least = None, False, 0, None
         while not is_last:
             page = await self._store.list_checkpoints(session, PAGE, cursor)
             for checkpoint in page.checkpoints:
                 yield checkpoint
+            listed += len(page.checkpoints)
+            # Some may come and go meanwhile.
+            least = page.total if least is None else min(least, page.total)
             cursor, is_last = page.next_cursor, page.next_cursor is None
+        if least is not None and listed < least:
+            raise SnapshotUnreadable(session_id=session.key.session_id)
 
     async def _notes_of(self, session: Session) -> AsyncIterator[Note]:
         for note in await self._store.list_notes(session):

@@ -151,9 +151,9 @@ async def erase_user(user_id: UserIdDep, call: CallDep, _query: Annotated[NoQuer
     responses={
         200: {
             "description": "One JSON object a line. Its `kind` is `header` (the first), `session` (its "
-            "turns, checkpoints, notes and events follow), `turn`, `checkpoint`, `note`, `event`, `user_state`, "
-            "`usage`, `unreadable` (something of a session is broken), or `end` (the last; it counts the "
-            "others, and is missing where the export was cut off).",
+            "turns, checkpoints, notes and events follow), `turn`, `checkpoint`, `note`, `event`, "
+            "`user_state`, `usage`, `unreadable` (something of a session is broken), or `end` (the "
+            "last; it counts the others, and is missing where the export was cut off).",
             "content": {MEDIA_TYPE: {"schema": {"type": "string"}}},
         },
         **problems("STORE_UNAVAILABLE"),
