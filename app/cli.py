@@ -90,7 +90,7 @@ def supervise(
     from app.telemetry.logs import configure_logs
     from app.workers import Supervisor
 
-    configure_logs(settings.log_format, settings.log_level)
+    configure_logs(settings.log_format, settings.log_level, settings.secrets())
     supervisor = Supervisor(
         workers, listener, chosen, options, lambda: announce(settings, listener, workers=workers)
     )
@@ -119,7 +119,7 @@ def migrate_store(
     from app.telemetry.logs import configure_logs
 
     settings = read_settings({"accept_volatile": True} if accept_volatile else {})
-    configure_logs(settings.log_format, settings.log_level)
+    configure_logs(settings.log_format, settings.log_level, settings.secrets())
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             move = migrate(settings, source, target, force=force, skip_broken=skip_broken)
@@ -160,7 +160,7 @@ def run(
     from app.server import serve
     from app.telemetry.logs import configure_logs
 
-    configure_logs(settings.log_format, settings.log_level)
+    configure_logs(settings.log_format, settings.log_level, settings.secrets())
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             runner.run(
