@@ -37,7 +37,7 @@ _PATTERNS = [
         (
             ("authorization", "cookie", "pass", "key", "secret", "credential", "token"),
             rf"(?P<kept>(?:{_NAMES})\\*[\"']?\s*(?:[:=,]|\bis\b)\s*(?:b(?=\\*[\"']))?\\*[\"']?"
-            r"(?:(?:bearer|basic|token|digest)\s+)?)(?!\[redacted)[^\s\"'\\,;&)}\]]{4,}",
+            r"(?:(?:bearer|basic|token|digest)\s++)?+)(?!\[redacted)[^\s\"'\\,;&)}\]]{4,}",
         ),
         (("://",), r"(?P<kept>://)[^\s/?#\"'<>]*(?=@)"),
     )
