@@ -117,9 +117,11 @@ def migrate_store(
     """
     from app.migrate import WrongUsage, migrate
     from app.telemetry.logs import configure_logs
+    from app.telemetry.redaction import secrets_in_url
 
     settings = read_settings({"accept_volatile": True} if accept_volatile else {})
-    configure_logs(settings.log_format, settings.log_level, settings.secrets())
+    secrets = [*settings.secrets(), *secrets_in_url(source), *secrets_in_url(target)]
+    configure_logs(settings.log_format, settings.log_level, secrets)
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             move = migrate(settings, source, target, force=force, skip_broken=skip_broken)

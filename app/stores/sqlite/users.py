@@ -21,8 +21,13 @@ from app.stores.sqlite.writer import Writer
 CUT_TRIES = 5
 """Each waits ``file.BUSY_TIMEOUT_MS`` for readers; between them other writes have their turn."""
 
-_SCOPES = "SELECT app_name FROM shared_state WHERE owner = ? AND user_id = ? ORDER BY app_name"
-_FORGET_STATES = "DELETE FROM shared_state WHERE owner = ? AND user_id = ?"
+# From one application to the next by the index: there are few, and maybe millions of users' states.
+_SCOPES = (
+    "WITH RECURSIVE apps (name) AS (SELECT min(app_name) FROM shared_state UNION ALL"
+    " SELECT (SELECT min(app_name) FROM shared_state WHERE app_name > name) FROM apps WHERE name IS NOT NULL)"
+    " SELECT app_name FROM apps CROSS JOIN shared_state ON app_name = name AND owner = ? AND user_id = ?"
+)
+_FORGET_STATE = "DELETE FROM shared_state WHERE app_name = ? AND owner = ? AND user_id = ?"
 _FORGET_USAGE = "DELETE FROM usage_days WHERE owner = ? AND user_id = ? AND day {which}"
 
 
@@ -59,11 +64,12 @@ def _list_scopes(connection: apsw.Connection, owner: str, user_id: str) -> tuple
 
 def _forget_user(unit: Unit, owner: str, user_id: str) -> Erased:
     user, connection = (owner, user_id), unit.connection
-    connection.execute(_FORGET_STATES, user)
-    states = connection.changes()
+    scopes = _list_scopes(connection, owner, user_id)
+    for scope in scopes:
+        connection.execute(_FORGET_STATE, (scope.app_name, *user))
     connection.execute(_FORGET_USAGE.format(which="< 0"), user)
     connection.execute(_FORGET_USAGE.format(which=">= 0"), user)
-    return Erased(states=states, usage_days=connection.changes())
+    return Erased(states=len(scopes), usage_days=connection.changes())
 
 
 def _cut_wal(unit: Unit) -> None:
