@@ -15,7 +15,7 @@ from app.telemetry.redaction import Redactor, secrets_in_environment
 LogFormat = Literal["console", "json"]
 
 _log = logging.getLogger("app.pool")
-_NOISY = ("asyncio", "httpx", "httpx2", "openai", "uvicorn.access", "uvicorn.error")
+_NOISY = ("asyncio", "httpcore2", "httpx", "httpx2", "openai", "uvicorn.access", "uvicorn.error")
 
 
 def configure_logs(log_format: LogFormat, level: str, secrets: Iterable[str] = ()) -> None:

@@ -32,6 +32,7 @@ _PATTERNS = [
         (("sk-", "sk_", "rk-", "rk_"), r"\b(?:sk|rk)[-_][A-Za-z0-9_-]{8,}"),
         (("ap_",), r"\bap_[0-9a-f]{6,}_[A-Za-z0-9_-]{8,}"),
         (("eyj",), r"\beyJ[A-Za-z0-9_-]{6,}\.[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]*)?"),
+        (("private key-----",), r"-----BEGIN [A-Z ]*PRIVATE KEY-----(?s:.*?)(?:-----END|\Z)"),
         # By what stands before it: a scheme, a header's or a field's name (in JSON in JSON, too), "//".
         (("bearer ", "basic "), r"(?P<kept>\b(?:bearer|basic)\s+)[A-Za-z0-9._~+/=-]{6,}"),
         (
@@ -139,7 +140,9 @@ def secrets_in_environment(environment: Mapping[str, str] = os.environ) -> list[
 def _forms(secret: str) -> set[str]:
     """Return how a secret looks in a text: as it is, in JSON, in a Python literal, in a URL."""
     escaped = json.dumps(secret)[1:-1]
-    return {secret, escaped, json.dumps(escaped)[1:-1], repr(secret)[1:-1], quote(secret, safe="")}
+    readable = json.dumps(secret, ensure_ascii=False)[1:-1]
+    written = {secret, escaped, readable, json.dumps(escaped)[1:-1], repr(secret)[1:-1]}
+    return written | {quote(secret, safe="", errors="replace")}
 
 
 def _replacement(match: re.Match[str]) -> str:

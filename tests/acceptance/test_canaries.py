@@ -86,7 +86,6 @@ def start(folder: Path, model: ModelServer, **settings: str) -> ServerProcess:
         TOOL_API_KEY=TOOL_KEY,
         MODEL_PROVIDERS=json.dumps({"other": other}),
         PYTHONFAULTHANDLER="1",
-        PYTHONASYNCIODEBUG="0",
         **settings,
     )
 

@@ -6,10 +6,13 @@ import time
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from app.config import Settings
 from app.telemetry.redaction import (
     MAX_CHARS,
+    MIN_CHARS,
     REDACTED,
     RedactionFilter,
     Redactor,
@@ -40,6 +43,25 @@ def test_a_known_secret_is_found_in_every_form(text: str) -> None:
     assert "Tr0ub4dor" not in cleaned
 
 
+@given(
+    secret=st.text(min_size=MIN_CHARS, max_size=40).filter(
+        lambda text: text.strip() and text not in REDACTED
+    ),
+    before=st.text(max_size=9),
+    behind=st.text(max_size=9),
+)
+def test_no_known_secret_is_left_in_any_text(secret: str, before: str, behind: str) -> None:
+    """Whatever it is made of and stands among: raw, as JSON of either kind, as a Python literal."""
+    redactor, around = Redactor([secret]), before + secret + behind
+    for text, form in (
+        (around, secret),
+        (json.dumps({"k": around}), json.dumps(secret)[1:-1]),
+        (json.dumps([around], ensure_ascii=False), json.dumps(secret, ensure_ascii=False)[1:-1]),
+        (repr({"k": secret}), repr(secret)[1:-1]),
+    ):
+        assert form not in redactor.clean(text).replace(REDACTED, "\n")
+
+
 def test_of_two_secrets_the_longer_one_goes_first() -> None:
     """One that begins as another leaves no rest; one that is too short to be told from words stays."""
     assert Redactor(["canary", "canary-and-more", "abc"]).clean("canary-and-more canary abc") == (
@@ -66,6 +88,7 @@ def test_of_two_secrets_the_longer_one_goes_first() -> None:
         ("at postgresql://user:p%40ss@db:5432/x?a=b", "at postgresql://[redacted]@db:5432/x?a=b"),
         ("at https://ghp_token@host/x", "at https://[redacted]@host/x"),
         ("bearer abcdefgh", "bearer [redacted]"),
+        ("x -----BEGIN RSA PRIVATE KEY-----\nMIIE\n-----END", "x [redacted]"),
         ("access_token='abcdef'", "access_token='[redacted]'"),
     ],
 )
