@@ -119,6 +119,11 @@ class Crowd:
         self._free: list[Line] = []
         self._under_way = 0
 
+    @property
+    def sessions(self) -> list[Session]:
+        """Those that have no turn under way."""
+        return self._ready
+
     async def connect(self, count: int) -> None:
         loop = asyncio.get_running_loop()
         for _ in range(count):
