@@ -9,7 +9,7 @@ from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, Field
 
 from app.api.audit import note_deed, note_receipt
-from app.api.deps import AdminDep, CallDep, UserIdDep
+from app.api.deps import NAME_SCHEMA, AdminDep, CallDep, UserIdDep
 from app.api.docs import problems
 from app.api.native.cursor import open_cursor, seal_cursor
 from app.api.native.export import MEDIA_TYPE, to_lines
@@ -83,7 +83,10 @@ class ReceiptAnswer(BaseModel):
 
 
 async def _agent_id(
-    agent_id: Annotated[str, Path(description="The agent profile's id.", examples=["assistant"])],
+    agent_id: Annotated[
+        str,
+        Path(description="The agent profile's id.", examples=["assistant"], json_schema_extra=NAME_SCHEMA),
+    ],
 ) -> str:
     return parse_name(agent_id, "agent_id")
 
