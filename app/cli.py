@@ -96,7 +96,7 @@ def supervise(
     from app.telemetry.logs import configure_logs
     from app.workers import Supervisor
 
-    configure_logs(settings.log_format, settings.log_level)
+    configure_logs(settings.log_format, settings.log_level, settings.secrets())
     supervisor = Supervisor(
         workers, listener, chosen, options, lambda: announce(settings, listener, workers=workers)
     )
@@ -123,9 +123,11 @@ def migrate_store(
     """
     from app.migrate import WrongUsage, migrate
     from app.telemetry.logs import configure_logs
+    from app.telemetry.redaction import secrets_in_url
 
     settings = read_settings({"accept_volatile": True} if accept_volatile else {})
-    configure_logs(settings.log_format, settings.log_level)
+    secrets = [*settings.secrets(), *secrets_in_url(source), *secrets_in_url(target)]
+    configure_logs(settings.log_format, settings.log_level, secrets)
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             move = migrate(settings, source, target, force=force, skip_broken=skip_broken)
@@ -251,7 +253,7 @@ def run(
     from app.server import serve
     from app.telemetry.logs import configure_logs
 
-    configure_logs(settings.log_format, settings.log_level)
+    configure_logs(settings.log_format, settings.log_level, settings.secrets())
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             runner.run(

@@ -18,6 +18,7 @@ from app.domain.session import LifeSpan
 from app.models.providers import DEMO, Provider, demo_provider, make_provider
 from app.pool.limits import PoolLimits
 from app.stores.counting import MEMORY, REDIS_SCHEMES
+from app.telemetry.redaction import secrets_in_url
 
 if TYPE_CHECKING:
     from app.ports import Clock
@@ -300,6 +301,17 @@ class Settings(BaseSettings):
             admin_role=self.jwt_admin_role,
         )
         return Tokens(keys, rules, clock)
+
+    def secrets(self) -> list[str]:
+        """Return all that must not be told: keys, passwords in URLs, each part of a ring."""
+        values = [getattr(self, name) for name in type(self).model_fields]
+        secrets = [value.get_secret_value() for value in values if isinstance(value, SecretStr)]
+        secrets += _reveal(self.encryption_keys).split(",")
+        for provider in self.providers():
+            secrets += [provider.api_key, *secrets_in_url(provider.base_url)]
+        for url in (self.store_url, self.rate_limit_url):
+            secrets += secrets_in_url(url)
+        return sorted({secret.strip() for secret in secrets} - {""})
 
     def life_span(self) -> LifeSpan:
         return LifeSpan(

@@ -94,6 +94,7 @@ class SheddingProtocol(BoundedProtocol):
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         if (
             self._gate is None
+            or self.pipeline  # its answer would begin the next one: as deep as the pipeline is long
             or cycle.flow.write_paused
             or not is_refused_at_once(cast(dict[str, Any], cycle.scope), self._gate)
         ):

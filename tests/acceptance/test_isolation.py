@@ -81,6 +81,8 @@ WAYS: dict[str, Way] = {
     "GET /users/{user_id}/sessions": USER,
     "DELETE /users/{user_id}/sessions": USER,
     "GET /users/{user_id}/usage": USER,
+    "GET /users/{user_id}/export": USER,
+    "DELETE /users/{user_id}": USER,
     "GET /users/{user_id}/state": USER,
     "PATCH /users/{user_id}/state": Way("user", {"state": {"a": 1}}),
     "GET /sessions/stats": ADMIN,

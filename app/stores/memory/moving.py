@@ -5,6 +5,7 @@ from dataclasses import replace
 from heapq import nsmallest
 
 from app.domain.dump import RestDump, SessionDump, SharedDump, TurnDump
+from app.domain.erasure import Erased
 from app.domain.ids import SessionKey
 from app.domain.session import Session, SessionCap
 from app.domain.state import SharedState, StateScope
@@ -27,7 +28,7 @@ class MemoryMoving(Alone, ABC):
     @abstractmethod
     def _add(self, session: Session, cap: SessionCap | None) -> Record: ...
     @abstractmethod
-    def _remove(self, key: SessionKey) -> None: ...
+    def _remove(self, key: SessionKey) -> Erased: ...
 
     async def list_after(self, key: SessionKey | None, limit: int) -> tuple[SessionKey, ...]:
         self._check_open()

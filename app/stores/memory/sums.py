@@ -55,6 +55,10 @@ class Sums:
         turns, read, written = (sum(counts[name] for counts in found.values()) for name in _NAMES)
         return UserUsage(turns, read, written, tuple(days[:limit]))
 
+    def forget(self, owner: str, user_id: str) -> int:
+        """Forget a user's usage, which stays in the totals; return on how many days there was some."""
+        return len(self._usage.pop((owner, user_id), ()))
+
     def sweep(self, sessions: Iterable[Session], now: int) -> int:
         """Bring the statuses up to ``now``; return how many sessions have expired since the last time."""
         expired = {

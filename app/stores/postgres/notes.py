@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from app.domain.compaction import Note
-from app.domain.errors import SnapshotUnreadable
+from app.domain.errors import SessionNotFound, SnapshotUnreadable
 from app.domain.ids import to_id_bytes
 from app.domain.journal import Compacted
 from app.domain.session import Session
@@ -72,6 +72,14 @@ async def list_notes(view: View, record: Record, turn_ids: Iterable[bytes] | Non
     rows: list[Any] = await view.connection.fetch(_LIST, record.number)
     found = [row for row in rows if wanted is None or row[1] in wanted]
     return [_read(view.sealer, row, record.session) for row in found]
+
+
+async def list_all(view: View, session: Session) -> tuple[Note, ...]:
+    try:
+        record = await get_record(view, session)
+    except SessionNotFound:
+        return ()
+    return tuple(one.note for one in await list_notes(view, record))
 
 
 async def copy_notes(unit: Unit, record: Record, notes: Iterable[Noted]) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from app.domain.erasure import Erased
 from app.domain.errors import PreconditionFailed, SessionExists, SessionLimit, SnapshotUnreadable
 from app.domain.ids import SessionKey, to_id_bytes
 from app.domain.session import Session, SessionCap, SessionChange
@@ -36,6 +37,11 @@ _LOCK = "SELECT id FROM sessions WHERE owner = $1 AND session_id = $2 FOR UPDATE
 _LOCK_MANY = (
     "SELECT id, owner, session_id FROM sessions WHERE (owner, session_id) IN"
     " (SELECT * FROM unnest($1::bytea[], $2::bytea[])) ORDER BY id FOR UPDATE"
+)
+_COUNT_OWNED = (
+    "SELECT (SELECT count(*) FROM turns WHERE session = ANY ($1)),"
+    " (SELECT count(*) FROM checkpoints WHERE session = ANY ($1)),"
+    " (SELECT count(*) FROM session_events WHERE session = ANY ($1))"
 )
 _REMOVE = "SELECT remove_sessions($1)"
 _COUNT_OF_USER = (
@@ -100,12 +106,13 @@ async def delete_session(unit: Unit, key: SessionKey) -> bool:
     return True
 
 
-async def delete_sessions(unit: Unit, keys: Sequence[SessionKey]) -> int:
+async def delete_sessions(unit: Unit, keys: Sequence[SessionKey]) -> Erased:
     raw = [raw_key(key) for key in keys]
     owners, session_ids = [owner for owner, _ in raw], [session_id for _, session_id in raw]
     rows = await unit.connection.fetch(_LOCK_MANY, owners, session_ids)
+    counts = await unit.connection.fetchrow(_COUNT_OWNED, [row[0] for row in rows])
     await remove(unit, [(row[0], SessionKey(row[1].decode(), row[2].decode())) for row in rows])
-    return len(rows)
+    return Erased(len(rows), *counts)
 
 
 async def add(unit: Unit, record: Record) -> Record:

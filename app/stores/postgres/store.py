@@ -9,6 +9,7 @@ from app.domain.branch import HeadTarget
 from app.domain.checkpoint import AutoCheckpoint, Checkpoint, CheckpointPage
 from app.domain.compaction import Note
 from app.domain.dump import RestDump, SessionDump
+from app.domain.erasure import Erased
 from app.domain.errors import (
     AgentPoolError,
     SessionExists,
@@ -39,6 +40,7 @@ from app.stores.postgres import (
     states,
     tree,
     turns,
+    users,
 )
 from app.stores.postgres.calls import Calls
 from app.stores.postgres.leases import PostgresLeases
@@ -171,7 +173,7 @@ class PostgresStore(Calls, EnsuresInTwoSteps):
     async def delete_session(self, key: SessionKey) -> bool:
         return await self._remove(records.delete_session, key)
 
-    async def delete_sessions(self, keys: Sequence[SessionKey]) -> int:
+    async def delete_sessions(self, keys: Sequence[SessionKey]) -> Erased:
         return await self._remove(records.delete_sessions, keys)
 
     async def list_keys(
@@ -212,6 +214,9 @@ class PostgresStore(Calls, EnsuresInTwoSteps):
 
     async def get_note(self, session: Session) -> Note | None:
         return await self._look(notes.get_note, session)
+
+    async def list_notes(self, session: Session) -> tuple[Note, ...]:
+        return await self._look(notes.list_all, session)
 
     async def list_entries(
         self, session: Session, position: Position | None, limit: int, *, newest_first: bool
@@ -301,6 +306,12 @@ class PostgresStore(Calls, EnsuresInTwoSteps):
 
     async def get_usage(self, owner: str, user_id: str, limit: int) -> UserUsage:
         return await self._look(listing.get_usage, owner, user_id, limit)
+
+    async def list_scopes(self, owner: str, user_id: str) -> tuple[StateScope, ...]:
+        return await self._read(users.list_scopes, owner, user_id)
+
+    async def forget_user(self, owner: str, user_id: str) -> Erased:
+        return await self._remove(users.forget_user, owner, user_id)
 
     async def get_session_stats(self) -> SessionStats:
         stats = await self._look(listing.get_session_stats)

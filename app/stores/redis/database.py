@@ -25,6 +25,9 @@ from app.stores.sealing import Sealer
 TRIES = 50
 """How often a write begins anew because others were faster; each time one of them has got on."""
 
+SCANNED_KEYS = 500
+"""Keys that a step of a scan looks at; meanwhile no turn is served."""
+
 T = TypeVar("T")
 
 
@@ -152,6 +155,23 @@ class Database:
         """
         if self.wire.repeated != repeated:
             raise StoreUnavailable("Whether a write happened is not known.", outcome_unknown=True)
+
+    async def scan(self, begin: str, rest: str = "*") -> AsyncIterator[str]:
+        """Yield what follows ``begin`` in the names of keys of no session, each once; ``rest`` is a pattern.
+
+        Looks at all keys there are, some at a time.
+        """
+        prefix = self.name(begin)
+        escaped = "".join(f"\\{char}" if char in "*?[]\\" else char for char in prefix)
+        cursor, seen = b"0", set()
+        while True:
+            cursor, found = await self.read("SCAN", cursor, "MATCH", escaped + rest, "COUNT", SCANNED_KEYS)
+            for name in found:
+                if name not in seen:
+                    seen.add(name)
+                    yield name.decode().removeprefix(prefix)
+            if cursor == b"0":
+                return
 
     async def change(self, read: Callable[[], Awaitable[T]], attempt: Callable[[T], Awaitable[bool]]) -> None:
         """Read and attempt until an attempt says that it is done.

@@ -1,7 +1,6 @@
 """A whole Redis store, in pieces, out and in."""
 
 from collections import Counter
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
 
@@ -180,21 +179,7 @@ async def _pairs(db: Database, record: Record, room: str) -> dict[bytes, Any]:
 
 
 async def _names(db: Database, letter: str) -> list[str]:
-    prefix = db.name(f"{letter}:")
-    return sorted([name async for name in _scan(db, prefix)])
-
-
-async def _scan(db: Database, prefix: str) -> AsyncIterator[str]:
-    escaped = "".join(f"\\{char}" if char in "*?[]\\" else char for char in prefix)
-    cursor, seen = b"0", set()
-    while True:
-        cursor, found = await db.read("SCAN", cursor, "MATCH", f"{escaped}*", "COUNT", _PAGE)
-        for name in found:
-            if name not in seen:
-                seen.add(name)
-                yield name.decode().removeprefix(prefix)
-        if cursor == b"0":
-            return
+    return sorted([name async for name in db.scan(f"{letter}:")])
 
 
 def _state(states: dict[int, JsonObject], number: int | None) -> JsonObject:

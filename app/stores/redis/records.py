@@ -4,6 +4,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 
 from app.domain.branch import HeadTarget
+from app.domain.erasure import Erased
 from app.domain.errors import PreconditionFailed, SessionExists, SessionLimit
 from app.domain.ids import SessionKey
 from app.domain.journal import Fact, StateChanged
@@ -162,15 +163,15 @@ async def rewrite(
     return result[0]
 
 
-async def remove(db: Database, sessions: Sequence[SessionKey]) -> int:
-    """Remove sessions with all that belongs to them; return how many were there."""
+async def remove(db: Database, sessions: Sequence[SessionKey]) -> Erased:
+    """Remove sessions with all that belongs to them; return what was there."""
     if not sessions:
-        return 0
+        return Erased()
     words = [keys.tag_of(key) for key in dict.fromkeys(sessions)]
-    db.session_count, gone = await db.tell("remove", *words, repeats=False)
+    db.session_count, *gone = await db.tell("remove", *words, repeats=False)
     for key in sessions:
         db.seen.drop(key)
-    return int(gone)
+    return Erased(*gone)
 
 
 async def get_shared(db: Database, scope: StateScope) -> SharedState:

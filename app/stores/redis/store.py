@@ -11,6 +11,7 @@ from app.domain.branch import HeadTarget
 from app.domain.checkpoint import AutoCheckpoint, Checkpoint, CheckpointPage
 from app.domain.compaction import Note
 from app.domain.dump import RestDump, SessionDump
+from app.domain.erasure import Erased
 from app.domain.errors import SessionExists, SessionLimit, StoreUnavailable, TurnNotFound
 from app.domain.ids import SessionKey
 from app.domain.journal import Entry, Position
@@ -21,7 +22,7 @@ from app.domain.stats import SessionStats, UserUsage
 from app.domain.turn import BoundTurn, JsonObject, Turn, TurnPage, Usage
 from app.stores import rules
 from app.stores.ensuring import EnsuresInTwoSteps
-from app.stores.redis import listing, moving, records, side, sums, tree, turns
+from app.stores.redis import listing, moving, records, side, sums, tree, turns, users
 from app.stores.redis.address import Address
 from app.stores.redis.database import Database
 from app.stores.redis.draft import new_draft
@@ -180,9 +181,9 @@ class RedisStore(EnsuresInTwoSteps):
         return await records.touch_session(self._db, key, now)
 
     async def delete_session(self, key: SessionKey) -> bool:
-        return await records.remove(self._db, [key]) == 1
+        return (await records.remove(self._db, [key])).sessions == 1
 
-    async def delete_sessions(self, keys: Sequence[SessionKey]) -> int:
+    async def delete_sessions(self, keys: Sequence[SessionKey]) -> Erased:
         return await records.remove(self._db, keys)
 
     async def list_keys(
@@ -227,6 +228,9 @@ class RedisStore(EnsuresInTwoSteps):
     async def get_note(self, session: Session) -> Note | None:
         return await tree.get_note(self._db, session)
 
+    async def list_notes(self, session: Session) -> tuple[Note, ...]:
+        return await tree.list_notes(self._db, session)
+
     async def list_entries(
         self, session: Session, position: Position | None, limit: int, *, newest_first: bool
     ) -> tuple[Entry, ...]:
@@ -262,6 +266,12 @@ class RedisStore(EnsuresInTwoSteps):
 
     async def get_usage(self, owner: str, user_id: str, limit: int) -> UserUsage:
         return await sums.get_usage(self._db, owner, user_id, limit)
+
+    async def list_scopes(self, owner: str, user_id: str) -> tuple[StateScope, ...]:
+        return await users.list_scopes(self._db, owner, user_id)
+
+    async def forget_user(self, owner: str, user_id: str) -> Erased:
+        return await users.forget_user(self._db, owner, user_id)
 
     async def get_session_stats(self) -> SessionStats:
         return await sums.get_session_stats(self._db)

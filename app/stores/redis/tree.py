@@ -130,6 +130,14 @@ async def list_noted(db: Database, tag: str) -> list[Noted]:
     return sorted((one for one in noted if one is not None), key=lambda one: one.number)
 
 
+async def list_notes(db: Database, session: Session) -> tuple[Note, ...]:
+    try:
+        noted = await list_noted(db, tag_of(session.key))
+        return tuple([(await read_note(db, session, one.note_id))[0] for one in noted])
+    except SessionNotFound:
+        return ()
+
+
 async def find_noted(db: Database, session: Session, noted: list[Noted]) -> bytes | None:
     """Return the id of the newest of these notes on the path to the head of ``session``."""
     noted = [one for one in noted if one.depth <= session.depth]

@@ -124,6 +124,9 @@ def connect(path: str) -> Connection:
         raise apsw.CantOpenError("the file system does not support WAL")
     connection.pragma("synchronous", "full")
     connection.pragma("journal_size_limit", WAL_LIMIT_BYTES)
+    # What is deleted is overwritten with zeros. Else an erasure would leave it in free pages, from which
+    # it could be undeleted.
+    connection.pragma("secure_delete", True)
     _tune(connection)
     return connection
 

@@ -81,6 +81,13 @@ def notes_on(connection: Connection, record: Record, turn_ids: Iterable[bytes]) 
             yield read_note(connection, record.number, record.session, str(from_id(row[0])))
 
 
+def list_notes(connection: Connection, session: Session) -> tuple[Note, ...]:
+    tree = find_tree(connection, session)
+    rows: list[Any] = connection.execute(_LIST, (tree.number,)).fetchall() if tree else []
+    noted = (read_note(connection, tree.number, session, str(from_id(row[0]))) for row in rows if tree)
+    return tuple(one.note for one in noted)
+
+
 def copy_notes(unit: Unit, number: int, uid: bytes, notes: Iterable[Noted]) -> None:
     """Give these notes to another session, too."""
     rows = [(*to_note_row(unit.sealer, uid, noted.note, noted.depth), number) for noted in notes]

@@ -6,6 +6,7 @@ session that nothing writes at the last sweep. So it is never from before that s
 
 import apsw
 
+from app.domain.erasure import Erased
 from app.domain.errors import SessionExists
 from app.domain.ids import SessionKey
 from app.domain.session import Session, SessionStatus
@@ -95,14 +96,17 @@ def save(unit: Unit, record: Record, session: Session, now: int, *, state_number
         count_phase(unit, phase, 1)
 
 
-def remove(unit: Unit, number: int) -> None:
+def remove(unit: Unit, number: int) -> Erased:
     """Remove a session and everything that belongs to it; what belongs to its user stays."""
+    gone = {}
     for table in _OWNED_TABLES:
         unit.connection.execute(f"DELETE FROM {table} WHERE session = ?", (number,))  # noqa: S608
+        gone[table] = unit.connection.changes()
     owner, session_id, phase = unit.connection.execute(_REMOVE, (number,)).get
     unit.note(SessionKey(owner, session_id), None)
     unit.count("sessions", -1)
     count_phase(unit, phase, -1)
+    return Erased(1, gone["turns"], gone["checkpoints"], gone["session_events"])
 
 
 def keep_state(unit: Unit, record: Record) -> int | None:

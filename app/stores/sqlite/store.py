@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
 from app.domain.branch import HeadTarget
 from app.domain.checkpoint import AutoCheckpoint, Checkpoint, CheckpointPage
 from app.domain.compaction import Note
+from app.domain.erasure import Erased
 from app.domain.errors import SessionExists, SessionLimit, StoreUnavailable
 from app.domain.ids import SessionKey
 from app.domain.journal import Entry, Position
@@ -34,6 +35,7 @@ from app.stores.sqlite.keeper import Files
 from app.stores.sqlite.moving import SqliteMoving
 from app.stores.sqlite.starts import Starts
 from app.stores.sqlite.unit import Unit
+from app.stores.sqlite.users import SqliteUsers
 from app.stores.sqlite.writer import Writer
 
 if TYPE_CHECKING:
@@ -47,7 +49,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class SqliteStore(SqliteMoving):
+class SqliteStore(SqliteMoving, SqliteUsers):
     """Sessions in the file ``path``; ``<path>.lock`` keeps every other process away.
 
     With ``wait_for_lock`` ``open`` waits until the other process is gone. With ``keys`` what
@@ -172,7 +174,7 @@ class SqliteStore(SqliteMoving):
     async def delete_session(self, key: SessionKey) -> bool:
         return await self._change(key, "delete_session", writes.delete_session, key)
 
-    async def delete_sessions(self, keys: Sequence[SessionKey]) -> int:
+    async def delete_sessions(self, keys: Sequence[SessionKey]) -> Erased:
         for key in keys:
             self._get_starts().hand_over(key)
         return await self._write("delete_sessions", writes.delete_sessions, keys)
@@ -223,6 +225,9 @@ class SqliteStore(SqliteMoving):
 
     async def get_note(self, session: Session) -> Note | None:
         return await self._read(notes.get_note, session)
+
+    async def list_notes(self, session: Session) -> tuple[Note, ...]:
+        return await self._read(notes.list_notes, session)
 
     async def list_entries(
         self, session: Session, position: Position | None, limit: int, *, newest_first: bool

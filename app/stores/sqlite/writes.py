@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from app.domain.checkpoint import AutoCheckpoint
+from app.domain.erasure import Erased
 from app.domain.errors import HeadMoved, PreconditionFailed, SessionExists, SessionLimit
 from app.domain.ids import SessionKey, to_id_bytes
 from app.domain.session import Session, SessionCap, SessionChange
@@ -75,15 +76,16 @@ def touch_session(unit: Unit, key: SessionKey, now: int) -> Session:
 
 
 def delete_session(unit: Unit, key: SessionKey) -> bool:
-    number = unit.connection.execute(FIND_NUMBER, key).get
-    if number is None:
-        return False
-    records.remove(unit, number)
-    return True
+    return delete_sessions(unit, [key]).sessions > 0
 
 
-def delete_sessions(unit: Unit, keys: Sequence[SessionKey]) -> int:
-    return sum(delete_session(unit, key) for key in keys)
+def delete_sessions(unit: Unit, keys: Sequence[SessionKey]) -> Erased:
+    erased = Erased()
+    for key in keys:
+        number = unit.connection.execute(FIND_NUMBER, key).get
+        if number is not None:
+            erased += records.remove(unit, number)
+    return erased
 
 
 def start_turn(unit: Unit, session: Session, turn: Turn, body: bytes) -> None:
