@@ -2,9 +2,10 @@
 
 Outwards: the headers of ``app.api.safety`` and a request id on every response, no exception that
 reaches the server, and no answer to an admin's change before that is in the audit log.
-Inwards: the alias prefix is taken off, the request is meant for this server, who asks is known
-(``Exchange.caller``), the path can name a resource, the body is small enough and is JSON, parsed
-here once (``Exchange.body``). A request without a body costs a few microseconds.
+Inwards: the alias prefix is taken off, the request is meant for this server and no change that a
+page of another site wants, who asks is known (``Exchange.caller``), the path can name a resource,
+the body is small enough and is JSON, parsed here once (``Exchange.body``). A request without a body
+costs a few microseconds.
 """
 
 import re
@@ -23,6 +24,7 @@ from app.api.errors import NotFound, PayloadTooLarge, problem_response, unexpect
 from app.api.exchange import HOPS_KEY, SCOPE_KEY, Exchange
 from app.api.hosts import Hosts
 from app.api.options import ApiOptions
+from app.api.origins import Origins
 from app.api.quota import count_request, quota_headers
 from app.api.safety import with_safety
 from app.api.shedding import Shedding
@@ -77,6 +79,7 @@ class Guard:
         self._quota = quota
         self._limit = options.max_body_bytes
         self._hosts = Hosts(options.allowed_hosts)
+        self._origins = Origins(options.cors_origins)
         self._prefixes = options.alias_prefixes
         # CORS stands outside of the checks: a browser may read the refusals too.
         admit = self._admit if gate is None else Shedding(self._admit, gate)
@@ -140,6 +143,7 @@ class Guard:
     async def _check(self, scope: Scope, receive: Receive, exchange: Exchange) -> Receive:
         if HOPS_KEY not in scope:  # a node asks by another name, and has checked what it was asked by
             self._hosts.check(scope, scope["path"].removeprefix(scope.get("root_path", "")))
+            self._origins.check(scope)
         if self._authenticator is not None:
             exchange.caller = identify(self._authenticator, scope)
             if self._quota is not None:

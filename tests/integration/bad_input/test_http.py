@@ -256,6 +256,33 @@ def test_73_a_path_in_a_header(asked: Asked, name: str) -> None:
     asked.refused(404, "NOT_FOUND", asked.ask("GET", "/nope", headers={name: "/ready"}))
 
 
+@pytest.mark.parametrize("origin", ["https://evil.example", "null"])
+def test_101_changes_by_pages_of_other_sites(asked: Asked, origin: str) -> None:
+    """A browser that says so is refused whatever changes something, with a body and without."""
+    headers: dict[str, str | bytes] = {"Origin": origin, "Sec-Fetch-Site": "cross-site"}
+    for route in routes():
+        if route.method == "GET":
+            assert asked.ask("GET", route.at(), headers=headers).status in (200, 404)
+            continue
+        for body in (None, b"", json.dumps(route.body or {}).encode()):
+            asked.refused(403, "FORBIDDEN", asked.ask(route.method, route.at(), body, headers))
+
+
+@pytest.mark.parametrize("parser", ["httptools", "h11"])
+def test_101_changes_by_pages_that_may(parser: str) -> None:
+    """Pages of this server's own site, of the origins that the operator lists, and what is no browser."""
+    listed: dict[str, str | bytes] = {"Origin": "https://page.example", "Sec-Fetch-Site": "cross-site"}
+    for origins, headers in (
+        (("https://page.example",), listed),
+        (("*",), listed),
+        ((), {"Origin": "http://x", "Sec-Fetch-Site": "same-origin"}),
+        ((), {"Origin": "http://x"}),
+        ((), {}),
+    ):
+        with Asked(parser, cors_origins=origins) as server:
+            assert server.ask("POST", "/sessions/s/refresh", b"", headers).status == 200
+
+
 @pytest.mark.parametrize("origin", ["https://evil.example", "null", "https://page.example.evil.example"])
 @pytest.mark.parametrize("parser", ["httptools", "h11"])
 def test_100_pages_of_other_origins(parser: str, origin: str) -> None:

@@ -15,7 +15,6 @@ ELSEWHERE = {
     91: "tests/acceptance/test_isolation.py",  # another user's key
     **dict.fromkeys((94, 95, 96), "tests/integration/test_http_identity.py"),  # credentials
     **dict.fromkeys((97, 98, 99), "tests/unit/identity/test_tokens.py"),
-    101: "tests/integration/bad_input/test_http.py",  # with 69: there is no cookie, so a type is all it takes
     104: "tests/acceptance/test_isolation.py",  # admin's routes as a user
 }
 NOT_HERE = {
