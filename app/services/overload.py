@@ -23,7 +23,7 @@ from app.domain.errors import Overloaded
 from app.ports import Clock
 
 TICK_S, SLOW_TICK_S = 0.01, 0.1
-"""How often the lag is looked at. Each look wakes the process: up to 60 us, at the slow pace 0.06 % of a core."""
+"""How often the lag is looked at: each look wakes the process, for up to 60 us."""
 WINDOW_S = 0.1
 SAMPLES = 3
 """A window has at least so many of the loop's lag, and its lag is their median: one stall is no overload."""
