@@ -1,4 +1,4 @@
-"""The command line: ``agentpool serve``, ``agentpool migrate-store`` and ``agentpool keys``."""
+"""The command line: serve, the keys of clients, and what is done to a store while nobody serves."""
 
 import signal
 
@@ -21,7 +21,7 @@ from app.config import Settings
 from app.domain.errors import AgentPoolError
 
 if TYPE_CHECKING:
-    from app.identity.key_tool import KeyTool
+    from app.identity.key_commands import KeyCommands
 
 cli = typer.Typer(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None
@@ -96,7 +96,7 @@ def supervise(
     from app.telemetry.logs import configure_logs
     from app.workers import Supervisor
 
-    configure_logs(settings.log_format, settings.log_level)
+    configure_logs(settings.log_format, settings.log_level, settings.secrets())
     supervisor = Supervisor(
         workers, listener, chosen, options, lambda: announce(settings, listener, workers=workers)
     )
@@ -123,9 +123,11 @@ def migrate_store(
     """
     from app.migrate import WrongUsage, migrate
     from app.telemetry.logs import configure_logs
+    from app.telemetry.redaction import secrets_in_url
 
     settings = read_settings({"accept_volatile": True} if accept_volatile else {})
-    configure_logs(settings.log_format, settings.log_level)
+    secrets = [*settings.secrets(), *secrets_in_url(source), *secrets_in_url(target)]
+    configure_logs(settings.log_format, settings.log_level, secrets)
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             move = migrate(settings, source, target, force=force, skip_broken=skip_broken)
@@ -137,13 +139,43 @@ def migrate_store(
         sys.exit(1)
 
 
-keys = typer.Typer(
+@cli.command()
+def rotate_keys(
+    force: Annotated[bool, typer.Option(help="Although a server announces itself in the store.")] = False,
+    skip_broken: Annotated[
+        bool, typer.Option(help="Succeed although some sessions cannot be read and stay as they are.")
+    ] = False,
+) -> None:
+    """Encrypt everything in STORE_URL with the first of ENCRYPTION_KEYS. Stop the servers first.
+
+    What is encrypted with another of the keys, or not at all, is so afterwards, too, and the other
+    keys can be dropped. Repeating it is safe, also after it was killed.
+
+    Exit codes: 0 all is encrypted, 1 not, 2 wrong usage.
+    """
+    from app.migrate import WrongUsage
+    from app.rotate import rotate
+    from app.telemetry.logs import configure_logs
+
+    settings = read_settings({})
+    configure_logs(settings.log_format, settings.log_level)
+    try:
+        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            is_good = runner.run(rotate(settings, force=force, skip_broken=skip_broken))
+    except WrongUsage as error:
+        print(f"agentpool: {error}", file=sys.stderr)
+        sys.exit(2)
+    if not is_good:
+        sys.exit(1)
+
+
+key_cli = typer.Typer(
     no_args_is_help=True, help="The keys that clients come in with, where AUTH_MODE is api_key."
 )
-cli.add_typer(keys, name="keys")
+cli.add_typer(key_cli, name="keys")
 
 
-@keys.command("create")
+@key_cli.command("create")
 def create_key(
     user: Annotated[str, typer.Option(help="The user whom it belongs to, and whose sessions it opens.")] = "",
     scope: Annotated[str, typer.Option(help="user or admin.")] = "user",
@@ -151,39 +183,39 @@ def create_key(
     expires_days: Annotated[int | None, typer.Option(help="How long it counts; left out: for ever.")] = None,
 ) -> None:
     """Make a key and print it. It is kept nowhere, and never shown again."""
-    with key_tool() as tool:
-        made, text = tool.create(user, scope, label, expires_days)
+    with key_commands() as keys:
+        made, text = keys.create(user, scope, label, expires_days)
     print(text)
     print(f"agentpool: key {made.id} of {made.user_id}, scope {made.scope}: keep it now", file=sys.stderr)
 
 
-@keys.command("list")
+@key_cli.command("list")
 def list_keys() -> None:
     """List the keys, revoked ones too: id, user, scope, whether it counts, label."""
-    with key_tool() as tool:
-        for line in tool.lines():
+    with key_commands() as keys:
+        for line in keys.lines():
             print(line)
 
 
-@keys.command("revoke")
+@key_cli.command("revoke")
 def revoke_key(key_id: Annotated[str, typer.Argument(metavar="ID", help="As `keys list` shows it.")]) -> None:
     """Have a key count no more; running servers know within a second."""
-    with key_tool() as tool:
-        tool.revoke(key_id)
+    with key_commands() as keys:
+        keys.revoke(key_id)
     print(f"agentpool: key {key_id} counts no more", file=sys.stderr)
 
 
 @contextlib.contextmanager
-def key_tool() -> Iterator["KeyTool"]:
+def key_commands() -> Iterator["KeyCommands"]:
     """Yield what changes the keys; end with one line if it cannot."""
-    from app.identity.key_tool import KeyTool, WrongUsage
+    from app.identity.key_commands import KeyCommands, WrongUsage
     from app.runtime import SystemClock
     from app.telemetry.logs import configure_logs
 
     settings = read_settings({})
     configure_logs(settings.log_format, settings.log_level)
     try:
-        yield KeyTool(settings.api_keys_file, settings.audit_file, SystemClock())
+        yield KeyCommands(settings.api_keys_file, settings.audit_file, SystemClock())
     except WrongUsage as error:
         print(f"agentpool: {error}", file=sys.stderr)
         sys.exit(2)
@@ -221,7 +253,7 @@ def run(
     from app.server import serve
     from app.telemetry.logs import configure_logs
 
-    configure_logs(settings.log_format, settings.log_level)
+    configure_logs(settings.log_format, settings.log_level, settings.secrets())
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             runner.run(

@@ -10,7 +10,7 @@ from app.domain.quota import Quota
 
 SCOPE_KEY = "agentpool.exchange"
 HOPS_KEY = "agentpool.hops"
-"""In the scope of a request that comes from another node: how often it has been forwarded."""
+"""In the scope of a request that another node forwarded: how often it has been."""
 
 
 class Missing:
@@ -22,10 +22,11 @@ MISSING: Final = Missing()
 
 @dataclass(frozen=True, slots=True)
 class Deed:
-    """What belongs in the audit log: an admin's change, and of whose sessions, where one is named."""
+    """What belongs in the audit log: an admin's change, or a user's erasure, and whose data it was about."""
 
     action: str
     owner: str | None
+    receipt_id: str | None = None
 
 
 @dataclass(slots=True)

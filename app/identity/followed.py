@@ -55,7 +55,7 @@ class FollowedFile(Generic[T]):
         try:
             self._value = self._parse(self._path.read_bytes())
         except (OSError, ValueError) as error:
-            _log.error("%s: %s is as good as unchanged: %s", self._setting, self._path, error)
+            _log.error("%s: %s: %s; what it said before still counts", self._setting, self._path, error)
         else:
             _log.info("%s: read %s again", self._setting, self._path)
 

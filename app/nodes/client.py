@@ -7,7 +7,7 @@ a node has died learns nothing that another would take.
 
 import hashlib
 import hmac
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 import httpx2
@@ -70,6 +70,9 @@ class NodeClient:
             "all": order.all,
         }
         return await self._ask_turns(node, "/node/cancel", _of_key(key) | asked)
+
+    async def forget(self, node: Node, keys: Sequence[SessionKey]) -> None:
+        await self._ask(node, "POST", "/node/forget", {"sessions": [_of_key(key) for key in keys]})
 
     @asynccontextmanager
     async def forward(

@@ -1,5 +1,6 @@
 """The other processes of the same store."""
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from app.domain.ids import SessionKey
@@ -25,3 +26,6 @@ class Nodes(Protocol):
 
     async def cancel(self, node: Node, key: SessionKey, order: CancelOrder) -> tuple[str, ...]:
         """Ask turns in flight there to end; return which were asked."""
+
+    async def forget(self, node: Node, keys: Sequence[SessionKey]) -> None:
+        """End the turns of these sessions there, and drop what is in its memory of those that are gone."""

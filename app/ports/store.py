@@ -6,6 +6,7 @@ from typing import Protocol
 from app.domain.branch import HeadTarget
 from app.domain.checkpoint import AutoCheckpoint, Checkpoint, CheckpointPage
 from app.domain.compaction import Note
+from app.domain.erasure import Erased
 from app.domain.errors import SessionExists, SessionLimit
 from app.domain.ids import SessionKey
 from app.domain.journal import Entry, Position
@@ -125,6 +126,17 @@ class SessionStore(Protocol):
             SnapshotUnreadable: what is stored is broken.
         """
 
+    async def list_scopes(self, owner: str, user_id: str) -> tuple[StateScope, ...]:
+        """Return where the user has state, ascending. May look at all that is stored: it is for rare use."""
+
+    async def forget_user(self, owner: str, user_id: str) -> Erased:
+        """Remove the user's states and usage; their sessions must be gone. Repeating is harmless.
+
+        What was stored of the user, and of sessions deleted before, is then in no file of the store's, as
+        far as it can see to that: SQLite's hold no byte of it, PostgreSQL's and Redis' until they are
+        vacuumed, or rewritten.
+        """
+
     async def touch_session(self, key: SessionKey, now: int) -> Session:
         """Count activity at ``now``: the expiry clock starts again, also of an expired session.
 
@@ -137,8 +149,8 @@ class SessionStore(Protocol):
     async def delete_session(self, key: SessionKey) -> bool:
         """Remove the session and everything that belongs to it; say whether it was there."""
 
-    async def delete_sessions(self, keys: Sequence[SessionKey]) -> int:
-        """Remove these sessions as ``delete_session`` does, in one step; return how many were there."""
+    async def delete_sessions(self, keys: Sequence[SessionKey]) -> Erased:
+        """Remove these sessions as ``delete_session`` does, in one step; return what was there."""
 
     async def list_keys(
         self, owner: str | None, *, user_id: str | None = None, agent_id: str | None = None, limit: int
@@ -232,6 +244,13 @@ class SessionStore(Protocol):
 
         Raises:
             SnapshotUnreadable: it is broken.
+        """
+
+    async def list_notes(self, session: Session) -> tuple[Note, ...]:
+        """Return every note of the session, on whatever path, the oldest first.
+
+        Raises:
+            SnapshotUnreadable: one is broken.
         """
 
     async def list_entries(

@@ -5,7 +5,7 @@ A process that is alone has every session: ``Ownership()`` then costs nothing.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -209,6 +209,11 @@ class Ownership:
         if holder is not None and holder.is_turn and self._is_other(holder.node):
             order = CancelOrder(reason, keep_partial=False, turn_id=holder.turn_id)
             await self._ask([holder.node], lambda ask, node: ask.cancel(node, key, order))
+
+    async def forget_elsewhere(self, keys: Sequence[SessionKey]) -> None:
+        """Have other nodes end the turns of these sessions, and drop what they have of gone ones."""
+        if self._leases is not None:
+            await self._ask(await self._others(), lambda ask, node: ask.forget(node, keys))
 
     async def locate(self, key: SessionKey, turn_id: str) -> Node | None:
         """Return the other node that has this turn in flight."""

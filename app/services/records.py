@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import AsyncExitStack
 from typing import Any
 
+from app.domain.erasure import Erased
 from app.domain.errors import AgentPoolError, InvalidInput, SessionNotFound, SnapshotUnreadable
 from app.domain.ids import SessionKey
 from app.domain.session import Session, SessionChange, SessionQuery, SessionStatus, Unset
@@ -176,7 +177,7 @@ class SessionRecords(SessionBase):
             distinct = [key for key in distinct if await self._is_of(key, user_id)]
         deleted = 0
         for start in range(0, len(distinct), DELETE_PAGE):
-            deleted += await self._delete_page(distinct[start : start + DELETE_PAGE])
+            deleted += (await self._delete_page(distinct[start : start + DELETE_PAGE])).sessions
         return deleted
 
     async def delete_all(
@@ -194,14 +195,14 @@ class SessionRecords(SessionBase):
         while keys := await self._store.list_keys(
             owner, user_id=user_id, agent_id=agent_id, limit=DELETE_PAGE
         ):
-            deleted += await self._delete_page(keys)
+            deleted += (await self._delete_page(keys)).sessions
         return deleted
 
     async def _is_of(self, key: SessionKey, user_id: str) -> bool:
         session = await self._store.find_session(key)
         return session is not None and session.user_id == user_id
 
-    async def _delete_page(self, keys: Sequence[SessionKey]) -> int:
+    async def _delete_page(self, keys: Sequence[SessionKey]) -> Erased:
         for key in keys:  # before the first is waited for, so that their turns end side by side
             self._cancel_turns(key)
         if self._ownership.is_shared:

@@ -8,8 +8,9 @@ from app.domain.session import Session, SessionStatus
 from app.domain.stats import SessionStats
 from app.services.admission import NewSession
 from app.services.branches import SessionBranches
+from app.services.erasure import SessionErasure
+from app.services.export import SessionExport
 from app.services.readings import History, SessionReadings
-from app.services.records import SessionRecords
 from app.services.session_base import SessionRef, SessionView, SessionViews
 from app.services.state import SessionStates
 
@@ -19,7 +20,7 @@ LIST_PAGE = 200
 __all__ = ["History", "NewSession", "SessionManager", "SessionRef", "SessionView", "SessionViews"]
 
 
-class SessionManager(SessionRecords, SessionReadings, SessionBranches, SessionStates):
+class SessionManager(SessionErasure, SessionExport, SessionReadings, SessionBranches, SessionStates):
     """The sessions of one store.
 
     A session is named by its ``SessionKey``, or by its id alone where there is but one owner.

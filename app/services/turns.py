@@ -5,6 +5,7 @@ to end with them. Every change of state here is a plain call.
 """
 
 import asyncio
+from collections.abc import Container
 from enum import StrEnum
 
 from cachetools import TTLCache
@@ -271,8 +272,8 @@ class Turns:
         self._flights: dict[str, Flight] = {}
         self._by_session: dict[SessionKey, list[Flight]] = {}
         self._claims: dict[tuple[str, str], Claim] = {}
-        self._ended: TTLCache[str, tuple[str, TurnLog]] = TTLCache(
-            replay_bytes, replay_s, timer=clock.monotonic, getsizeof=lambda item: item[1].estimated_bytes
+        self._ended: TTLCache[str, tuple[str, SessionKey, TurnLog]] = TTLCache(
+            replay_bytes, replay_s, timer=clock.monotonic, getsizeof=lambda item: item[2].estimated_bytes
         )
 
     def __len__(self) -> int:
@@ -314,8 +315,10 @@ class Turns:
         flights.remove(flight)
         if not flights:
             del self._by_session[flight.key]
-        if terminal is not None and flight.log.estimated_bytes <= self._ended.maxsize:
-            self._ended[flight.turn_id] = (flight.uid, flight.log)
+        if flight.cancel_reason is CancelReason.DELETED or terminal is None:
+            return
+        if flight.log.estimated_bytes <= self._ended.maxsize:
+            self._ended[flight.turn_id] = (flight.uid, flight.key, flight.log)
 
     def find(self, session: Session, turn_id: str) -> Flight | None:
         """Return the session's turn of that id if it is in flight."""
@@ -324,8 +327,13 @@ class Turns:
 
     def find_log(self, session: Session, turn_id: str) -> TurnLog | None:
         """Return the log of a turn that ended a short while ago."""
-        uid, log = self._ended.get(turn_id, (None, None))
+        uid, _, log = self._ended.get(turn_id, (None, None, None))
         return log if uid == session.uid else None
+
+    def forget(self, keys: Container[SessionKey]) -> None:
+        """Drop the ended logs of these sessions."""
+        for turn_id in [turn_id for turn_id, (_, key, _) in self._ended.items() if key in keys]:
+            self._ended.pop(turn_id, None)
 
     def of_session(self, key: SessionKey) -> list[Flight]:
         """Return the session's turns in flight, those that have or had the lease first."""

@@ -2,21 +2,28 @@
 
 import logging
 import sys
-from typing import Literal
+import threading
+import traceback
+from collections.abc import Iterable
+from types import TracebackType
+from typing import Any, Literal
 
 from app.domain.ids import SessionKey
 from app.domain.stats import DiscardCause, EvictionCause
+from app.telemetry.redaction import Redactor, secrets_in_environment
 
 LogFormat = Literal["console", "json"]
 
 _log = logging.getLogger("app.pool")
-_NOISY = ("asyncio", "httpx", "httpx2", "openai", "uvicorn.access", "uvicorn.error")
+_NOISY = ("asyncio", "httpcore2", "httpx", "httpx2", "openai", "uvicorn.access", "uvicorn.error")
 
 
-def configure_logs(log_format: LogFormat, level: str) -> None:
-    """Send everything at ``level`` and above to stderr in ``log_format``.
+def configure_logs(log_format: LogFormat, level: str, secrets: Iterable[str] = ()) -> None:
+    """Send everything at ``level`` and above to stderr in ``log_format``, without secrets.
 
-    Called by the command line only: a program that embeds the product keeps its own logging.
+    ``secrets`` are those of the settings; those of the environment are looked for anyway. What ends a
+    thread or the program is told without them, too. Called by the command line only: a program that
+    embeds the product keeps its own logging, and may add a ``RedactionFilter``.
     """
     import structlog  # with rich and pygments behind it, a fifth of all that an embedder would import
 
@@ -27,20 +34,66 @@ def configure_logs(log_format: LogFormat, level: str) -> None:
     ]
     final: list[structlog.types.Processor]
     if log_format == "json":
-        final = [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer()]
+        # No variables in tracebacks: what people say is in them, and keys.
+        frames = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
+        final = [structlog.processors.ExceptionRenderer(frames), structlog.processors.JSONRenderer()]
     else:
-        final = [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+        plain = structlog.dev.plain_traceback
+        final = [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=plain)]
     formatter = structlog.stdlib.ProcessorFormatter(
         foreign_pre_chain=shared,
         processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *final],
     )
-    handler = logging.StreamHandler()
+    redactor = Redactor([*secrets, *secrets_in_environment()])
+    handler = RedactingHandler(redactor)
     handler.setFormatter(formatter)
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
     for name in _NOISY:
         logging.getLogger(name).setLevel(logging.WARNING)
+    logging.captureWarnings(True)
+    _tell_the_end(redactor)
+
+
+class RedactingHandler(logging.StreamHandler[Any]):
+    """Writes lines to stderr, each cleaned as a whole."""
+
+    def __init__(self, redactor: Redactor) -> None:
+        super().__init__()
+        self._redactor = redactor
+
+    def format(self, record: logging.LogRecord) -> str:
+        return self._redactor.clean(super().format(record))
+
+    def handleError(self, record: logging.LogRecord) -> None:  # logging's name
+        """Say where a line got lost; the standard one would print its arguments."""
+        error = sys.exc_info()[0]
+        name = error.__name__ if error else "an error"
+        self.stream.write(f"a line of {record.name} could not be logged ({name}, line {record.lineno})\n")
+
+
+def _tell_the_end(redactor: Redactor) -> None:
+    """Have uncaught exceptions printed as ever, but cleaned."""
+
+    def tell(
+        kind: type[BaseException], error: BaseException | None, trace: TracebackType | None, where: str = ""
+    ) -> None:
+        lines = traceback.format_exception(kind, error, trace)
+        print(where + redactor.clean("".join(lines)), end="", file=sys.stderr, flush=True)  # noqa: T201
+
+    def tell_of_thread(args: threading.ExceptHookArgs) -> None:
+        if args.exc_type is not SystemExit:
+            name = args.thread.name if args.thread else "a thread"
+            tell(args.exc_type, args.exc_value, args.exc_traceback, f"Exception in {name}: ")
+
+    def tell_of_unraisable(args: Any) -> None:
+        # Not what it happened in: its repr could be anything.
+        tell(args.exc_type, args.exc_value, args.exc_traceback, "Exception ignored: ")
+
+    sys.excepthook = tell
+    threading.excepthook = tell_of_thread
+    sys.unraisablehook = tell_of_unraisable
 
 
 class PoolLog:

@@ -94,7 +94,7 @@ async def test_a_large_session_can_be_deleted(store: PostgresStore, connection: 
     await slow_down(connection, 1.0)
     try:
         assert await store.delete_session(one.key)
-        assert await store.delete_sessions([session.key for session in others[:2]]) == 2
+        assert (await store.delete_sessions([session.key for session in others[:2]])).sessions == 2
     finally:
         await hurry(connection)
     assert await store.find_session(one.key) is None
@@ -107,6 +107,6 @@ async def test_a_slow_statement_is_not_taken_for_a_silent_server(
     """Who asks for too much is told so by the server itself, and the next calls have all their time."""
     session = await stored_session(store)
     with pytest.raises(StoreUnavailable, match="takes too long"):
-        await store._read(lambda connection: connection.execute("SELECT pg_sleep(3)"))
+        await store._read(lambda view: view.connection.execute("SELECT pg_sleep(3)"))
     assert not store._link._is_silent
     assert await store.find_session(session.key) == session

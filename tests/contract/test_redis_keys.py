@@ -130,7 +130,7 @@ async def test_no_name_gets_out_of_its_place(world: World, owner: str) -> None:
         assert await world.store.list_keys(session.key.owner, agent_id=owner, limit=9) == (session.key,)
     assert await world.store.list_after(None, 9) == tuple(sorted(names))
     assert all(name.startswith(f"{world.prefix}:") and name.isascii() for name in await world.names())
-    assert await world.store.delete_sessions(names) == 3
+    assert (await world.store.delete_sessions(names)).sessions == 3
 
 
 def _fields(session: Session) -> dict[str, object]:
@@ -233,7 +233,7 @@ async def test_what_went_by_itself_is_swept(world: World) -> None:
     stats = await world.store.get_session_stats()
     assert (stats.total, stats.idle, stats.archived, stats.expired) == (2, 1, 1, 0)
     assert await world.store.list_after(None, 9) == (kept.key, again.key)
-    assert await world.store.delete_sessions([kept.key, again.key]) == 2
+    assert (await world.store.delete_sessions([kept.key, again.key])).sessions == 2
     left = {name.removeprefix(f"{world.prefix}:").partition(":")[0] for name in await world.names()}
     assert left <= LASTING
 
@@ -261,7 +261,7 @@ async def test_another_idle_time_counts_at_the_next_start(
             assert (stats.archived, stats.expired) == (1, 1)
             await other.close()
     keys_of_all = [session.key for session in (*timed, *marked, *ended)]
-    assert await world.store.delete_sessions(keys_of_all) == len(keys_of_all)
+    assert (await world.store.delete_sessions(keys_of_all)).sessions == len(keys_of_all)
     left = {name.removeprefix(f"{world.prefix}:").partition(":")[0] for name in await world.names()}
     assert left <= LASTING
 

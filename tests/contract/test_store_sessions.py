@@ -348,9 +348,9 @@ async def test_many_are_deleted_in_one_step(store: SessionStore) -> None:
     await store.create_session(session)
     session, _ = await extend(store, session, 2)
     keys = [SessionKey("", name) for name in ("a", "d", "a", "missing")]
-    assert await store.delete_sessions(keys) == 2
-    assert await store.delete_sessions(keys) == 0
-    assert await store.delete_sessions([]) == 0
+    assert (await store.delete_sessions(keys)).sessions == 2
+    assert (await store.delete_sessions(keys)).sessions == 0
+    assert (await store.delete_sessions([])).sessions == 0
     assert store.session_count_nowait() == 2
     assert (await store.list_turns(session, 10)).turns == ()
 

@@ -53,6 +53,7 @@ def test_an_admins_changes_are_in_it(client: httpx2.Client, audit: Path, keys: d
         "status": 200,
         "code": None,
         "request_id": "r-1",
+        "receipt_id": None,
     }
     assert [{k: v for k, v in line.items() if k != "at"} for line in lines_of(audit)] == [expected]
     client.patch("/sessions/s?user_id=alice", json={"title": CANARY}, headers=chief)
@@ -62,6 +63,8 @@ def test_an_admins_changes_are_in_it(client: httpx2.Client, audit: Path, keys: d
     client.patch("/apps/default/state", json={"state": {"a": CANARY}}, headers=chief)
     client.delete("/agents/none/sessions", headers=chief)
     client.delete("/users/alice/sessions", headers=chief)
+    made = client.post("/sessions", json={"user_id": "alice"}, headers=chief).json()["session_id"]
+    assert lines_of(audit)[-1]["session_id"] == made
     told = [
         (line["action"], line["path"], line["owner"], line["status"], line["code"])
         for line in lines_of(audit)
@@ -74,6 +77,7 @@ def test_an_admins_changes_are_in_it(client: httpx2.Client, audit: Path, keys: d
         ("PATCH /apps/{app_name}/state", "/apps/default/state", None, 200, None),
         ("DELETE /agents/{agent_id}/sessions", "/agents/none/sessions", None, 200, None),
         ("DELETE /users/{user_id}/sessions", "/users/alice/sessions", "alice", 200, None),
+        ("POST /sessions", "/sessions", "alice", 201, None),
     ]
     assert CANARY not in audit.read_text()
     assert not any(key in audit.read_text() for key in keys.values())

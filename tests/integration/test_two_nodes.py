@@ -661,3 +661,28 @@ async def test_what_is_no_node_is_not_believed(
             answer = await here.client.get(path)
             assert answer.status_code == (200 if path == "/agent-nodes" else 503), answer.text
         del content.nodes[liar]
+
+
+async def test_an_erasure_reaches_every_node(
+    nodes: tuple[LocalNode, LocalNode], store: SharedMemoryStore
+) -> None:
+    """Turns that run and wait on another node end, its agents and its replays go, and none comes back."""
+    here, there = nodes
+    idle = SessionKey("", "idle")
+    reply = (await there.chat("idle", "hello", user_id="u")).json()
+    session = await store.find_session(idle)
+    assert session is not None
+    assert there.runtime.agents.is_live(idle)
+    assert there.runtime._turns.find_log(session, reply["turn_id"]) is not None
+    await there.client.post("/sessions", json={"session_id": "s", "user_id": "u"})
+    running, _ = await begin_turn(there, "s", STUCK)
+    waiting = asyncio.ensure_future(there.chat("s", "waiting", user_id="u"))
+    await until(lambda: there.runtime.turns_in_flight == 2)
+    answer = await here.client.delete("/users/u")
+    assert answer.json()["erased"]["sessions"] == 2, answer.text
+    last = (await read_events(running))[-1]
+    assert (last["type"], last["reason"]) == ("turn.cancelled", "deleted")
+    assert (await waiting).json()["code"] == "SESSION_NOT_FOUND"
+    assert not there.runtime.agents.is_live(idle)
+    assert there.runtime._turns.find_log(session, reply["turn_id"]) is None
+    assert await store.list_keys(None, limit=9) == ()

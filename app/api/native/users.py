@@ -1,18 +1,23 @@
 """What belongs to a user, or to an agent profile, as a whole."""
 
+from dataclasses import asdict
 from typing import Annotated
 from urllib.parse import urlencode
 
 from fastapi import APIRouter, Depends, Path, Query, Response
+from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, Field
 
-from app.api.deps import AdminDep, CallDep, UserIdDep
+from app.api.audit import note_deed, note_receipt
+from app.api.deps import NAME_SCHEMA, AdminDep, CallDep, UserIdDep
 from app.api.docs import problems
 from app.api.native.cursor import open_cursor, seal_cursor
+from app.api.native.export import MEDIA_TYPE, to_lines
 from app.api.native.fields import NoQuery, PageQuery
-from app.api.native.responses import DeletedAnswer, SessionAnswer
+from app.api.native.responses import TIME, TURN_ID, DeletedAnswer, SessionAnswer, Time
 from app.api.native.times import to_time
 from app.api.route import StrictRoute
+from app.domain.erasure import Receipt
 from app.domain.ids import parse_name
 from app.domain.stats import DayUsage, UserUsage
 
@@ -48,8 +53,40 @@ class UserUsageAnswer(UsageCounts):
         return cls(days=days, **_counts_of(usage))
 
 
+class ErasedAnswer(BaseModel):
+    """How much was removed."""
+
+    sessions: int = Field(description="Sessions.", examples=[3])
+    turns: int = Field(description="Their turns, failed ones too.", examples=[42])
+    checkpoints: int = Field(description="Their checkpoints.", examples=[2])
+    events: int = Field(description="What was logged of them beside turns.", examples=[5])
+    states: int = Field(description="Applications in which the user had state.", examples=[1])
+    usage_days: int = Field(description="Days of which the usage was counted.", examples=[7])
+
+
+class ReceiptAnswer(BaseModel):
+    """That nothing of the user is stored any more."""
+
+    receipt_id: str = Field(description="The receipt's id, also in the audit log.", examples=[TURN_ID])
+    user_id: str = Field(description="Who was erased.", examples=["alice"])
+    erased_at: Time = Field(description="When that was done.", examples=[TIME])
+    erased: ErasedAnswer = Field(description="What there was.")
+
+    @classmethod
+    def of(cls, receipt: Receipt) -> "ReceiptAnswer":
+        return cls(
+            receipt_id=receipt.receipt_id,
+            user_id=receipt.user_id,
+            erased_at=to_time(receipt.erased_at),
+            erased=ErasedAnswer(**asdict(receipt.erased)),
+        )
+
+
 async def _agent_id(
-    agent_id: Annotated[str, Path(description="The agent profile's id.", examples=["assistant"])],
+    agent_id: Annotated[
+        str,
+        Path(description="The agent profile's id.", examples=["assistant"], json_schema_extra=NAME_SCHEMA),
+    ],
 ) -> str:
     return parse_name(agent_id, "agent_id")
 
@@ -95,6 +132,48 @@ async def delete_user_sessions(
     """Delete every session of a user and all that belongs to them; running turns are cancelled."""
     deleted = await call.services.sessions.delete_all(call.namespace.owner, user_id=user_id)
     return DeletedAnswer(deleted=deleted)
+
+
+@router.delete(
+    "/users/{user_id}",
+    summary="Erase a user",
+    responses=problems("SESSION_BUSY", "STORE_UNAVAILABLE"),
+)
+async def erase_user(user_id: UserIdDep, call: CallDep, _query: Annotated[NoQuery, Query()]) -> ReceiptAnswer:
+    """Remove all that is stored of a user: sessions with all that belongs to them, state, usage.
+
+    Running turns are cancelled. What is counted of all users together stays. Erasing again removes
+    nothing. Only the audit log keeps the receipt's id.
+    """
+    note_deed(call.request, user_id)  # whoever asks for it: nothing else tells of it afterwards
+    receipt = await call.services.sessions.erase_user(call.namespace.owner, user_id)
+    note_receipt(call.request, receipt.receipt_id)
+    return ReceiptAnswer.of(receipt)
+
+
+@router.get(
+    "/users/{user_id}/export",
+    summary="Export a user's data",
+    response_class=StreamingResponse,
+    responses={
+        200: {
+            "description": "One JSON object a line. Its `kind` is `header` (the first), `session` (its "
+            "turns, checkpoints, notes and events follow), `turn`, `checkpoint`, `note`, `event`, "
+            "`user_state`, `usage`, `unreadable` (something of a session is broken), or `end` (the "
+            "last; it counts the others, and is missing where the export was cut off).",
+            "content": {MEDIA_TYPE: {"schema": {"type": "string"}}},
+        },
+        **problems("STORE_UNAVAILABLE"),
+    },
+)
+async def export_user(user_id: UserIdDep, call: CallDep, _query: Annotated[NoQuery, Query()]) -> Response:
+    """All that is stored of a user, as lines of JSON."""
+    sessions = call.services.sessions
+    pieces = await sessions.export_user(call.namespace.owner, user_id)
+    # No text of the user's in the file's name: it could be anything.
+    headers = {"Content-Disposition": 'attachment; filename="user-export.ndjson"'}
+    lines = to_lines(pieces, user_id, sessions.now_ms())
+    return StreamingResponse(lines, media_type=MEDIA_TYPE, headers=headers)
 
 
 @router.delete(

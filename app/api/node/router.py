@@ -35,6 +35,12 @@ class SessionQuestion(BaseModel):
         return SessionKey(self.owner, self.session_id)
 
 
+class SessionsQuestion(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    sessions: list[SessionQuestion]
+
+
 class CancelQuestion(SessionQuestion):
     reason: str
     keep_partial: bool
@@ -61,3 +67,10 @@ async def cancel(services: NodeDep, question: Annotated[CancelQuestion, Body()])
 async def live(services: NodeDep, question: Annotated[SessionQuestion, Body()]) -> dict[str, bool]:
     """Whether the session has a live agent here."""
     return {"live": services.admin.is_live(question.key())}
+
+
+@router.post("/node/forget")
+async def forget(services: NodeDep, question: Annotated[SessionsQuestion, Body()]) -> dict[str, bool]:
+    """End the sessions' turns that are in flight here, and drop what is here of those that are gone."""
+    await services.sessions.forget_here([one.key() for one in question.sessions])
+    return {"forgotten": True}

@@ -10,6 +10,7 @@ from secrets import token_urlsafe
 from typing import Self
 
 from app.domain.checkpoint import AutoCheckpoint
+from app.domain.erasure import Erased
 from app.domain.errors import HeadMoved, KeyTaken, LeasedElsewhere
 from app.domain.idempotency import Binding
 from app.domain.ids import SessionKey
@@ -151,9 +152,10 @@ class SharedMemoryStore(MemoryStore):
         lease = self._leases.find(record.session.key)
         return lease is not None and lease.is_turn
 
-    def _remove(self, key: SessionKey) -> None:
-        super()._remove(key)
+    def _remove(self, key: SessionKey) -> Erased:
+        erased = super()._remove(key)
         self._leases.drop(key)
+        return erased
 
     def _check_key(self, turn: Turn, record: Record) -> None:
         bound = self._keys.find(turn.binding)

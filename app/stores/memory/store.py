@@ -12,6 +12,7 @@ from itertools import islice
 from app.domain.branch import HeadTarget
 from app.domain.checkpoint import AutoCheckpoint, Checkpoint, CheckpointPage
 from app.domain.compaction import Note
+from app.domain.erasure import Erased
 from app.domain.errors import (
     CheckpointNotFound,
     HeadMoved,
@@ -26,7 +27,7 @@ from app.domain.ids import SessionKey
 from app.domain.journal import Compacted, Entry, Position, StateChanged
 from app.domain.session import LifeSpan, Path, Session, SessionCap, SessionChange, SessionPage, SessionQuery
 from app.domain.state import SharedState, StateScope
-from app.domain.stats import SessionStats, UserUsage
+from app.domain.stats import SessionStats
 from app.domain.turn import BoundTurn, JsonObject, Turn, TurnPage, TurnStatus, Usage
 from app.stores import rules
 from app.stores.ensuring import EnsuresInTwoSteps
@@ -35,9 +36,10 @@ from app.stores.memory.listing import fits, page_of, session_order, turn_order
 from app.stores.memory.moving import MemoryMoving
 from app.stores.memory.record import Record, checkpoint_order
 from app.stores.memory.sums import Sums
+from app.stores.memory.users import MemoryUsers
 
 
-class MemoryStore(MemoryMoving, EnsuresInTwoSteps):
+class MemoryStore(MemoryMoving, MemoryUsers, EnsuresInTwoSteps):
     """Keeps its content over ``close`` and ``open``, as a file would."""
 
     def __init__(self, life: LifeSpan) -> None:
@@ -147,12 +149,9 @@ class MemoryStore(MemoryMoving, EnsuresInTwoSteps):
         self._remove(key)
         return True
 
-    async def delete_sessions(self, keys: Sequence[SessionKey]) -> int:
+    async def delete_sessions(self, keys: Sequence[SessionKey]) -> Erased:
         self._check_open()
-        found = [key for key in dict.fromkeys(keys) if key in self._records]
-        for key in found:
-            self._remove(key)
-        return len(found)
+        return sum((self._remove(key) for key in dict.fromkeys(keys) if key in self._records), Erased())
 
     async def list_keys(
         self, owner: str | None, *, user_id: str | None = None, agent_id: str | None = None, limit: int
@@ -226,6 +225,10 @@ class MemoryStore(MemoryMoving, EnsuresInTwoSteps):
     async def get_note(self, session: Session) -> Note | None:
         record = self._find(session)
         return record.find_note(session.head) if record else None
+
+    async def list_notes(self, session: Session) -> tuple[Note, ...]:
+        record = self._find(session)
+        return tuple(record.notes.values()) if record else ()
 
     async def list_entries(
         self, session: Session, position: Position | None, limit: int, *, newest_first: bool
@@ -308,10 +311,6 @@ class MemoryStore(MemoryMoving, EnsuresInTwoSteps):
             raise TurnNotFound(session_id=session.key.session_id, turn_id=before)
         return record.newest_of_branch(limit, before) if record else ()
 
-    async def get_usage(self, owner: str, user_id: str, limit: int) -> UserUsage:
-        self._check_open()
-        return self._sums.usage_of(owner, user_id, limit)
-
     async def get_session_stats(self) -> SessionStats:
         self._check_open()
         return self._sums.stats([record.session for record in self._records.values()])
@@ -389,7 +388,7 @@ class MemoryStore(MemoryMoving, EnsuresInTwoSteps):
         if turn.status is not TurnStatus.RUNNING:
             self._sums.count_turn(record.session, turn)
 
-    def _remove(self, key: SessionKey) -> None:
+    def _remove(self, key: SessionKey) -> Erased:
         record = self._records.pop(key)
         self._keys.release_all(record)
         self._sums.count_removed(record.session)
@@ -398,3 +397,4 @@ class MemoryStore(MemoryMoving, EnsuresInTwoSteps):
             self._of_user[user].discard(key)
             if not self._of_user[user]:
                 del self._of_user[user]
+        return Erased(1, len(record.turns), len(record.checkpoints), len(record.facts))

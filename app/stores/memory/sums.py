@@ -31,6 +31,11 @@ class Sums:
     def count_removed(self, session: Session) -> None:
         self._counts["removed_lifetime_ms"] += _lifetime_ms(session)
 
+    def count_replaced(self, session: Session) -> None:
+        """Forget that a session was, which another takes the place of; it has been counted as removed."""
+        self._counts["created"] -= 1
+        self._counts["removed_lifetime_ms"] -= _lifetime_ms(session)
+
     def count_turn(self, session: Session, turn: Turn) -> None:
         counts = rules.counts_of(turn)
         self._counts.update({name: counts[name] for name in (*_NAMES, "turns_failed")})
@@ -49,6 +54,10 @@ class Sums:
         days = [DayUsage(day, *(found[day][name] for name in _NAMES)) for day in sorted(found, reverse=True)]
         turns, read, written = (sum(counts[name] for counts in found.values()) for name in _NAMES)
         return UserUsage(turns, read, written, tuple(days[:limit]))
+
+    def forget(self, owner: str, user_id: str) -> int:
+        """Forget a user's usage, which stays in the totals; return on how many days there was some."""
+        return len(self._usage.pop((owner, user_id), ()))
 
     def sweep(self, sessions: Iterable[Session], now: int) -> int:
         """Bring the statuses up to ``now``; return how many sessions have expired since the last time."""

@@ -20,16 +20,27 @@ from app.stores.redis.ground import Fence
 from app.stores.redis.rows import Record
 from app.stores.redis.seen import Seen
 from app.stores.redis.wire import Wire, Word
+from app.stores.sealing import Sealer
 
 TRIES = 50
 """How often a write begins anew because others were faster; each time one of them has got on."""
+
+SCANNED_KEYS = 500
+"""Keys that a step of a scan looks at; meanwhile no turn is served."""
 
 T = TypeVar("T")
 
 
 class Database:
     def __init__(
-        self, wire: Wire, prefix: str, life: LifeSpan, node: Node, lease_ms: int, fence: Fence | None
+        self,
+        wire: Wire,
+        prefix: str,
+        life: LifeSpan,
+        node: Node,
+        lease_ms: int,
+        fence: Fence | None,
+        sealer: Sealer,
     ) -> None:
         self.wire = wire
         self.prefix = prefix
@@ -38,6 +49,7 @@ class Database:
         self.lease_ms = lease_ms
         self.seen = Seen()
         self.session_count: int | None = None
+        self.sealer = sealer
         self._fence = fence
         self._queues: dict[object, list[asyncio.Future[None]]] = {}
 
@@ -79,7 +91,7 @@ class Database:
         if found[0] is None or (uid is not None and found[0] != to_id_bytes(uid)):
             self.seen.drop(key)
             return None
-        record = rows.from_record(key, *found[1:])
+        record = rows.from_record(self.sealer, key, *found[1:])
         self.seen.put(record)
         return record
 
@@ -122,7 +134,7 @@ class Database:
             commands += [2, "reindex", "\n".join(keys.indexes_of(session))]
         reply = await self.tell(
             "apply", was.tag, was.uid, was.token, record.token, turn, nonce, head_word(session),
-            rows.to_record(record), *activity_words(session, draft.now, self.life),
+            rows.to_record(self.sealer, record), *activity_words(session, draft.now, self.life),
             session.last_accessed - was.session.last_accessed, *commands,
         )  # fmt: skip
         if reply[0] == b"ok":
@@ -143,6 +155,23 @@ class Database:
         """
         if self.wire.repeated != repeated:
             raise StoreUnavailable("Whether a write happened is not known.", outcome_unknown=True)
+
+    async def scan(self, begin: str, rest: str = "*") -> AsyncIterator[str]:
+        """Yield what follows ``begin`` in the names of keys of no session, each once; ``rest`` is a pattern.
+
+        Looks at all keys there are, some at a time.
+        """
+        prefix = self.name(begin)
+        escaped = "".join(f"\\{char}" if char in "*?[]\\" else char for char in prefix)
+        cursor, seen = b"0", set()
+        while True:
+            cursor, found = await self.read("SCAN", cursor, "MATCH", escaped + rest, "COUNT", SCANNED_KEYS)
+            for name in found:
+                if name not in seen:
+                    seen.add(name)
+                    yield name.decode().removeprefix(prefix)
+            if cursor == b"0":
+                return
 
     async def change(self, read: Callable[[], Awaitable[T]], attempt: Callable[[T], Awaitable[bool]]) -> None:
         """Read and attempt until an attempt says that it is done.

@@ -6,6 +6,7 @@ session that nothing writes at the last sweep. So it is never from before that s
 
 import apsw
 
+from app.domain.erasure import Erased
 from app.domain.errors import SessionExists
 from app.domain.ids import SessionKey
 from app.domain.session import Session, SessionStatus
@@ -63,7 +64,7 @@ def add(
         SessionExists: its key is taken.
     """
     phase = _phase_of(unit, session, session.last_accessed)
-    row = to_session_row(session, state_number, root_state)
+    row = to_session_row(unit.sealer, session, state_number, root_state)
     try:
         unit.connection.execute(_ADD, (*row, phase))
     except apsw.ConstraintError as error:
@@ -86,7 +87,7 @@ def save(unit: Unit, record: Record, session: Session, now: int, *, state_number
         connection.execute(_SET_ACTIVITY, (*activity, record.number))
         row = record.row
     else:
-        row = to_session_row(session, state_number, record.root_state)
+        row = to_session_row(unit.sealer, session, state_number, record.root_state)
         connection.execute(_SET, (*row, phase, record.number))
     unit.note(session.key, weigh(session, json_chars(row)))
     unit.count("lifetime_ms", session.last_accessed - was.last_accessed)
@@ -95,14 +96,17 @@ def save(unit: Unit, record: Record, session: Session, now: int, *, state_number
         count_phase(unit, phase, 1)
 
 
-def remove(unit: Unit, number: int) -> None:
+def remove(unit: Unit, number: int) -> Erased:
     """Remove a session and everything that belongs to it; what belongs to its user stays."""
+    gone = {}
     for table in _OWNED_TABLES:
         unit.connection.execute(f"DELETE FROM {table} WHERE session = ?", (number,))  # noqa: S608
+        gone[table] = unit.connection.changes()
     owner, session_id, phase = unit.connection.execute(_REMOVE, (number,)).get
     unit.note(SessionKey(owner, session_id), None)
     unit.count("sessions", -1)
     count_phase(unit, phase, -1)
+    return Erased(1, gone["turns"], gone["checkpoints"], gone["session_events"])
 
 
 def keep_state(unit: Unit, record: Record) -> int | None:
@@ -116,7 +120,7 @@ def keep_state(unit: Unit, record: Record) -> int | None:
 
 
 def add_state(unit: Unit, session: int, uid: bytes, number: int, state: JsonObject) -> None:
-    unit.connection.execute(_ADD_STATE, (session, number, to_state_body(uid, number, state)))
+    unit.connection.execute(_ADD_STATE, (session, number, to_state_body(unit.sealer, uid, number, state)))
 
 
 def add_usage(unit: Unit, number: int, day: int, turns: int, usage: Usage) -> None:

@@ -13,13 +13,12 @@ new session while the disk is full, refuses writes, or does not answer.
 import asyncio
 from collections.abc import Callable, Sequence
 from math import inf
-from typing import Concatenate, ParamSpec, TypeVar
-
-import apsw
+from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
 
 from app.domain.branch import HeadTarget
 from app.domain.checkpoint import AutoCheckpoint, Checkpoint, CheckpointPage
 from app.domain.compaction import Note
+from app.domain.erasure import Erased
 from app.domain.errors import SessionExists, SessionLimit, StoreUnavailable
 from app.domain.ids import SessionKey
 from app.domain.journal import Entry, Position
@@ -29,12 +28,18 @@ from app.domain.stats import SessionStats, UserUsage
 from app.domain.turn import BoundTurn, JsonObject, Turn, TurnPage, Usage
 from app.stores import rules
 from app.stores.codec import to_turn_body
+from app.stores.sealing import Sealer
 from app.stores.sqlite import branches, checkpoints, file, journal, notes, reads, states, stats, sweep, writes
+from app.stores.sqlite.connection import Connection
 from app.stores.sqlite.keeper import Files
 from app.stores.sqlite.moving import SqliteMoving
 from app.stores.sqlite.starts import Starts
 from app.stores.sqlite.unit import Unit
+from app.stores.sqlite.users import SqliteUsers
 from app.stores.sqlite.writer import Writer
+
+if TYPE_CHECKING:
+    from app.stores.keyring import KeyRing
 
 READ_TIMEOUT_S = 10.0
 WRITE_TIMEOUT_S = 10.0
@@ -44,16 +49,19 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class SqliteStore(SqliteMoving):
+class SqliteStore(SqliteMoving, SqliteUsers):
     """Sessions in the file ``path``; ``<path>.lock`` keeps every other process away.
 
-    With ``wait_for_lock`` ``open`` waits until the other process is gone. A store
-    that was closed may be opened again.
+    With ``wait_for_lock`` ``open`` waits until the other process is gone. With ``keys`` what
+    people and models said is encrypted. A store that was closed may be opened again.
     """
 
-    def __init__(self, path: str, life: LifeSpan, *, wait_for_lock: bool = False) -> None:
+    def __init__(
+        self, path: str, life: LifeSpan, *, wait_for_lock: bool = False, keys: "KeyRing | None" = None
+    ) -> None:
         self._path = path
         self._life = life
+        self._sealer = Sealer(keys)
         self._wait_for_lock = wait_for_lock
         self._files: Files | None = None
         self._writer: Writer | None = None
@@ -75,7 +83,8 @@ class SqliteStore(SqliteMoving):
             if self._writer is ending:
                 self._writer = None
         if self._writer is None:
-            self._files = Files(self._path, boot_id, self._life, wait_for_lock=self._wait_for_lock)
+            waits = self._wait_for_lock
+            self._files = Files(self._path, boot_id, self._life, self._sealer, wait_for_lock=waits)
             self._writer = Writer(self._files)
             self._starts = Starts(self._writer)
             self._writer.start()
@@ -165,7 +174,7 @@ class SqliteStore(SqliteMoving):
     async def delete_session(self, key: SessionKey) -> bool:
         return await self._change(key, "delete_session", writes.delete_session, key)
 
-    async def delete_sessions(self, keys: Sequence[SessionKey]) -> int:
+    async def delete_sessions(self, keys: Sequence[SessionKey]) -> Erased:
         for key in keys:
             self._get_starts().hand_over(key)
         return await self._write("delete_sessions", writes.delete_sessions, keys)
@@ -216,6 +225,9 @@ class SqliteStore(SqliteMoving):
 
     async def get_note(self, session: Session) -> Note | None:
         return await self._read(notes.get_note, session)
+
+    async def list_notes(self, session: Session) -> tuple[Note, ...]:
+        return await self._read(notes.list_notes, session)
 
     async def list_entries(
         self, session: Session, position: Position | None, limit: int, *, newest_first: bool
@@ -340,11 +352,11 @@ class SqliteStore(SqliteMoving):
             patience.cancel()
 
     async def _read(
-        self, work: Callable[Concatenate[apsw.Connection, P], T], *args: P.args, **kwargs: P.kwargs
+        self, work: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs
     ) -> T:
         files = self._get_files()
 
-        def bound(connection: apsw.Connection) -> T:
+        def bound(connection: Connection) -> T:
             return work(connection, *args, **kwargs)
 
         try:

@@ -62,6 +62,7 @@ class _Item(NamedTuple):
     future: "asyncio.Future[Any] | None"  # None: nobody waits
     label: str  # what the log calls it
     is_posted: bool = False  # it is the log that hears of its failure
+    is_alone: bool = False  # it makes a group of its own, outside of any transaction
 
 
 class _Failed(NamedTuple):
@@ -107,6 +108,12 @@ class Writer:
         """Queue ``work``; the future ends when its group is committed or rolled back."""
         future: asyncio.Future[T] = self._loop.create_future()
         self._put(_Item(work, future, label))
+        return future
+
+    def submit_alone(self, work: Work[T], label: str) -> "asyncio.Future[T]":
+        """As ``submit``, for what cannot be done in a transaction: it is called without one, by itself."""
+        future: asyncio.Future[T] = self._loop.create_future()
+        self._put(_Item(work, future, label, is_alone=True))
         return future
 
     def post(self, work: Work[Any], label: str) -> "asyncio.Future[None]":
@@ -192,15 +199,15 @@ class Writer:
             self._tell(partial(_resolve, self.closed, None))
 
     def _next_group(self) -> list[_Item] | None:
-        """Wait for work and return what waits, ``None`` at the end; a probe makes a group of its own."""
+        """Wait for work and return what waits, ``None`` at the end; some make a group of their own."""
         first = self._held.pop() if self._held else self._queue.get()
         if first is None:
             return None
         group = [first]
         try:
-            while len(group) < GROUP_LIMIT and first.work is not _probe:
+            while len(group) < GROUP_LIMIT and not _is_single(first):
                 item = self._queue.get_nowait()
-                if item is None or item.work is _probe:
+                if item is None or _is_single(item):
                     self._held.append(item)  # for the next call
                     break
                 group.append(item)
@@ -229,6 +236,10 @@ class Writer:
 
     def _transact(self, unit: Unit, group: list[_Item]) -> list[Any]:
         self._is_committing = self._has_written = False
+        if group[0].is_alone:
+            result = group[0].work(unit)
+            self.records.expect({})
+            return [result]
         before = unit.connection.total_changes()
         unit.connection.execute("BEGIN IMMEDIATE")
         outcomes: list[Any] = []
@@ -289,6 +300,10 @@ class Writer:
             self._loop.call_soon_threadsafe(call)
         except RuntimeError:
             pass  # the event loop is closed, so nobody is left to hear
+
+
+def _is_single(item: _Item) -> bool:
+    return item.is_alone or item.work is _probe
 
 
 def _parts(group: list[_Item], done: int) -> list[list[_Item]]:

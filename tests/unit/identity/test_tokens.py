@@ -365,6 +365,11 @@ def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch, verified
     assert verified == [*three, three[0]]
 
 
+def test_a_key_is_not_shown() -> None:
+    """Not even where a log shows what was at hand when something broke."""
+    assert SECRET not in repr(secret_key(SECRET)())
+
+
 def test_a_public_key_is_no_secret() -> None:
     """Set as one, it is refused at the start: everybody has it."""
     pem = RSA.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)

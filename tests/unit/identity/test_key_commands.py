@@ -8,7 +8,7 @@ import pytest
 from app.domain.errors import StoreUnavailable
 from app.domain.principal import Principal
 from app.identity.api_keys import ApiKeys
-from app.identity.key_tool import MAX_DAYS, KeyTool, WrongUsage
+from app.identity.key_commands import MAX_DAYS, KeyCommands, WrongUsage
 from tests.fakes import FakeClock
 
 
@@ -18,34 +18,34 @@ def clock() -> FakeClock:
 
 
 @pytest.fixture
-def tool(tmp_path: Path, clock: FakeClock) -> KeyTool:
-    return KeyTool(str(tmp_path / "keys.json"), str(tmp_path / "audit"), clock)
+def commands(tmp_path: Path, clock: FakeClock) -> KeyCommands:
+    return KeyCommands(str(tmp_path / "keys.json"), str(tmp_path / "audit"), clock)
 
 
 def enter(folder: Path, clock: FakeClock, text: str) -> Principal:
     return ApiKeys(str(folder / "keys.json"), clock).authenticate([(b"x-api-key", text.encode())])
 
 
-def test_a_key_is_made_for_a_user(tmp_path: Path, tool: KeyTool, clock: FakeClock) -> None:
+def test_a_key_is_made_for_a_user(tmp_path: Path, commands: KeyCommands, clock: FakeClock) -> None:
     """With its scope; it lets in at once."""
-    _, text = tool.create("alice", "admin", "laptop", 30)
+    _, text = commands.create("alice", "admin", "laptop", 30)
     assert enter(tmp_path, clock, text).user_id == "alice"
     assert enter(tmp_path, clock, text).is_admin
 
 
-def test_a_list_tells_which_keys_count(tool: KeyTool, clock: FakeClock) -> None:
+def test_a_list_tells_which_keys_count(commands: KeyCommands, clock: FakeClock) -> None:
     """One line each, and never a key or what it hashes to."""
-    made = [tool.create("alice", "user", "a phone", 1), tool.create("bob", "admin", None, None)]
-    made.append(tool.create("carol", "user", None, None))
-    tool.revoke(made[2][0].id)
+    made = [commands.create("alice", "user", "a phone", 1), commands.create("bob", "admin", None, None)]
+    made.append(commands.create("carol", "user", None, None))
+    commands.revoke(made[2][0].id)
     first, second, third = (key.id for key, _ in made)
-    assert list(tool.lines()) == [
+    assert list(commands.lines()) == [
         f"{first}  alice  user  until 2027-01-16 08:00Z  a phone",
         f"{second}  bob  admin  for ever",
         f"{third}  carol  user  revoked",
     ]
     clock.advance(86_400)
-    assert "  expired  " in next(iter(tool.lines()))
+    assert "  expired  " in next(iter(commands.lines()))
 
 
 @pytest.mark.parametrize(
@@ -63,39 +63,45 @@ def test_a_list_tells_which_keys_count(tool: KeyTool, clock: FakeClock) -> None:
     ],
 )
 def test_what_cannot_be_made_is_refused(
-    tmp_path: Path, tool: KeyTool, user: str, scope: str, label: str | None, days: int | None, named: str
+    tmp_path: Path,
+    commands: KeyCommands,
+    user: str,
+    scope: str,
+    label: str | None,
+    days: int | None,
+    named: str,
 ) -> None:
     """In one line that names the option; nothing is written."""
     with pytest.raises(WrongUsage, match=f"^{named}: ") as refusal:
-        tool.create(user, scope, label, days)
+        commands.create(user, scope, label, days)
     assert "\n" not in str(refusal.value)
     assert not (tmp_path / "keys.json").exists()
 
 
-def test_what_is_not_there_cannot_be_revoked(tool: KeyTool) -> None:
+def test_what_is_not_there_cannot_be_revoked(commands: KeyCommands) -> None:
     """Nor a key by itself, whose id alone is its name; twice does no harm."""
-    key, text = tool.create("alice", "user", None, None)
+    key, text = commands.create("alice", "user", None, None)
     for name in ("", "0" * 16, text):
         with pytest.raises(WrongUsage):
-            tool.revoke(name)
-    tool.revoke(key.id)
-    tool.revoke(key.id)
-    assert next(iter(tool.lines())).endswith("revoked")
+            commands.revoke(name)
+    commands.revoke(key.id)
+    commands.revoke(key.id)
+    assert next(iter(commands.lines())).endswith("revoked")
 
 
-def test_a_broken_file_is_left_alone(tmp_path: Path, tool: KeyTool) -> None:
+def test_a_broken_file_is_left_alone(tmp_path: Path, commands: KeyCommands) -> None:
     """It is named, and not replaced by one with a single key."""
     (tmp_path / "keys.json").write_text("{")
-    for change in (lambda: tool.create("alice", "user", None, None), lambda: tool.revoke("0" * 16)):
+    for change in (lambda: commands.create("alice", "user", None, None), lambda: commands.revoke("0" * 16)):
         with pytest.raises(ValueError, match=r"^API_KEYS_FILE: "):
             change()
     assert (tmp_path / "keys.json").read_text() == "{"
 
 
-def test_changes_are_in_the_audit_log(tmp_path: Path, tool: KeyTool) -> None:
+def test_changes_are_in_the_audit_log(tmp_path: Path, commands: KeyCommands) -> None:
     """Which key of whom, by whom on this machine; not the key."""
-    key, text = tool.create("alice", "admin", None, None)
-    tool.revoke(key.id)
+    key, text = commands.create("alice", "admin", None, None)
+    commands.revoke(key.id)
     told = [json.loads(line) for line in (tmp_path / "audit").read_text().splitlines()]
     assert [(line["action"], line["owner"], line["path"]) for line in told] == [
         ("agentpool keys create", "alice", f"key:{key.id} admin"),
@@ -105,10 +111,10 @@ def test_changes_are_in_the_audit_log(tmp_path: Path, tool: KeyTool) -> None:
     assert text[20:] not in (tmp_path / "audit").read_text()
 
 
-def test_what_cannot_be_noted_is_not_done(tmp_path: Path, tool: KeyTool) -> None:
+def test_what_cannot_be_noted_is_not_done(tmp_path: Path, commands: KeyCommands) -> None:
     """No key is made while the audit log is out of reach."""
     (tmp_path / "audit").unlink()
     (tmp_path / "audit").mkdir()
     with pytest.raises(StoreUnavailable):
-        tool.create("alice", "user", None, None)
+        commands.create("alice", "user", None, None)
     assert not (tmp_path / "keys.json").exists()

@@ -1,4 +1,4 @@
-"""Every operation there is, as its owner, as somebody else, as nobody and as an admin.
+"""Every operation there is, as its owner, as somebody else, as nobody and as an admin; on every store.
 
 The walk goes over the OpenAPI schema: a new operation has to be entered in ``WAYS`` first.
 What another user asks of a session that is there is answered, byte for byte, as what they ask of one
@@ -8,6 +8,7 @@ that is not, but for what differs anyway: the session's id, the times, and ids t
 import json
 import re
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -19,11 +20,13 @@ import pytest
 from tests.integration.test_http_server import HttpServer, problem
 from tests.modelserver import ModelServer
 from tests.people import bearer, make_keys
+from tests.storeserver import STORES, open_store_server
 
 Json = dict[str, Any]
 ABSENT_USER = "carol"
 STUCK = '[[{"mode": "stall_mid", "text": "begun", "comments": true}]]'
 REQUEST_ID = "00000000-fixed"
+NEVER = "0199c1f2-7d1a-7b3e-8c55-3f0e9d2b6a11"
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,8 @@ WAYS: dict[str, Way] = {
     "GET /users/{user_id}/sessions": USER,
     "DELETE /users/{user_id}/sessions": USER,
     "GET /users/{user_id}/usage": USER,
+    "GET /users/{user_id}/export": USER,
+    "DELETE /users/{user_id}": USER,
     "GET /users/{user_id}/state": USER,
     "PATCH /users/{user_id}/state": Way("user", {"state": {"a": 1}}),
     "GET /sessions/stats": ADMIN,
@@ -102,8 +107,8 @@ class Target:
     """What the placeholders of a request stand for."""
 
     session_id: str
-    turn_id: str = "0199c1f2-7d1a-7b3e-8c55-3f0e9d2b6a11"
-    checkpoint_id: str = "0199c1f2-9a44-7c01-b2de-6f7a8b9c0d1e"
+    turn_id: str = NEVER
+    checkpoint_id: str = NEVER
     user_id: str = "alice"
 
     def fill(self, text: str) -> str:
@@ -153,13 +158,15 @@ class World:
         return Target("m" + like.session_id[1:], like.turn_id, like.checkpoint_id)
 
 
-@pytest.fixture(scope="module", params=["memory", "sqlite"])
+@pytest.fixture(scope="module", params=["memory", "sqlite", *STORES])
 def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     folder: Path = tmp_path_factory.mktemp("world")
     path, keys = make_keys(folder)
-    store_url = "memory://" if request.param == "memory" else f"sqlite:///{folder / 'pool.db'}"
-    with HttpServer(auth_mode="api_key", api_keys_file=path, store_url=store_url) as server:
-        yield World(server, keys)
+    urls = {"memory": "memory://", "sqlite": f"sqlite:///{folder / 'pool.db'}"}
+    with ExitStack() as stack:
+        url = urls.get(request.param) or stack.enter_context(open_store_server(request.param)).url
+        settings: Json = {"auth_mode": "api_key", "api_keys_file": path, "store_url": url}
+        yield World(stack.enter_context(HttpServer(**settings, accept_volatile=True)), keys)
 
 
 def seen(response: httpx2.Response, *names: str) -> tuple[int, Any, str]:
@@ -366,6 +373,19 @@ def test_an_idempotency_key_is_its_owners(world: World) -> None:
     assert told["alice"][0]["turn_id"] != told["bobby"][0]["turn_id"]
 
 
+def test_a_users_state_is_in_their_sessions_only(world: World) -> None:
+    """What a user sets for themselves, or an admin for them, their sessions see and nobody else's."""
+    there, theirs = world.make(), Target("own")
+    world.ask("bobby", "POST /sessions", theirs)
+    for who, value in (("alice", 1), ("chief", 2)):
+        done = world.ask(who, "PATCH /users/{user_id}/state", there, state={"seen": value})
+        assert done.status_code == 200
+        read = world.ask("alice", "GET /sessions/{session_id}", there, "include=state").json()["state"]
+        assert read["user:seen"] == value
+    read = world.ask("bobby", "GET /sessions/{session_id}", theirs, "include=state").json()["state"]
+    assert "user:seen" not in read
+
+
 def test_a_system_prompt_is_the_admins(world: World) -> None:
     """Set, changed or taken away by a user it is 403; in a batch that entry fails alone."""
     there = world.make()
@@ -379,6 +399,43 @@ def test_a_system_prompt_is_the_admins(world: World) -> None:
     assert [list(result) for result in batch.json()["results"]] == [["error"], ["session_id"]]
     done = world.ask("chief", "PATCH /sessions/{session_id}", there, "user_id=alice", **template)
     assert done.status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("GET", "/turns/$T", None),
+        ("GET", "/turns/$T/stream", None),
+        ("GET", "/turns/$T/stream?after=1", None),
+        ("GET", "/history?before=$T", None),
+        ("GET", "/events?after=$T:1", None),
+        ("GET", "/events?before=$T:1", None),
+        ("GET", "/checkpoints/$C", None),
+        ("DELETE", "/checkpoints/$C", None),
+        ("POST", "/checkpoints/$C/restore", {}),
+        ("POST", "/rewind", {"turn_id": "$T"}),
+        ("POST", "/fork", {"turn_id": "$T"}),
+        ("POST", "/fork", {"checkpoint_id": "$C"}),
+        ("POST", "/cancel", {"turn_id": "$T"}),
+        ("POST", "", {"message": "hi", "parent": "$T"}),
+    ],
+)
+def test_anothers_turns_cannot_be_named(world: World, method: str, path: str, body: Any) -> None:
+    """Not even from a session of one's own with the same id: they are as turns that never were."""
+    theirs = world.make()
+    mine = bearer(world.keys["bobby"]) | {"X-Request-ID": REQUEST_ID}
+    made = {"session_id": theirs.session_id, "message": "mine"}
+    assert world.client.post("/chat", json=made, headers=mine).status_code == 200
+    answers = []
+    for turn_id, checkpoint_id in ((theirs.turn_id, theirs.checkpoint_id), (NEVER, NEVER)):
+        text = path.replace("$T", turn_id).replace("$C", checkpoint_id)
+        url = f"/sessions/{theirs.session_id}{text}" if path else "/chat"
+        filled = json.loads(json.dumps(body).replace("$T", turn_id).replace("$C", checkpoint_id))
+        if not path:
+            filled["session_id"] = theirs.session_id
+        answers.append(world.client.request(method, url, json=filled, headers=mine))
+    assert code_of(answers[0]) in ("TURN_NOT_FOUND", "CHECKPOINT_NOT_FOUND"), answers[0].text
+    assert seen(answers[0], theirs.turn_id, theirs.checkpoint_id) == seen(answers[1], NEVER)
 
 
 def test_a_running_turn_is_nobody_elses(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ class WrongUsage(Exception):
     """It was asked for something that there is not; says what in one line."""
 
 
-class KeyTool:
+class KeyCommands:
     """Changes the keys in one file.
 
     Raises:

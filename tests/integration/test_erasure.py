@@ -1,0 +1,174 @@
+"""Erasing a user over HTTP: all that is theirs goes, wherever it is, and a receipt says so."""
+
+import json
+import logging
+from collections.abc import Iterator, Sequence
+
+import pytest
+
+from app.config import Settings
+from app.domain.erasure import Erased
+from app.domain.errors import SessionBusy
+from app.domain.ids import SessionKey
+from app.domain.session import LifeSpan
+from app.runtime import Runtime
+from app.services import erasure
+from app.services.records import DELETE_PAGE
+from app.stores.memory.store import MemoryStore
+from tests.contract.builders import make_session
+from tests.integration.test_http_chat import STALL, Chat, Stream, says
+from tests.integration.test_http_server import HttpServer, Json, problem
+from tests.integration.test_policies import settings_for
+from tests.modelserver import ModelServer
+
+SETTINGS = Settings(_env_file=None, store_url="memory://", model_provider="demo")
+NOTHING = {"sessions": 0, "turns": 0, "checkpoints": 0, "events": 0, "states": 0, "usage_days": 0}
+
+
+@pytest.fixture
+def chat() -> Iterator[Chat]:
+    with ModelServer() as models, HttpServer(**settings_for(models)) as server:
+        moves = Chat(server, models)
+        yield moves
+        moves.close()
+
+
+def fill(chat: Chat, user_id: str, *names: str) -> None:
+    """Give a user sessions with a turn, a checkpoint and state each, and state of their own."""
+    for name in names:
+        chat.say("hi", name, user_id=user_id).raise_for_status()
+        chat.client.post(f"/sessions/{name}/checkpoints", json={"label": "here"}).raise_for_status()
+        chat.client.patch(f"/sessions/{name}/state", json={"state": {"n": 1}}).raise_for_status()
+    for app in ("default", "other"):
+        path = f"/users/{user_id}/state?app_name={app}"
+        chat.client.patch(path, json={"state": {"name": user_id}}).raise_for_status()
+
+
+def test_all_that_is_a_users_goes_and_nobody_elses(chat: Chat) -> None:
+    """Sessions, state, usage and live agents; the totals of all users stay; erasing again finds nothing."""
+    fill(chat, "alice", "a", "b")
+    fill(chat, "bob", "c")
+    before = chat.client.get("/sessions/stats").json()
+    receipt = chat.client.delete("/users/alice").json()
+    assert set(receipt) == {"receipt_id", "user_id", "erased_at", "erased"}
+    assert receipt["user_id"] == "alice"
+    assert receipt["erased"] == {
+        "sessions": 2,
+        "turns": 2,
+        "checkpoints": 2,
+        "events": 2,
+        "states": 2,
+        "usage_days": 1,
+    }
+    assert chat.client.get("/users/alice/sessions").json() == []
+    assert chat.client.get("/users/alice/usage").json()["turns"] == 0
+    assert chat.client.get("/users/alice/state?app_name=other").json() == {"state": {}}
+    problem(chat.client.get("/sessions/a/history"), 404, "SESSION_NOT_FOUND")
+    live = chat.client.get("/agent-sessions").json()["sessions"]
+    assert [one["session_id"] for one in live] == ["c"]
+    after = chat.client.get("/sessions/stats").json()
+    assert (after["turns_total"], after["tokens_total"]) == (before["turns_total"], before["tokens_total"])
+    assert chat.client.get("/users/bob/usage").json()["turns"] == 1
+    assert chat.client.get("/users/bob/state").json() == {"state": {"name": "bob"}}
+    again = chat.client.delete("/api/users/alice").json()
+    assert again["erased"] == NOTHING
+    assert again["receipt_id"] != receipt["receipt_id"]
+
+
+def test_running_and_waiting_turns_end_and_bring_nothing_back(chat: Chat) -> None:
+    """The running turn ends as ``deleted``, who waited is told 404, and no replay is kept of either."""
+    fill(chat, "alice", "s")
+    with chat.stream(STALL, user_id="alice") as response:
+        stream = Stream(response)
+        turn_id = stream.next()["turn_id"]
+        waiting = chat.saying(says("waiting"), user_id="alice")
+        chat.until_waiting(1)
+        assert chat.client.delete("/users/alice").json()["erased"]["sessions"] == 1
+        last = stream.rest()[-1]
+    assert (last["type"], last["reason"]) == ("turn.cancelled", "deleted")
+    problem(waiting.result(), 404, "SESSION_NOT_FOUND")
+    assert chat.client.get("/users/alice/usage").json()["turns"] == 0
+    assert chat.client.get("/health").json()["session_count"] == 0
+    fill(chat, "alice", "s")
+    problem(chat.client.get(f"/sessions/s/turns/{turn_id}/stream"), 404, "TURN_NOT_FOUND")
+
+
+def test_an_idempotency_key_is_forgotten(chat: Chat) -> None:
+    """The key of an erased turn begins a new one: nothing of the old answer is handed out."""
+    headers = {"Idempotency-Key": "once"}
+    body: Json = {"session_id": "s", "user_id": "alice", "message": says("first")}
+    first = chat.client.post("/chat", json=body, headers=headers).json()
+    chat.client.delete("/users/alice").raise_for_status()
+    second = chat.client.post("/chat", json=body, headers=headers).json()
+    assert second["turn_id"] != first["turn_id"]
+    assert second["turn_count"] == 1
+
+
+def test_a_receipt_is_in_the_audit_log(chat: Chat, caplog: pytest.LogCaptureFixture) -> None:
+    """One line that says who, what and which receipt."""
+    fill(chat, "alice", "s")
+    with caplog.at_level(logging.INFO, "agentpool.audit"):
+        receipt = chat.client.delete("/users/alice").json()
+    (line,) = [json.loads(one.getMessage()) for one in caplog.records if one.name == "agentpool.audit"]
+    assert line["receipt_id"] == receipt["receipt_id"]
+    assert (line["action"], line["owner"], line["status"]) == ("DELETE /users/{user_id}", "alice", 200)
+
+
+def test_names_that_a_user_may_have(chat: Chat) -> None:
+    """Any name is erased as it was given; what is no name is refused."""
+    fill(chat, "алиса-🦊", "s")
+    assert chat.client.delete("/users/алиса-🦊").json()["erased"]["states"] == 2
+    problem(chat.client.delete("/users/a%00b"), 404, "NOT_FOUND")
+    problem(chat.client.delete("/users/alice?force=true"), 422, "VALIDATION_ERROR")
+
+
+async def test_sessions_that_come_meanwhile_go_too() -> None:
+    """Those made while others go, and while the state goes: at the receipt there is none."""
+
+    class Late(MemoryStore):
+        names = iter(["late", "later"])
+
+        async def forget_user(self, owner: str, user_id: str) -> Erased:
+            if (name := next(self.names, None)) is not None:
+                await self.create_session(make_session(name, user_id=user_id))
+            return await super().forget_user(owner, user_id)
+
+    async with Runtime(SETTINGS, store=Late(LifeSpan())) as runtime:
+        for number in range(DELETE_PAGE + 1):
+            await runtime.sessions.create(session_id=f"s{number}", user_id="u")
+        receipt = await runtime.sessions.erase_user("", "u")
+        assert receipt.erased.sessions == DELETE_PAGE + 3
+        assert runtime.admin.session_count() == 0
+
+
+async def test_an_erasure_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user who makes sessions as fast as they go is told to stop, and gets no receipt."""
+    monkeypatch.setattr(erasure, "SPARE_PAGES", 3)
+
+    class Busy(MemoryStore):
+        made = 0
+
+        async def delete_sessions(self, keys: Sequence[SessionKey]) -> Erased:
+            self.made += 1
+            await self.create_session(make_session(f"s{self.made}", user_id="u"))
+            return await super().delete_sessions(keys)
+
+    busy = Busy(LifeSpan())
+    async with Runtime(SETTINGS, store=busy) as runtime:
+        await runtime.sessions.create(session_id="first", user_id="u")
+        with pytest.raises(SessionBusy):
+            await runtime.sessions.erase_user("", "u")
+    assert busy.made == 3
+
+
+async def test_an_owner_who_is_the_user_is_erased_whole() -> None:
+    """Where sessions are owned, all of the owner's go, also such as say no user; others' stay."""
+    store = MemoryStore(LifeSpan())
+    async with Runtime(SETTINGS, store=store) as runtime:
+        sessions = runtime.sessions
+        await sessions.create(owner="alice", session_id="a", user_id="alice")
+        await sessions.create(owner="alice", session_id="b")
+        await sessions.create(owner="bob", session_id="a", user_id="alice")
+        receipt = await sessions.erase_user("alice", "alice")
+        assert receipt.erased.sessions == 2
+        assert await store.list_keys(None, limit=9) == (SessionKey("bob", "a"),)
