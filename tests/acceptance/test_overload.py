@@ -75,7 +75,7 @@ def test_five_times_what_it_carries(tmp_path: Path) -> None:
         assert len(crowd.sessions) == SESSIONS
 
         assert watch.errors == {}
-        assert len(watch.answers) >= 6
+        assert len(watch.answers) >= 4
         assert watch.most_mib - before_mib < MORE_MIB
 
         answered = {each.session_id: each.turns for each in crowd.sessions if each.turns}
