@@ -95,7 +95,7 @@ def test_without_a_gate_nothing_is_refused_for_it(tmp_path: Path) -> None:
     async def ask_at_once() -> Stage:
         crowd = Crowd(options_of(server), SessionMaker("many"))
         await crowd.connect(700)
-        stage = await crowd.run_closed(700, 0.1)
+        stage = await crowd.run_closed(700, 2.0)
         crowd.close()
         return stage
 
