@@ -42,7 +42,7 @@ START = 2 * LEAST
 BACKOFF = 0.9
 GROWTH = 0.02
 CALM_WINDOWS = 20
-"""After so many in a row the bound doubles again, and its least is as it was."""
+"""After so many in a row all is as at the start: the bound is no less, and doubles again."""
 RETRY_S = 3
 """Those who are refused together are sent away for one to so many seconds, by turns."""
 
@@ -133,7 +133,7 @@ class Gate:
             return
         self._windows = max(0, self._windows) + 1
         if self._windows == CALM_WINDOWS:
-            self._is_slow_start, self._least = True, LEAST
+            self._is_slow_start, self._least, self.limit = True, LEAST, max(START, self.limit)
         if 2 * self.in_flight > self.limit:
             self.limit = 2 * self.in_flight if self._is_slow_start else self.limit * (1 + GROWTH)
 

@@ -132,10 +132,8 @@ def test_a_loop_that_lags_by_the_least_halves_it() -> None:
     for _ in range(100):
         bench.windows(1, lag_s=0.1)
     assert bench.gate.limit == LEAST_OF_ALL
-    bench.windows(CALM_WINDOWS)
-    bench.turns(LEAST_OF_ALL)
-    bench.windows(10)
-    assert bench.gate.limit == 2 * LEAST_OF_ALL
+    bench.windows(CALM_WINDOWS + 1)
+    assert bench.gate.limit == START
 
 
 def test_after_an_overload_the_bound_grows_slowly_then_doubles() -> None:
@@ -148,7 +146,7 @@ def test_after_an_overload_the_bound_grows_slowly_then_doubles() -> None:
     bench.windows(1)
     assert before < bench.gate.limit < 1.1 * before
     bench.windows(CALM_WINDOWS)
-    assert bench.gate.limit == 2 * bench.gate.in_flight
+    assert bench.gate.limit == 2 * bench.gate.in_flight > START
 
 
 def test_turns_go_first_then_others_and_some_never() -> None:
