@@ -1,4 +1,4 @@
-"""The command line: ``agentpool serve`` and ``agentpool migrate-store``."""
+"""The command line: serve, the keys of clients, and what is done to a store while nobody serves."""
 
 import signal
 
@@ -7,15 +7,21 @@ if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import asyncio
+import contextlib
 import ipaddress
 import socket
 import sys
-from typing import Annotated, Any, NoReturn
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from pydantic import ValidationError
 
 from app.config import Settings
+from app.domain.errors import AgentPoolError
+
+if TYPE_CHECKING:
+    from app.identity.key_commands import KeyCommands
 
 cli = typer.Typer(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None
@@ -133,10 +139,95 @@ def migrate_store(
         sys.exit(1)
 
 
+@cli.command()
+def rotate_keys(
+    force: Annotated[bool, typer.Option(help="Although a server announces itself in the store.")] = False,
+    skip_broken: Annotated[
+        bool, typer.Option(help="Succeed although some sessions cannot be read and stay as they are.")
+    ] = False,
+) -> None:
+    """Encrypt everything in STORE_URL with the first of ENCRYPTION_KEYS. Stop the servers first.
+
+    What is encrypted with another of the keys, or not at all, is so afterwards, too, and the other
+    keys can be dropped. Repeating it is safe, also after it was killed.
+
+    Exit codes: 0 all is encrypted, 1 not, 2 wrong usage.
+    """
+    from app.migrate import WrongUsage
+    from app.rotate import rotate
+    from app.telemetry.logs import configure_logs
+
+    settings = read_settings({})
+    configure_logs(settings.log_format, settings.log_level, settings.secrets())
+    try:
+        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            is_good = runner.run(rotate(settings, force=force, skip_broken=skip_broken))
+    except WrongUsage as error:
+        print(f"agentpool: {error}", file=sys.stderr)
+        sys.exit(2)
+    if not is_good:
+        sys.exit(1)
+
+
+key_cli = typer.Typer(
+    no_args_is_help=True, help="The keys that clients come in with, where AUTH_MODE is api_key."
+)
+cli.add_typer(key_cli, name="keys")
+
+
+@key_cli.command("create")
+def create_key(
+    user: Annotated[str, typer.Option(help="The user whom it belongs to, and whose sessions it opens.")] = "",
+    scope: Annotated[str, typer.Option(help="user or admin.")] = "user",
+    label: Annotated[str | None, typer.Option(help="What it is for.")] = None,
+    expires_days: Annotated[int | None, typer.Option(help="How long it counts; left out: for ever.")] = None,
+) -> None:
+    """Make a key and print it. It is kept nowhere, and never shown again."""
+    with key_commands() as keys:
+        made, text = keys.create(user, scope, label, expires_days)
+    print(text)
+    print(f"agentpool: key {made.id} of {made.user_id}, scope {made.scope}: keep it now", file=sys.stderr)
+
+
+@key_cli.command("list")
+def list_keys() -> None:
+    """List the keys, revoked ones too: id, user, scope, whether it counts, label."""
+    with key_commands() as keys:
+        for line in keys.lines():
+            print(line)
+
+
+@key_cli.command("revoke")
+def revoke_key(key_id: Annotated[str, typer.Argument(metavar="ID", help="As `keys list` shows it.")]) -> None:
+    """Have a key count no more; running servers know within a second."""
+    with key_commands() as keys:
+        keys.revoke(key_id)
+    print(f"agentpool: key {key_id} counts no more", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def key_commands() -> Iterator["KeyCommands"]:
+    """Yield what changes the keys; end with one line if it cannot."""
+    from app.identity.key_commands import KeyCommands, WrongUsage
+    from app.runtime import SystemClock
+    from app.telemetry.logs import configure_logs
+
+    settings = read_settings({})
+    configure_logs(settings.log_format, settings.log_level, settings.secrets())
+    try:
+        yield KeyCommands(settings.api_keys_file, settings.audit_file, SystemClock())
+    except WrongUsage as error:
+        print(f"agentpool: {error}", file=sys.stderr)
+        sys.exit(2)
+    except (AgentPoolError, ValueError, OSError) as error:
+        fail(str(error))
+
+
 def listen(settings: Settings, fd: int | None, *, insecure: bool) -> socket.socket:
     """Return the socket to listen on, or end with one line that says why there is none."""
     from app.server import bind, take_over
 
+    insecure = insecure or settings.auth_mode != "none"
     if fd is None and not is_loopback(settings.host):
         require_permission(insecure, f"HOST {settings.host}")
     try:

@@ -16,15 +16,20 @@ from app.domain.catalog import parse_context_policy
 from app.domain.session import LifeSpan
 from app.models.providers import DEMO, Provider, demo_provider, make_provider
 from app.pool.limits import PoolLimits
+from app.stores.counting import MEMORY, REDIS_SCHEMES
 from app.telemetry.redaction import secrets_in_url
 
 if TYPE_CHECKING:
+    from app.ports import Clock
+    from app.ports.identity import Authenticator
     from app.stores.keyring import KeyRing
 
 Names = Annotated[tuple[str, ...], NoDecode]
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 _ENV_FILE = ".env"
 _HOST = r"(\[[0-9A-Fa-f:.]+\]|[^\s:/?#@\[\]\\]+)"
+JWT_SECRET_MIN_BYTES = 32
+"""As long as what HMAC with SHA-256 makes (RFC 7518, 3.2)."""
 _KNOWN_VENDORS = ("openai", "deepseek", "ollama")
 
 
@@ -206,12 +211,21 @@ class Settings(BaseSettings):
             )
         self.pool_limits()
         self.key_ring()
+        if self.auth_mode == "jwt":
+            self._check_jwt()
         return self
 
     @property
     def is_store_shared(self) -> bool:
         """Whether several processes can use the store."""
         return self.store_url.partition("://")[0] not in ("memory", "sqlite")
+
+    @property
+    def counter_url(self) -> str:
+        """Where requests are counted: where the store is, if that can count."""
+        if self.rate_limit_url:
+            return self.rate_limit_url
+        return self.store_url if self.store_url.startswith(REDIS_SCHEMES) else MEMORY
 
     @property
     def default_provider(self) -> str:
@@ -256,6 +270,32 @@ class Settings(BaseSettings):
             secrets += secrets_in_url(url)
         return sorted({secret.strip() for secret in secrets} - {""})
 
+    def authenticator(self, clock: "Clock") -> "Authenticator | None":
+        """Return what lets callers in, ``None`` if nobody is asked.
+
+        Raises:
+            ValueError: the file of keys cannot be used; names the setting.
+        """
+        if self.auth_mode == "none":
+            return None
+        if self.auth_mode == "api_key":
+            from app.identity.api_keys import ApiKeys
+
+            return ApiKeys(self.api_keys_file, clock)
+        from app.identity.tokens import TokenRules, Tokens, followed_keys, secret_key  # with cryptography
+
+        keys = (
+            followed_keys(self.jwt_jwks_file, clock) if self.jwt_jwks_file else secret_key(self._jwt_secret)
+        )
+        rules = TokenRules(
+            audience=self.jwt_audience or "",
+            issuer=self.jwt_issuer or "",
+            max_lifetime_s=self.jwt_max_lifetime_s,
+            roles_claim=self.jwt_roles_claim,
+            admin_role=self.jwt_admin_role,
+        )
+        return Tokens(keys, rules, clock)
+
     def life_span(self) -> LifeSpan:
         return LifeSpan(
             self.session_idle_after_s, self.session_ttl_s, self.session_retention_s, self.session_event_limit
@@ -270,6 +310,18 @@ class Settings(BaseSettings):
             queue_depth=self.session_queue_depth,
             queue_wait_s=self.session_queue_wait_s,
         )
+
+    @property
+    def _jwt_secret(self) -> str:
+        return self.jwt_secret.get_secret_value() if self.jwt_secret is not None else ""
+
+    def _check_jwt(self) -> None:
+        if bool(self._jwt_secret) == bool(self.jwt_jwks_file):
+            raise ValueError("AUTH_MODE jwt needs either JWT_SECRET or JWT_JWKS_FILE, and not both")
+        if self._jwt_secret and len(self._jwt_secret.encode()) < JWT_SECRET_MIN_BYTES:
+            raise ValueError(f"JWT_SECRET must have at least {JWT_SECRET_MIN_BYTES} bytes")
+        if not self.jwt_audience or not self.jwt_issuer:
+            raise ValueError("AUTH_MODE jwt needs JWT_AUDIENCE and JWT_ISSUER")
 
     def _offers_vendor(self, name: str) -> bool:
         given = (getattr(self, f"{name}_base_url"), getattr(self, f"{name}_model"))

@@ -9,7 +9,8 @@ from app import __version__
 from app.api.install import install
 from app.api.options import ApiOptions
 from app.config import Settings
-from app.runtime import Runtime
+from app.identity.audit import open_audit
+from app.runtime import Runtime, SystemClock
 
 _DESCRIPTION = """Every conversation has its own live agent; the server keeps, evicts and restores them.
 
@@ -29,7 +30,8 @@ def create_app(
 
     Raises:
         pydantic.ValidationError: a setting is wrong.
-        ValueError: ``STORE_URL`` names no store.
+        ValueError: ``STORE_URL`` names no store; or a file of credentials, or that of the audit log,
+            cannot be used.
     """
     owned = runtime is None
     running = runtime if runtime is not None else Runtime(settings)
@@ -54,7 +56,17 @@ def create_app(
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     app.state.services = running.services
-    install(app, api_options(running.settings), running.link, node_port)
+    config, clock = running.settings, SystemClock()
+    install(
+        app,
+        api_options(config),
+        open_audit(config.audit_file, clock),
+        config.authenticator(clock),
+        gate=running.gate,
+        quota=running.request_quota,
+        link=running.link,
+        node_port=node_port,
+    )
     return app
 
 
@@ -69,4 +81,5 @@ def api_options(settings: Settings) -> ApiOptions:
         heartbeat_s=settings.stream_heartbeat_s,
         cors_origins=settings.cors_origins,
         version=__version__,
+        auth_mode=settings.auth_mode,
     )

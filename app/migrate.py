@@ -97,7 +97,7 @@ async def open_unused(stack: AsyncExitStack, name: str, store: MovableStore, *, 
 
 
 async def _move(stack: AsyncExitStack, source: MovableStore, target: MovableStore, clock: Clock) -> Moved:
-    view = _make_view(stack, source.session_count_nowait(), clock)
+    view = make_view(stack, source.session_count_nowait(), clock, "copied")
     mover = Mover(source, target, view.show)
     try:
         await mover.check()
@@ -113,16 +113,11 @@ async def _move(stack: AsyncExitStack, source: MovableStore, target: MovableStor
 
 
 def _report(moved: Moved, took_s: float, *, skip_broken: bool) -> bool:
-    rates = f"{moved.sessions / took_s:,.0f} sessions/s, {moved.turns / took_s:,.0f} turns/s"
-    typer.echo(
-        f"{moved.sessions:,} sessions, {moved.turns:,} turns, {moved.checkpoints:,} checkpoints,"
-        f" {moved.notes:,} notes, {moved.events:,} events, {moved.states:,} states of users and applications,"
-        f" {moved.users:,} users' usage; {moved.json_bytes:,} bytes of JSON in {took_s:.1f} s ({rates})"
-    )
+    tell_counts(moved, took_s)
     for key in moved.unreadable:
-        typer.echo(f"agentpool: {_shown(key)} cannot be read and is not copied", err=True)
+        typer.echo(f"agentpool: {shown(key)} cannot be read and is not copied", err=True)
     for key in moved.differing:
-        typer.echo(f"agentpool: {_shown(key)} differs in TO", err=True)
+        typer.echo(f"agentpool: {shown(key)} differs in TO", err=True)
     if not moved.is_verified:
         typer.echo("agentpool: NOT verified: TO has not what FROM has; repeat it", err=True)
         return False
@@ -130,13 +125,23 @@ def _report(moved: Moved, took_s: float, *, skip_broken: bool) -> bool:
     return skip_broken or not moved.unreadable
 
 
-def _shown(key: SessionKey) -> str:
+def tell_counts(moved: Moved, took_s: float) -> None:
+    rates = f"{moved.sessions / took_s:,.0f} sessions/s, {moved.turns / took_s:,.0f} turns/s"
+    typer.echo(
+        f"{moved.sessions:,} sessions, {moved.turns:,} turns, {moved.checkpoints:,} checkpoints,"
+        f" {moved.notes:,} notes, {moved.events:,} events, {moved.states:,} states of users and applications,"
+        f" {moved.users:,} users' usage; {moved.json_bytes:,} bytes of JSON in {took_s:.1f} s ({rates})"
+    )
+
+
+def shown(key: SessionKey) -> str:
     return f"session {key.session_id!r}" + (f" of {key.owner!r}" if key.owner else "")
 
 
-def _make_view(stack: AsyncExitStack, total: int | None, clock: Clock) -> View:
+def make_view(stack: AsyncExitStack, total: int | None, clock: Clock, done: str) -> View:
+    """Return what shows how many of ``total`` sessions are ``done``; ``stack`` closes it."""
     console = Console(file=sys.stderr)
-    return _Bar(stack, console, total) if console.is_terminal else Lines(total, clock)
+    return _Bar(stack, console, total) if console.is_terminal else Lines(total, clock, done)
 
 
 class _Bar:
@@ -154,12 +159,13 @@ class _Bar:
 class Lines:
     """A line now and then, for a log."""
 
-    def __init__(self, total: int | None, clock: Clock) -> None:
+    def __init__(self, total: int | None, clock: Clock, done: str) -> None:
         self._clock = clock
+        self._done = done
         self._total = "" if total is None else f" of {total:,}"
         self._due = clock.monotonic() + LINE_EVERY_S
 
     def show(self, moved: Moved) -> None:
         if self._clock.monotonic() >= self._due:
             self._due = self._clock.monotonic() + LINE_EVERY_S
-            typer.echo(f"{moved.sessions:,}{self._total} sessions copied", err=True)
+            typer.echo(f"{moved.sessions:,}{self._total} sessions {self._done}", err=True)

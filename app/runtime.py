@@ -21,7 +21,7 @@ from app.domain.session import LifeSpan
 from app.domain.turn import CancelReason
 from app.models.registry import ModelRegistry
 from app.pool.manager import AgentManager
-from app.ports import AgentFactory, SessionStore
+from app.ports import AgentFactory, Clock, SessionStore
 from app.services import Services
 from app.services.admin import AdminService
 from app.services.admission import Admission
@@ -29,9 +29,12 @@ from app.services.chat import ChatService
 from app.services.compaction import Compactor
 from app.services.conductor import Conductor
 from app.services.landing import CheckpointPlan
+from app.services.overload import Gate, LagProbe
 from app.services.ownership import Ownership
+from app.services.quota import RequestQuota, TurnQuota
 from app.services.sessions import SessionManager
 from app.services.turns import CANCEL_GRACE_S, Turns
+from app.stores.counting import open_counter
 from app.stores.opening import Sharing, open_store
 from app.telemetry.logs import PoolLog
 from app.telemetry.memory import read_memory
@@ -70,7 +73,8 @@ class Runtime:
     processes of a shared store reach this one; ``NODE_URL`` goes before it.
 
     Raises:
-        ValueError: ``STORE_URL`` names no store, or something in ``AGENTS_FILE`` is wrong.
+        ValueError: ``STORE_URL`` names no store, ``RATE_LIMIT_URL`` nothing that counts, or something
+            in ``AGENTS_FILE`` is wrong.
         StoreLocked, on entering: another process has the store.
         StoreUnavailable, on entering: it cannot be opened.
     """
@@ -109,12 +113,15 @@ class Runtime:
             queue_wait_s=config.session_queue_wait_s,
         )
         self._timers = TaskOwner("timers")
-        self._turns = Turns(clock, replay_s=config.stream_replay_s, replay_bytes=config.stream_replay_bytes)
+        self._lag_probe: LagProbe | None = None
+        self.request_quota = _make_request_quota(config, clock)
+        self._turns = _make_turns(config, store, clock)
         self._build(_make_factory(config, self._models, tools), life)
 
     def _build(self, factory: AgentFactory, life: LifeSpan) -> None:
         config, store, clock, turns = self.settings, self._store, self._clock, self._turns
         self.agents = AgentManager(store, factory, config.pool_limits(), clock, PoolLog())
+        self._gate = Gate(config.overload_lag_ms / 1000, self.agents.note_rejection)
         admission = self._make_admission(factory, life)
         self._compactor = Compactor(
             store,
@@ -161,6 +168,7 @@ class Runtime:
             boot_id=self._boot_id,
             turn_timeout_s=self.settings.turn_timeout_s,
             checkpoints=_plan_checkpoints(self.settings),
+            note_commit=self.gate.note_commit if self.gate is not None else None,
         )
 
     def _make_admission(self, factory: AgentFactory, life: LifeSpan) -> Admission:
@@ -183,6 +191,11 @@ class Runtime:
     def link(self) -> "NodeClient | None":
         """The way to the other processes of the store; ``None`` if there can be none."""
         return self._link
+
+    @property
+    def gate(self) -> Gate | None:
+        """Who decides which requests are let in while the process is overloaded; ``None``: all are."""
+        return self._gate if self.settings.overload_lag_ms else None
 
     @property
     def services(self) -> Services:
@@ -209,6 +222,8 @@ class Runtime:
             self._timers.spawn(self._ownership.keep_for_ever(), "leases")
         self._timers.spawn(self._sweep_for_ever(), "sweep")
         self._timers.spawn(self._probe_lag_for_ever(), "lag")
+        if self.gate is not None:
+            self._lag_probe = LagProbe(self._clock, self.gate.note_lag)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -242,10 +257,13 @@ class Runtime:
             TimeoutError, …: a step failed.
         """
         self.begin_drain()
+        if self._lag_probe is not None:
+            self._lag_probe.stop()
         async with AsyncExitStack() as last_first:
             for step in (
                 self._store.close,
                 *((self._link.close,) if self._link is not None else ()),
+                *((self.request_quota.close,) if self.request_quota is not None else ()),
                 self._models.close,
                 self.agents.close,
                 self.cancel_turns,
@@ -271,6 +289,28 @@ class Runtime:
 async def _take(step: Callable[[], Awaitable[None]]) -> None:
     async with asyncio.timeout(CLOSE_STEP_S):
         await step()
+
+
+def _make_turns(settings: Settings, store: SessionStore, clock: Clock) -> Turns:
+    quota = TurnQuota(
+        clock,
+        store.get_usage,
+        concurrent=settings.user_concurrent_turns,
+        tokens_per_day=settings.user_tokens_per_day,
+    )
+    return Turns(
+        clock, replay_s=settings.stream_replay_s, replay_bytes=settings.stream_replay_bytes, quota=quota
+    )
+
+
+def _make_request_quota(settings: Settings, clock: Clock) -> RequestQuota | None:
+    if not settings.user_requests_per_minute:
+        return None
+    try:
+        counter = open_counter(settings.counter_url, clock)
+    except ValueError as error:
+        raise ValueError(f"RATE_LIMIT_URL: {error}") from None
+    return RequestQuota(counter, clock, settings.user_requests_per_minute)
 
 
 def _plan_checkpoints(settings: Settings) -> CheckpointPlan | None:

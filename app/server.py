@@ -263,6 +263,8 @@ def announce(
         f"  model   {provider.name}/{provider.default_model}",
         f"  pool    at most {limits.max_instances} live agents, idle ones for {limits.idle_ttl_s:g} s",
     ]
+    if settings.auth_mode != "none":
+        lines.append(f"  auth    {settings.auth_mode}")
     if workers > 1:
         lines.insert(1, f"  workers {workers}")
     if node_url is not None:

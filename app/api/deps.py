@@ -10,42 +10,89 @@ from typing import Annotated
 from fastapi import Depends, Path, Request
 from starlette.types import Receive
 
+from app.api.audit import note_deed
 from app.api.exchange import Exchange, exchange_of
 from app.api.options import ApiOptions
+from app.api.owner import Namespace, namespace_of
+from app.domain.errors import Forbidden
 from app.domain.ids import SESSION_ID_PATTERN, SessionKey, parse_name, parse_session_id, parse_uuid
-from app.domain.principal import Principal
 from app.services import Services
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A request on its way to the services, and who makes it.
+    """A request on its way to the services, and in whose name it is made.
 
-    ``root_path`` is what its own links begin with. ``receive`` tells when the client leaves.
+    ``namespace`` is that of the user whom its path or its query names, or of nobody named.
     """
 
     services: Services
     options: ApiOptions
-    caller: Principal
     exchange: Exchange
-    root_path: str
-    receive: Receive
+    namespace: Namespace
+    request: Request
+
+    @property
+    def root_path(self) -> str:
+        """What its own links begin with."""
+        root: str = self.request.scope.get("root_path", "")
+        return root
+
+    @property
+    def receive(self) -> Receive:
+        """Tells when the client leaves."""
+        return self.request.receive
+
+    @property
+    def is_admin(self) -> bool:
+        return self.exchange.caller.is_admin
+
+    def namespace_of(self, user_id: str | None) -> Namespace:
+        """Return the namespace of the user whom the request's body names, or of nobody named.
+
+        Raises:
+            Forbidden: it may not be used.
+        """
+        return _enter(self.request, self.exchange, user_id)
 
 
 async def call_of(request: Request) -> Call:
-    """Return the call that ``request`` makes."""
+    """Return the call that ``request`` makes.
+
+    Raises:
+        Forbidden: it names another user, and is no admin's.
+    """
     state, exchange = request.app.state, exchange_of(request.scope)
+    named = request.path_params.get("user_id")
+    if named is None and request.scope["query_string"]:
+        named = request.query_params.get("user_id")
     return Call(
         services=state.services,
         options=state.api_options,
-        caller=exchange.caller,
         exchange=exchange,
-        root_path=request.scope.get("root_path", ""),
-        receive=request.receive,
+        namespace=_enter(request, exchange, named),
+        request=request,
     )
 
 
+def _enter(request: Request, exchange: Exchange, user_id: str | None) -> Namespace:
+    namespace = namespace_of(exchange.caller, user_id)
+    if namespace.owner != exchange.caller.owner:
+        note_deed(request, namespace.owner)
+    return namespace
+
+
 CallDep = Annotated[Call, Depends(call_of)]
+
+
+async def _require_admin(request: Request, call: CallDep) -> None:
+    if not call.is_admin:
+        raise Forbidden
+    note_deed(request)
+
+
+AdminDep = Depends(_require_admin)
+"""For routes that are the admin's alone."""
 
 
 async def _session_key(
@@ -60,7 +107,7 @@ async def _session_key(
     call: CallDep,
 ) -> SessionKey:
     call.exchange.session_id = parse_session_id(session_id)
-    return SessionKey(call.caller.owner, session_id)
+    return call.namespace.key(session_id)
 
 
 async def _turn_id(

@@ -12,9 +12,15 @@ from starlette.responses import HTMLResponse
 from starlette.staticfiles import StaticFiles
 
 from app.api.errors import PROBLEM_JSON, TABLE, problem_type
+from app.api.options import AuthMode
 
 STATIC_PATH = "/static-offline-docs"
-EVERYWHERE = ("NOT_FOUND", "METHOD_NOT_ALLOWED", "VALIDATION_ERROR", "INTERNAL_ERROR")
+OPEN_PATHS = frozenset({"/health", "/ready", "/docs", "/redoc", "/openapi.json"})
+"""What is there for everybody, beside the files below ``STATIC_PATH``."""
+EVERYWHERE = (
+    *("NOT_FOUND", "METHOD_NOT_ALLOWED", "VALIDATION_ERROR"),
+    *("RATE_LIMITED", "OVERLOADED", "INTERNAL_ERROR"),
+)
 WITH_BODY = ("MALFORMED_JSON", "PAYLOAD_TOO_LARGE", "UNSUPPORTED_MEDIA_TYPE")
 _STATIC_DIR = Path(fastapi_offline.__file__).parent / "static"
 
@@ -75,7 +81,7 @@ def _example(code: str) -> dict[str, Any]:
     return {**example, "instance": "/…", "code": code, "request_id": "5b0c…"}
 
 
-def install_docs(app: FastAPI) -> None:
+def install_docs(app: FastAPI, auth_mode: AuthMode = "none") -> None:
     """Serve /docs and /redoc from bundled files, and complete the schema.
 
     ``app`` must have been made without FastAPI's own pages, which need a CDN.
@@ -88,6 +94,8 @@ def install_docs(app: FastAPI) -> None:
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
             app.openapi_schema = _completed(make_schema())
+            if auth_mode != "none":
+                _secure(app.openapi_schema, auth_mode)
         return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way to extend it
@@ -99,6 +107,26 @@ def _completed(schema: dict[str, Any]) -> dict[str, Any]:
     components.update(problem.pop("$defs"))
     components["Problem"] = problem
     return schema
+
+
+def _secure(schema: dict[str, Any], auth_mode: AuthMode) -> None:
+    """Say which credential every operation needs, and what is answered without."""
+    schemes: dict[str, dict[str, str]] = {"bearer": {"type": "http", "scheme": "bearer"}}
+    if auth_mode == "jwt":
+        schemes["bearer"]["bearerFormat"] = "JWT"
+    else:
+        schemes["api_key"] = {"type": "apiKey", "in": "header", "name": "X-API-Key"}
+    schema["components"]["securitySchemes"] = schemes
+    for path, operations in schema["paths"].items():
+        if path in OPEN_PATHS:
+            continue
+        for operation in operations.values():
+            operation["security"] = [{name: []} for name in schemes]
+            refusals = {"401": _documented(401, ["UNAUTHENTICATED"]), "403": _documented(403, ["FORBIDDEN"])}
+            refusals["401"]["headers"] = {
+                "WWW-Authenticate": {"description": "What is wanted.", "schema": {"type": "string"}}
+            }
+            operation["responses"] = dict(sorted((operation["responses"] | refusals).items()))
 
 
 async def _swagger_page(request: Request) -> HTMLResponse:

@@ -18,7 +18,7 @@ from starlette.responses import Response
 from app.api.departure import ClientLeft
 from app.api.exchange import Exchange, exchange_of
 from app.api.field_path import field_path
-from app.domain.errors import AgentPoolError, InternalError
+from app.domain.errors import AgentPoolError, InternalError, RateLimited
 from app.domain.turn import TurnError
 
 PROBLEM_JSON = "application/problem+json"
@@ -176,6 +176,9 @@ def problem_response(
 ) -> Response:
     """Return ``error`` as an HTTP answer, with ``Retry-After`` where it belongs."""
     members = problem_members(error, exchange, status=status)
+    exchange.code = error.code
+    if isinstance(error, RateLimited):
+        exchange.quotas.append(error.quota)
     sent = {"Cache-Control": "no-store", **(headers or {})}
     if "retry_after_s" in members:
         sent["Retry-After"] = str(members["retry_after_s"])

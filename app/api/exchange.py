@@ -6,8 +6,11 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from app.domain.principal import ANYONE, Principal
+from app.domain.quota import Quota
 
 SCOPE_KEY = "agentpool.exchange"
+HOPS_KEY = "agentpool.hops"
+"""In the scope of a request that another node forwarded: how often it has been."""
 
 
 class Missing:
@@ -17,6 +20,14 @@ class Missing:
 MISSING: Final = Missing()
 
 
+@dataclass(frozen=True, slots=True)
+class Deed:
+    """What belongs in the audit log: an admin's change, and of whose sessions, where one is named."""
+
+    action: str
+    owner: str | None
+
+
 @dataclass(slots=True)
 class Exchange:
     """``path`` is the request's own, percent-encoded, with every prefix that the client used.
@@ -24,7 +35,9 @@ class Exchange:
     ``session_id`` goes into problem documents. Once ``turn_id`` is set, a turn was
     accepted, and both ids go into the headers of whatever the answer will be.
     ``body`` is the parsed JSON. ``is_answered``: the response has begun. ``caller`` is who asks.
-    ``headers`` are further ones for whatever the answer will be.
+    ``headers`` are further ones for whatever the answer will be. ``code`` is that of the error that
+    is answered. ``deed``: the audit log is to be told how it ended. ``quotas`` are the caller's limits
+    that the request fell under.
     """
 
     path: str = "/"
@@ -35,6 +48,9 @@ class Exchange:
     is_answered: bool = False
     caller: Principal = ANYONE
     headers: list[tuple[bytes, bytes]] = field(default_factory=list)
+    code: str | None = None
+    deed: Deed | None = None
+    quotas: list[Quota] = field(default_factory=list)
 
     def accept_turn(self, session_id: str, turn_id: str) -> None:
         """Note that the request began, or watches, this turn."""

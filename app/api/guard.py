@@ -1,8 +1,9 @@
 """What every request passes before FastAPI sees it, and every response on its way out.
 
-Outwards: a request id on every response, and no exception that reaches the server.
-Inwards: the alias prefix is taken off, the path can name a resource, the body is
-small enough and is JSON, parsed here once (``Exchange.body``).
+Outwards: a request id on every response, no exception that reaches the server, and
+no answer to an admin's change before that is in the audit log.
+Inwards: the alias prefix is taken off, who asks is known (``Exchange.caller``), the path can
+name a resource, the body is small enough and is JSON, parsed here once (``Exchange.body``).
 A request without a body costs a few microseconds.
 """
 
@@ -14,13 +15,21 @@ from urllib.parse import quote_from_bytes, unquote_to_bytes
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.api.audit import record_of
+from app.api.auth import challenge, identify
 from app.api.body import BodyHeaders, drain, read_body, replaying
 from app.api.departure import ClientLeft
 from app.api.errors import NotFound, PayloadTooLarge, problem_response, unexpected_response
 from app.api.exchange import SCOPE_KEY, Exchange
 from app.api.options import ApiOptions
+from app.api.quota import count_request, quota_headers
+from app.api.shedding import Shedding
 from app.api.strict_json import parse_json
-from app.domain.errors import AgentPoolError
+from app.domain.errors import AgentPoolError, Unauthenticated
+from app.domain.principal import NOBODY
+from app.ports.identity import AuditLog, Authenticator
+from app.services.overload import Gate
+from app.services.quota import RequestQuota
 
 CORS_METHODS: Final = ("GET", "HEAD", "POST", "PATCH", "DELETE")
 CORS_ALLOWED: Final = ("Last-Event-ID", "Idempotency-Key", "If-Match", "Authorization", "Content-Type")
@@ -32,6 +41,10 @@ CORS_EXPOSED: Final = (
     "Link",
     "Location",
     "Retry-After",
+    "RateLimit-Limit",
+    "RateLimit-Remaining",
+    "RateLimit-Reset",
+    "RateLimit-Policy",
 )
 
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
@@ -41,29 +54,58 @@ _PATH_SAFE = "/%:@!$&'()*+,;=~"
 
 
 class Guard:
-    """Pure ASGI middleware. Everything but HTTP requests passes untouched."""
+    """Pure ASGI middleware. Everything but HTTP requests passes untouched.
 
-    def __init__(self, app: ASGIApp, options: ApiOptions) -> None:
+    Without an ``authenticator`` nobody is asked for a credential; without a ``gate`` nobody is
+    refused because of an overload, and without a ``quota`` nobody because of requests before.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        options: ApiOptions,
+        audit: AuditLog | None = None,
+        authenticator: Authenticator | None = None,
+        gate: Gate | None = None,
+        quota: RequestQuota | None = None,
+    ) -> None:
         self._app = app
+        self._audit = audit
+        self._authenticator = authenticator
+        self._quota = quota
         self._limit = options.max_body_bytes
         self._prefixes = options.alias_prefixes
         # CORS stands outside of the checks: a browser may read the refusals too.
-        self._inner: ASGIApp = _with_cors(self._admit, options.cors_origins)
+        admit = self._admit if gate is None else Shedding(self._admit, gate)
+        self._inner: ASGIApp = _with_cors(admit, options.cors_origins)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         exchange = _open_exchange(scope)
+        if self._authenticator is not None:
+            exchange.caller = NOBODY  # until it is known
         self._take_prefix(scope)
 
         async def send_named(message: Message) -> None:
             if message["type"] == "http.response.start":
                 exchange.is_answered = True
+                self._tell_audit(exchange, message["status"])
                 message["headers"] = [*message.get("headers", ()), *exchange.response_headers()]
+                if exchange.quotas:
+                    message["headers"] += quota_headers(exchange.quotas)
             await send(message)
 
-        await self._inner(scope, receive, send_named)
+        try:
+            await self._inner(scope, receive, send_named)
+        finally:
+            self._tell_audit(exchange, None)
+
+    def _tell_audit(self, exchange: Exchange, status: int | None) -> None:
+        if exchange.deed is not None and self._audit is not None:
+            self._audit.write(record_of(exchange, exchange.deed, status))
+            exchange.deed = None
 
     def _take_prefix(self, scope: Scope) -> None:
         """Make the alias part of the root path, so that links keep it."""
@@ -82,6 +124,8 @@ class Guard:
             receive = await self._check(scope, receive, exchange)
         except PayloadTooLarge as error:
             await _refuse_and_close(error, scope, receive, send)
+        except Unauthenticated as error:
+            await problem_response(error, exchange, challenge(scope))(scope, receive, send)
         except AgentPoolError as error:
             await problem_response(error, exchange)(scope, receive, send)
         except ClientLeft:
@@ -90,6 +134,10 @@ class Guard:
             await self._pass_on(scope, receive, send)
 
     async def _check(self, scope: Scope, receive: Receive, exchange: Exchange) -> Receive:
+        if self._authenticator is not None:
+            exchange.caller = identify(self._authenticator, scope)
+            if self._quota is not None:
+                await count_request(self._quota, scope, exchange)
         if not _is_addressable(_raw_path(scope)):
             raise NotFound()
         headers = BodyHeaders(scope["headers"])

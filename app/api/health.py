@@ -1,14 +1,16 @@
-"""Liveness and readiness, for load balancers and process managers."""
+"""Liveness and readiness, for load balancers and process managers, who have no credential."""
 
 from typing import Literal
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, Field
 
-from app.api.deps import CallDep
 from app.api.docs import problems
 from app.api.errors import problem_response
+from app.api.exchange import exchange_of
+from app.api.options import ApiOptions
 from app.domain.errors import Draining, StoreUnavailable
+from app.services.admin import AdminService
 
 router = APIRouter(tags=["health"])  # not strict about queries: probes add what they like
 
@@ -32,14 +34,16 @@ class Ready(BaseModel):
 
 
 @router.get("/health", summary="Is the process alive?", responses=problems())
-async def get_health(call: CallDep) -> Alive:
+async def get_health(request: Request) -> Alive:
     """200 as soon as the process serves, whatever its store does."""
+    admin = _admin_of(request)
+    options: ApiOptions = request.app.state.api_options
     return Alive(
         status="healthy",
         agent_initialized=True,
-        session_count=call.services.admin.session_count(),
-        live_agents=call.services.admin.live_count(),
-        version=call.options.version,
+        session_count=admin.session_count(),
+        live_agents=admin.live_count(),
+        version=options.version,
     )
 
 
@@ -49,9 +53,17 @@ async def get_health(call: CallDep) -> Alive:
     response_model=Ready,
     responses=problems("DRAINING", "STORE_UNAVAILABLE"),
 )
-async def get_ready(call: CallDep) -> Response | Ready:
+async def get_ready(request: Request) -> Response | Ready:
     """503 while it shuts down and while the store does not answer."""
-    code = await call.services.admin.ready()
+    code = await _admin_of(request).ready()
     if code is None:
         return Ready(status="ready")
-    return problem_response(Draining() if code == Draining.code else StoreUnavailable(), call.exchange)
+    return problem_response(
+        Draining() if code == Draining.code else StoreUnavailable(), exchange_of(request.scope)
+    )
+
+
+def _admin_of(request: Request) -> AdminService:
+    # Not by a Call, which is made in somebody's name.
+    admin: AdminService = request.app.state.services.admin
+    return admin

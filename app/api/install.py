@@ -26,6 +26,9 @@ from app.api.node.forward import Forwarder, install_forwarding
 from app.api.node.gate import Link, NodeGate
 from app.api.node.router import router as node
 from app.api.options import ApiOptions
+from app.ports.identity import AuditLog, Authenticator
+from app.services.overload import Gate
+from app.services.quota import RequestQuota
 
 
 class NodeLink(Forwarder, Link, Protocol):
@@ -49,22 +52,36 @@ ROUTERS: tuple[APIRouter, ...] = (
 
 
 def install(
-    app: FastAPI, options: ApiOptions, link: NodeLink | None = None, node_port: int | None = None
+    app: FastAPI,
+    options: ApiOptions,
+    audit: AuditLog,
+    authenticator: Authenticator | None = None,
+    *,
+    gate: Gate | None = None,
+    quota: RequestQuota | None = None,
+    link: NodeLink | None = None,
+    node_port: int | None = None,
 ) -> None:
     """Give ``app`` the routes, the error answers, the documentation and the guard.
 
     The services are read from ``app.state.services`` when a request comes. ``app`` may be
-    mounted into another one: nothing outside of it is touched. ``link`` is the way to other nodes
-    of the same store, which alone are served on ``node_port``.
+    mounted into another one: nothing outside of it is touched. Without an ``authenticator`` nobody
+    is asked for a credential; ``audit`` is told what admins change. ``gate`` decides who is let in
+    while the process is overloaded, ``quota`` how many requests each user may make. ``link`` is the way
+    to other nodes of the same store, which alone are served on ``node_port``.
     """
     app.state.api_options = options
+    app.state.audit = audit
+    app.state.gate = gate
     app.state.allowed_methods = allowed_methods
     app.router.redirect_slashes = False
     install_errors(app)
     # Not include_router: it would analyse every route once more, and match each request twice.
     app.router.routes.extend(route for router in ROUTERS for route in router.routes)
-    install_docs(app)
-    app.add_middleware(Guard, options=options)
+    install_docs(app, options.auth_mode)
+    app.add_middleware(
+        Guard, options=options, audit=audit, authenticator=authenticator, gate=gate, quota=quota
+    )
     if link is not None:
         install_forwarding(app, link)
         app.router.routes.extend(node.routes)

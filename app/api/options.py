@@ -1,6 +1,9 @@
 """What the HTTP face is told by the settings; plain values."""
 
 from dataclasses import dataclass
+from typing import Literal
+
+AuthMode = Literal["none", "api_key", "jwt"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -9,7 +12,8 @@ class ApiOptions:
 
     ``alias_prefixes`` are further mounts of the same routes, hidden from the schema.
     ``app_name`` is the application that is meant where none is named.
-    ``max_message_chars`` counts characters, ``max_body_bytes`` bytes as received.
+    ``max_message_chars`` counts characters, ``max_body_bytes`` bytes as received. ``auth_mode`` is for
+    the schema; who may come in is for the authenticator to say.
     """
 
     alias_prefixes: tuple[str, ...] = ("/api", "/agent_backend")
@@ -20,3 +24,4 @@ class ApiOptions:
     heartbeat_s: float = 15.0
     cors_origins: tuple[str, ...] = ()
     version: str = "0.0.0"
+    auth_mode: AuthMode = "none"

@@ -20,6 +20,8 @@ from typing import Any, cast
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from app.api.push import PUSH_KEY
+from app.api.shedding import is_refused_at_once
+from app.services.overload import Gate
 
 # Linux doubles it for its own bookkeeping, and may go beyond that by one packet of 64 KiB.
 SEND_BUFFER_BYTES = 64 * 1024
@@ -75,7 +77,36 @@ class BoundedProtocol(HttpToolsProtocol):
             self._stall = None
 
 
-class PushingProtocol(BoundedProtocol):
+class SheddingProtocol(BoundedProtocol):
+    """A connection on which turns are refused in the step in which they come, while there is an overload.
+
+    A task of its own would be in line behind a round of the event loop's work, and so would what it
+    writes: refused like this, a request waits for no more than one round, and costs a third less.
+    """
+
+    _gate: Gate | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._gate = getattr(getattr(self.app, "state", None), "gate", None)
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        if (
+            self._gate is None
+            or cycle.flow.write_paused
+            or not is_refused_at_once(cast(dict[str, Any], cycle.scope), self._gate)
+        ):
+            super()._start_asgi_task(cycle, app)
+            return
+        refusing = cycle.run_asgi(app)
+        try:
+            refusing.send(None)
+        except StopIteration:
+            return
+        raise AssertionError("a refusal waits for nothing")
+
+
+class PushingProtocol(SheddingProtocol):
     """A connection that offers its requests a ``Push``.
 
     Only for an application of which no middleware changes bodies on their way.

@@ -8,6 +8,7 @@ sentence. No message ever repeats what a user sent.
 from typing import Any, ClassVar
 
 from app.domain.lease import Holder, Node
+from app.domain.quota import Quota
 
 
 class AgentPoolError(Exception):
@@ -67,9 +68,16 @@ class Forbidden(AgentPoolError):
 
 
 class RateLimited(AgentPoolError):
-    """This user has had as much as allowed for now."""
+    """This user has had as much as allowed for now.
+
+    ``quota`` is what is used up.
+    """
 
     code = "RATE_LIMITED"
+
+    def __init__(self, detail: str | None = None, *, quota: Quota, **ids: Any) -> None:
+        super().__init__(detail, **{"retry_after_s": quota.reset_s, **ids})
+        self.quota = quota
 
 
 class Overloaded(AgentPoolError):

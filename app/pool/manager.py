@@ -148,6 +148,10 @@ class AgentManager:
         """Return the counters, in O(1)."""
         return self._table.stats()
 
+    def note_rejection(self, error: AgentPoolError) -> None:
+        """Count a refusal of somebody who did not get as far as the pool."""
+        self._table.reject(error)
+
     def live_sessions(self) -> list[LiveSession]:
         """Return every session that holds a place, in no order."""
         now = self._clock.monotonic()

@@ -2,6 +2,7 @@
 
 from app.ports.agents import AgentFactory, Emit, LiveAgent
 from app.ports.basics import Clock, NewId, PoolObserver
+from app.ports.counting import Count, RequestCounter
 from app.ports.leases import SessionLeases
 from app.ports.moving import MovableStore
 from app.ports.nodes import Nodes
@@ -10,12 +11,14 @@ from app.ports.store import SessionStore
 __all__ = [
     "AgentFactory",
     "Clock",
+    "Count",
     "Emit",
     "LiveAgent",
     "MovableStore",
     "NewId",
     "Nodes",
     "PoolObserver",
+    "RequestCounter",
     "SessionLeases",
     "SessionStore",
 ]

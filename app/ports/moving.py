@@ -23,6 +23,8 @@ class MovableStore(SessionStore, Protocol):
     async def load_session(self, dump: SessionDump) -> None:
         """Store it as it is, in the place of what is there under its key; no usage is counted.
 
+        What was there counts as never created: a session that is stored twice was created once.
+
         A turn that runs in the dump is stored as failed (``SessionDump.settled``). The idempotency
         keys are its turns' from now on, whatever other turn of the store had them.
         """
@@ -32,3 +34,12 @@ class MovableStore(SessionStore, Protocol):
 
     async def load_rest(self, rest: RestDump) -> None:
         """Store it in the place of what is there, after the last ``load_session``."""
+
+    async def scrub(self) -> None:
+        """Remove from the database's files what was replaced or deleted, as far as it lets one.
+
+        It takes as long as writing everything anew, and as much room.
+
+        Raises:
+            StoreUnavailable: it cannot; nothing is lost.
+        """

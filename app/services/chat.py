@@ -43,7 +43,7 @@ from app.services.conductor import Conductor
 from app.services.departure import Departure
 from app.services.holds import INTERRUPTS, Holds
 from app.services.ownership import Ownership
-from app.services.turns import Flight, Turns
+from app.services.turns import Flight, Turns, user_of
 from app.services.watching import TurnWatching
 
 
@@ -139,6 +139,7 @@ class ChatService(TurnWatching):
         Raises:
             InvalidInput, SessionNotFound, SessionArchived, SessionExpired, AgentNotFound,
             UnknownModel, Draining, StoreUnavailable: refused, and no turn was accepted.
+            RateLimited: likewise, since the session's user has as much as allowed.
             IdempotencyMismatch: the key was used for another request.
         """
         return await self._begin(request.binding, partial(self._accept_chat, request))
@@ -162,12 +163,19 @@ class ChatService(TurnWatching):
             SessionNotFound
             TurnNotFound: there is no turn yet.
             SessionBusy, TurnQueueFull, Draining: the session could not be had.
+            RateLimited: its user has as much as allowed.
             ModelUnavailable, ModelRateLimited, ModelError, TurnTimeout: no summary; nothing has changed.
         """
-        await self._admission.get(key, user_id)
-        async with self._holds.hold(key, on_busy):
-            await self._compactor.wait(key)
-            return await self._compactor.compact(await self._admission.get(key, user_id))
+        user = user_of(await self._admission.get(key, user_id))
+        quota = self._turns.quota
+        quota.admit(user, await quota.learn(user))
+        try:
+            async with self._holds.hold(key, on_busy):
+                await self._compactor.wait(key)
+                return await self._compactor.compact(await self._admission.get(key, user_id))
+        finally:
+            quota.release(user)
+            quota.forget(user)
 
     def reply_of(self, ended: Flight | PastTurn) -> ChatReply:
         """Return the answer of a turn that has ended.
@@ -269,6 +277,9 @@ class ChatService(TurnWatching):
                 return await accept(known, seek=partial(self._find_or_create, request))
             except (SessionNotFound, SessionArchived, SessionExpired, AgentNotFound, UnknownModel):
                 pass
+        if request.user_id is not None:  # a turn that will be refused is to leave no empty session behind
+            user = (request.owner, request.user_id)
+            self._turns.quota.check(user, await self._turns.quota.learn(user))
         return await accept(await self._find_or_create(request))
 
     def _recall(self, request: ChatRequest) -> Session | None:
@@ -299,8 +310,12 @@ class ChatService(TurnWatching):
             session, agent_id=request.agent_id, provider=request.provider, model=request.model
         )
         session = await self._admission.leave_what_is_gone(session, choices)
+        spent = await self._turns.quota.learn(user_of(session))
         flight = self._turns.accept(
-            self._new_id(), session, ends_unwatched=request.on_disconnect is OnDisconnect.CANCEL
+            self._new_id(),
+            session,
+            ends_unwatched=request.on_disconnect is OnDisconnect.CANCEL,
+            spent=spent,
         )
         flight.join()
         departure = Departure(

@@ -8,6 +8,7 @@ that ignores its cancellation cannot hold up the rest.
 
 import asyncio
 import logging
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
@@ -46,7 +47,10 @@ _log = logging.getLogger(__name__)
 
 
 class Conductor:
-    """Carries turns out. ``compactor`` is asked after each whether the session has become too long."""
+    """Carries turns out. ``compactor`` is asked after each whether the session has become too long.
+
+    ``note_commit`` is told how many seconds each commit took.
+    """
 
     def __init__(
         self,
@@ -62,6 +66,7 @@ class Conductor:
         boot_id: str,
         turn_timeout_s: float = 300.0,
         checkpoints: CheckpointPlan | None = None,
+        note_commit: Callable[[float], None] | None = None,
     ) -> None:
         self._store = store
         self._factory = factory
@@ -76,7 +81,7 @@ class Conductor:
         self._turn_timeout_s = turn_timeout_s
         self._tasks = TaskOwner("turns")
         self._waiting_elsewhere: dict[Flight, None] = {}
-        self._landing = Landing(store, clock, self._tasks, checkpoints)
+        self._landing = Landing(store, clock, self._tasks, checkpoints, note_commit)
 
     def depart(self, flight: Flight, departure: Departure) -> None:
         """Start the turn's task; the flight tells how it goes.

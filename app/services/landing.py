@@ -6,7 +6,7 @@ cannot be stored now is stored later; what may have been stored is never called 
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -57,15 +57,24 @@ class CheckpointPlan:
 
 
 class Landing:
-    """Ends turns. ``tasks`` owns what is left to be recorded while the store is away."""
+    """Ends turns. ``tasks`` owns what is left to be recorded while the store is away.
+
+    ``note_commit`` is told how many seconds each commit took.
+    """
 
     def __init__(
-        self, store: SessionStore, clock: Clock, tasks: TaskOwner, checkpoints: CheckpointPlan | None = None
+        self,
+        store: SessionStore,
+        clock: Clock,
+        tasks: TaskOwner,
+        checkpoints: CheckpointPlan | None = None,
+        note_commit: Callable[[float], None] | None = None,
     ) -> None:
         self._store = store
         self._clock = clock
         self._tasks = tasks
         self._checkpoints = checkpoints
+        self._note_commit = note_commit
 
     async def finish(self, air: Airborne, answer: Answer) -> Session | None:
         """Commit a good turn, give its agent back, say so; return the session, ``None`` if it failed."""
@@ -166,8 +175,12 @@ class Landing:
 
     async def _commit(self, air: Airborne, turn: Turn) -> Session | None:
         """Commit the turn and return the session after it; or fail the turn and return ``None``."""
+        began = self._clock.monotonic()
         try:
-            return await self._commit_surely(air, turn)
+            committed = await self._commit_surely(air, turn)
+            if self._note_commit is not None:
+                self._note_commit(self._clock.monotonic() - began)
+            return committed
         except AgentPoolError as error:
             conflict = isinstance(error, HeadMoved | SessionNotFound)
             await self.fail(air, error, DiscardCause.CONFLICT if conflict else DiscardCause.ERROR)

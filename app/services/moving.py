@@ -2,7 +2,8 @@
 
 Sessions are copied as wholes, a few at a time, so what is in memory at any moment does not
 depend on how many there are. Nothing in the source is changed. A copy that ended early may be
-repeated: whatever is there by then is stored again as it is in the source.
+repeated: whatever is there by then is stored again as it is in the source. A store may be both
+source and target: then all that can be read is written anew in its place.
 """
 
 import asyncio

@@ -166,21 +166,26 @@ class SessionRecords(SessionBase):
             if not await self._store.delete_session(key):
                 raise SessionNotFound(session_id=key.session_id)
 
-    async def delete_many(self, refs: Iterable[SessionRef]) -> int:
+    async def delete_many(self, refs: Iterable[SessionRef], user_id: str | None = None) -> int:
         """Delete these sessions as ``delete`` does, a few at a time; return how many were there.
 
-        Cancelled or failed, it has deleted some of them; it may be repeated.
+        With a ``user_id`` those of other users are as good as not there. Cancelled or failed, it has
+        deleted some of them; it may be repeated.
         """
         distinct = list(dict.fromkeys(map(to_key, refs)))
+        if user_id is not None:
+            distinct = [key for key in distinct if await self._is_of(key, user_id)]
         deleted = 0
         for start in range(0, len(distinct), DELETE_PAGE):
             deleted += (await self._delete_page(distinct[start : start + DELETE_PAGE])).sessions
         return deleted
 
     async def delete_all(
-        self, owner: str = "", *, user_id: str | None = None, agent_id: str | None = None
+        self, owner: str | None = "", *, user_id: str | None = None, agent_id: str | None = None
     ) -> int:
         """Delete every session of a user or an agent as ``delete_many`` does; return how many.
+
+        ``owner`` ``None`` means those of all owners.
 
         Those that are made meanwhile go, too.
         """
@@ -192,6 +197,10 @@ class SessionRecords(SessionBase):
         ):
             deleted += (await self._delete_page(keys)).sessions
         return deleted
+
+    async def _is_of(self, key: SessionKey, user_id: str) -> bool:
+        session = await self._store.find_session(key)
+        return session is not None and session.user_id == user_id
 
     async def _delete_page(self, keys: Sequence[SessionKey]) -> Erased:
         for key in keys:  # before the first is waited for, so that their turns end side by side

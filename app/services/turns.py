@@ -16,12 +16,14 @@ from app.domain.errors import (
     StoreUnavailable,
     TurnCancelled,
 )
-from app.domain.events import TerminalEvent, TurnEvent, TurnFailed
+from app.domain.events import TerminalEvent, TurnEvent, TurnFailed, TurnFinished
 from app.domain.idempotency import Binding
 from app.domain.ids import SessionKey
+from app.domain.quota import Quota, UserKey
 from app.domain.session import Session
 from app.domain.turn import CancelOrder, CancelReason, Turn, TurnError
 from app.ports import Clock, LiveAgent
+from app.services.quota import TurnQuota
 from app.services.turn_log import TurnLog
 
 CANCEL_GRACE_S = 1.5  # a cancelled body that still runs then is a zombie
@@ -44,6 +46,7 @@ class Flight:
     when it is to end early. ``ends_unwatched``: it is to end when nobody watches any more.
     ``claim`` is its idempotency key, which it gives back when it ends.
     ``is_ousted``: another process has its session now, so it can only fail.
+    ``user`` is whose it is, ``quotas`` what that one had left when it was accepted.
     """
 
     __slots__ = (
@@ -61,12 +64,14 @@ class Flight:
         "is_partial_wanted",
         "key",
         "log",
+        "quotas",
         "refusal",
         "state",
         "task",
         "turn",
         "turn_id",
         "uid",
+        "user",
     )
 
     def __init__(
@@ -75,6 +80,8 @@ class Flight:
         self.turn_id = turn_id
         self.key = session.key
         self.uid = session.uid
+        self.user = user_of(session)
+        self.quotas: tuple[Quota, ...] = ()
         self.accepted_at = accepted_at
         self.log = TurnLog(turn_id)
         self.state = FlightState.ACCEPTED
@@ -249,11 +256,19 @@ class Claim:
 class Turns:
     """Every turn in flight, and for a while the logs of those that ended.
 
-    ``replay_s`` and ``replay_bytes`` bound the ended logs.
+    ``replay_s`` and ``replay_bytes`` bound the ended logs, ``quota`` what each user may have.
     """
 
-    def __init__(self, clock: Clock, *, replay_s: float = 300.0, replay_bytes: int = 64 << 20) -> None:
+    def __init__(
+        self,
+        clock: Clock,
+        *,
+        replay_s: float = 300.0,
+        replay_bytes: int = 64 << 20,
+        quota: TurnQuota | None = None,
+    ) -> None:
         self._clock = clock
+        self.quota = quota or TurnQuota(clock)
         self._flights: dict[str, Flight] = {}
         self._by_session: dict[SessionKey, list[Flight]] = {}
         self._claims: dict[tuple[str, str], Claim] = {}
@@ -264,9 +279,18 @@ class Turns:
     def __len__(self) -> int:
         return len(self._flights)
 
-    def accept(self, turn_id: str, session: Session, *, ends_unwatched: bool = False) -> Flight:
-        """Register a new turn, behind those of its session that wait."""
+    def accept(
+        self, turn_id: str, session: Session, *, ends_unwatched: bool = False, spent: int = 0
+    ) -> Flight:
+        """Register a new turn, behind those of its session that wait.
+
+        ``spent``: tokens that the session's user has had today.
+
+        Raises:
+            RateLimited: its user has as much as allowed.
+        """
         flight = Flight(turn_id, session, self._clock.monotonic(), ends_unwatched=ends_unwatched)
+        flight.quotas = self.quota.admit(flight.user, spent)
         self._flights[turn_id] = flight
         self._by_session.setdefault(flight.key, []).append(flight)
         return flight
@@ -281,6 +305,9 @@ class Turns:
         In the step in which its log was closed: whoever has read the end finds its key free.
         """
         flight.state = FlightState.ENDED
+        terminal = flight.log.terminal
+        tokens = terminal.usage.total_tokens if isinstance(terminal, TurnFinished) else 0
+        self.quota.release(flight.user, tokens)
         if flight.claim is not None:
             self.release(flight.claim)
         del self._flights[flight.turn_id]
@@ -288,7 +315,7 @@ class Turns:
         flights.remove(flight)
         if not flights:
             del self._by_session[flight.key]
-        if flight.cancel_reason is CancelReason.DELETED or flight.log.terminal is None:
+        if flight.cancel_reason is CancelReason.DELETED or terminal is None:
             return
         if flight.log.estimated_bytes <= self._ended.maxsize:
             self._ended[flight.turn_id] = (flight.uid, flight.key, flight.log)
@@ -343,6 +370,11 @@ class Turns:
     def sweep(self) -> None:
         """Drop the ended logs whose time is over."""
         self._ended.expire()
+
+
+def user_of(session: Session) -> UserKey | None:
+    """Return whose turns those of the session are, ``None`` for nobody's."""
+    return None if session.user_id is None else (session.key.owner, session.user_id)
 
 
 def to_turn_error(error: AgentPoolError) -> TurnError:

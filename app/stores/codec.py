@@ -1,11 +1,9 @@
-"""How turns and sessions become bytes, and how broken bytes are noticed.
+"""How turns and sessions become bytes, which ``sealing`` seals.
 
-A turn's bytes are one format byte, a CRC-32 of four bytes, and JSON:
-``[messages, rest]``. ``messages`` has one short list per message, tagged by its
-first item; ``rest`` only what can neither be derived from the messages nor is
-equal to its default. The checksum also covers what the store keeps beside the
-bytes (the ``cover``), so that a flipped column or a swapped row is noticed.
-Nothing that was stored is ever imported or executed.
+A turn's body is one format byte and JSON: ``[messages, rest]``. ``messages`` has
+one short list per message, tagged by its first item; ``rest`` only what can neither
+be derived from the messages nor is equal to its default. Nothing that was stored is
+ever imported or executed.
 """
 
 import json
@@ -43,8 +41,6 @@ PLAIN = 2
 """Escaped JSON of the standard library, for what orjson refuses: lone surrogates, huge integers."""
 
 SESSION_FORMAT = 1
-_CRC_BYTES = 4
-_HEAD_BYTES = 1 + _CRC_BYTES
 
 
 class TurnColumns(NamedTuple):
@@ -71,51 +67,15 @@ def to_turn_body(turn: Turn) -> bytes:
 
 
 def to_body(value: Any) -> bytes:
-    """Return the format byte and the JSON of ``value``, for ``seal``."""
+    """Return the format byte and the JSON of ``value``, for ``Sealer.seal``."""
     try:
         return bytes([COMPACT]) + orjson.dumps(value)
     except TypeError:
         return bytes([PLAIN]) + json.dumps(value, separators=(",", ":")).encode()
 
 
-def seal(body: bytes, cover: bytes) -> bytes:
-    """Return ``body`` with its checksum, which vouches for ``cover`` too."""
-    return body[:1] + _checksum(body[0], body[1:], cover) + body[1:]
-
-
-def unseal(raw: bytes, cover: bytes) -> Any:
-    """Return the JSON value in ``raw``.
-
-    Raises:
-        SnapshotUnreadable: unknown format, wrong checksum, no JSON.
-    """
-    payload = check_seal(raw, cover)
-    try:
-        if raw[0] == COMPACT:
-            return orjson.loads(payload)
-        if raw[0] == PLAIN:
-            return json.loads(payload)
-    except ValueError as error:
-        raise SnapshotUnreadable from error
-    raise SnapshotUnreadable
-
-
-def check_seal(raw: bytes, cover: bytes) -> bytes:
-    """Return the JSON in ``raw`` as it is stored.
-
-    Raises:
-        SnapshotUnreadable: wrong checksum.
-    """
-    if not isinstance(raw, bytes) or len(raw) <= _HEAD_BYTES:
-        raise SnapshotUnreadable
-    payload = raw[_HEAD_BYTES:]
-    if raw[1:_HEAD_BYTES] != _checksum(raw[0], payload, cover):
-        raise SnapshotUnreadable
-    return payload
-
-
 def from_turn_value(columns: TurnColumns, value: Any, *, on_branch: bool = False) -> Turn:
-    """Return the turn that ``unseal`` gave as ``value``.
+    """Return the turn that ``Sealer.open`` gave as ``value``.
 
     Raises:
         SnapshotUnreadable: the value has not the shape of a turn.
@@ -131,7 +91,7 @@ def from_turn_value(columns: TurnColumns, value: Any, *, on_branch: bool = False
 
 
 def messages_of(value: Any) -> tuple[ContextMessage, ...]:
-    """Return the messages of the turn that ``unseal`` gave as ``value``.
+    """Return the messages of the turn that ``Sealer.open`` gave as ``value``.
 
     Raises:
         SnapshotUnreadable: the value has not the shape of a turn.
@@ -190,22 +150,20 @@ def from_fact_value(value: Any) -> Fact:
     raise SnapshotUnreadable
 
 
-def session_seal(session: Session, texts: Sequence[str | None], numbers: Sequence[int | None]) -> int:
+def session_seal(session: Session, texts: Sequence[str | bytes | None], numbers: Sequence[int | None]) -> int:
     """Return the number that vouches for a session's row: its format and a CRC-32 of every column.
 
-    ``texts`` are its JSON columns, ``numbers`` those that tell where its states are.
+    ``texts`` are its title and its JSON columns as they are stored: of what is encrypted no
+    checksum may tell. ``numbers`` are those that tell where its states are.
     """
     fields = [
         *session.key, session.uid, session.app_name, session.agent_id, session.created_at, session.updated_at,
-        session.last_accessed, session.expires_at, session.user_id, session.window_id, session.title,
+        session.last_accessed, session.expires_at, session.user_id, session.window_id,
         session.provider, session.model, *texts, session.ttl_s, session.archived, session.marked_idle,
         session.head, session.note, session.depth, session.rev, session.state_rev, *numbers,
     ]  # fmt: skip
-    return SESSION_FORMAT << 32 | crc32(orjson.dumps(fields))
-
-
-def _checksum(format_number: int, payload: bytes, cover: bytes) -> bytes:
-    return crc32(cover, crc32(payload, format_number)).to_bytes(_CRC_BYTES, "big")
+    # Bytes are no JSON: "default" puts their checksum in their place.
+    return SESSION_FORMAT << 32 | crc32(orjson.dumps(fields, default=crc32))
 
 
 def _from_message(message: ContextMessage) -> list[Any]:

@@ -8,16 +8,14 @@ from hashlib import sha256
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
+from app.stores.sealing import UnknownKey
+
 KEY_BYTES = 32
 ID_BYTES = 4
 NONCE_BYTES = 12
-"""Random: NIST SP 800-38D §8.3 allows 2^32 of them with one key; at 1,000 turns/s that is four weeks of
-nothing but writing, so a busy server rotates its keys more often than others."""
+"""Random: NIST SP 800-38D §8.3 allows 2^32 of them with one key; at 1,000 turns/s that is four weeks, or
+ten days with Redis, which takes five for a turn, so a busy server rotates its keys more often than others."""
 TAG_BYTES = 16
-
-
-class UnknownKey(Exception):
-    """Nothing in the ring decrypts it: its key is missing, or it is not what was encrypted here."""
 
 
 class KeyRing:

@@ -55,15 +55,15 @@ def open_store(
     if separator and scheme == "memory" and not rest:
         return MemoryStore(life)
     if separator and scheme == "sqlite" and _is_file(rest):
-        return SqliteStore(unquote(rest[1:]), life, wait_for_lock=wait_for_lock)
+        return SqliteStore(unquote(rest[1:]), life, wait_for_lock=wait_for_lock, keys=keys)
     if separator and scheme in ("postgresql", "postgres") and rest:
-        return _postgres_store(url, life, sharing)
+        return _postgres_store(url, life, sharing, keys)
     if separator and scheme in _REDIS_SCHEMES and rest:
-        return _redis_store(url, life, sharing)
+        return _redis_store(url, life, sharing, keys)
     raise ValueError(f"The store URL must be {_ALLOWED}.")
 
 
-def _postgres_store(url: str, life: LifeSpan, sharing: Sharing) -> MovableStore:
+def _postgres_store(url: str, life: LifeSpan, sharing: Sharing, keys: "KeyRing | None") -> MovableStore:
     try:
         from app.stores.postgres import PostgresStore
     except ModuleNotFoundError as error:
@@ -71,10 +71,12 @@ def _postgres_store(url: str, life: LifeSpan, sharing: Sharing) -> MovableStore:
             raise
         # "from None": one line is all that the operator needs.
         raise ValueError("PostgreSQL needs an extra: pip install 'agentpool[postgres]'.") from None
-    return PostgresStore(url, life, lease_s=sharing.lease_s, accept_volatile=sharing.accept_volatile)
+    return PostgresStore(
+        url, life, lease_s=sharing.lease_s, accept_volatile=sharing.accept_volatile, keys=keys
+    )
 
 
-def _redis_store(url: str, life: LifeSpan, sharing: Sharing) -> MovableStore:
+def _redis_store(url: str, life: LifeSpan, sharing: Sharing, keys: "KeyRing | None") -> MovableStore:
     try:
         from app.stores.redis.store import RedisStore
     except ModuleNotFoundError as error:
@@ -87,6 +89,7 @@ def _redis_store(url: str, life: LifeSpan, sharing: Sharing) -> MovableStore:
         lease_s=sharing.lease_s,
         fsync_wait_ms=sharing.fsync_wait_ms,
         accept_volatile=sharing.accept_volatile,
+        keys=keys,
     )
 
 

@@ -7,18 +7,29 @@ is noticed, by chance or, with keys, by design.
 """
 
 import json
-from typing import Any
+from typing import Any, Protocol
 from zlib import crc32
 
 import orjson
 
 from app.domain.errors import SnapshotUnreadable
 from app.stores.codec import COMPACT, PLAIN
-from app.stores.keyring import KeyRing, UnknownKey
 
 ENCRYPTED = 3
 _CRC_BYTES = 4
 _HEAD_BYTES = 1 + _CRC_BYTES
+
+
+class UnknownKey(Exception):
+    """Nothing in the ring decrypts it: its key is missing, or it is not what was encrypted here."""
+
+
+class Keys(Protocol):
+    """What ``keyring.KeyRing`` does: its library of C is only for those who encrypt."""
+
+    def encrypt(self, plain: bytes, bound_to: bytes) -> bytes: ...
+    def decrypt(self, raw: bytes, bound_to: bytes) -> bytes:
+        """Raises: UnknownKey."""
 
 
 class Sealer:
@@ -27,7 +38,7 @@ class Sealer:
     That rows without encryption are read with keys, too, is what lets an operator begin to encrypt.
     """
 
-    def __init__(self, keys: KeyRing | None = None) -> None:
+    def __init__(self, keys: Keys | None = None) -> None:
         self._keys = keys
 
     @property
@@ -46,12 +57,12 @@ class Sealer:
         Raises:
             SnapshotUnreadable: unknown format, wrong checksum, missing key, no JSON.
         """
-        body = self.open_body(raw, cover)
+        number, payload = self._open(raw, cover)
         try:
-            if body[0] == COMPACT:
-                return orjson.loads(body[1:])
-            if body[0] == PLAIN:
-                return json.loads(body[1:])
+            if number == COMPACT:
+                return orjson.loads(payload)
+            if number == PLAIN:
+                return json.loads(payload)
         except (ValueError, RecursionError) as error:
             raise SnapshotUnreadable from error
         raise SnapshotUnreadable
@@ -62,14 +73,20 @@ class Sealer:
         Raises:
             SnapshotUnreadable: wrong checksum, or missing key.
         """
+        number, payload = self._open(raw, cover)
+        return bytes([number]) + payload
+
+    def _open(self, raw: Any, cover: bytes) -> tuple[int, bytes]:
+        """Return a body's format and its JSON."""
         if not isinstance(raw, bytes) or len(raw) <= _HEAD_BYTES:
             raise SnapshotUnreadable
         if raw[0] == ENCRYPTED:
-            return self._decrypt(raw, cover)
+            body = self._decrypt(raw, cover)
+            return body[0], body[1:]
         payload = raw[_HEAD_BYTES:]
         if raw[1:_HEAD_BYTES] != _checksum(raw[0], payload, cover):
             raise SnapshotUnreadable
-        return raw[:1] + payload
+        return raw[0], payload
 
     def _decrypt(self, raw: bytes, cover: bytes) -> bytes:
         if self._keys is None:
@@ -81,6 +98,13 @@ class Sealer:
         if not body:
             raise SnapshotUnreadable
         return body
+
+
+NO_KEYS = Sealer()
+
+
+def is_encrypted(raw: Any) -> bool:
+    return isinstance(raw, bytes) and raw[:1] == bytes([ENCRYPTED])
 
 
 def _checksum(format_number: int, payload: bytes, cover: bytes) -> bytes:

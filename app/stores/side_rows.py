@@ -1,6 +1,7 @@
 """Rows of what hangs on a session beside its turns <-> domain values, as both databases with SQL have them.
 
 Each is checked against its seal, which is made with the ``uid`` of its session: none counts for another one.
+No two kinds of rows have covers of the same length, so that none counts for another kind either.
 """
 
 import struct
@@ -14,7 +15,8 @@ from app.domain.ids import from_id_bytes, to_id_bytes
 from app.domain.journal import Fact, LoggedFact
 from app.domain.state import SharedState, StateScope
 from app.domain.turn import JsonObject
-from app.stores.codec import from_fact_value, seal, to_body, to_fact_value, unseal
+from app.stores.codec import from_fact_value, to_body, to_fact_value
+from app.stores.sealing import Sealer
 
 Row = Sequence[Any]
 
@@ -38,32 +40,32 @@ def from_id(raw: bytes | None) -> str | None:
     return None if raw is None else from_id_bytes(raw)
 
 
-def to_state_body(uid: bytes, number: int, state: JsonObject) -> bytes:
-    return seal(to_body(state), _STATE_COVER.pack(uid, number))
+def to_state_body(sealer: Sealer, uid: bytes, number: int, state: JsonObject) -> bytes:
+    return sealer.seal(to_body(state), _STATE_COVER.pack(uid, number))
 
 
-def from_state_body(uid: bytes, number: int, body: Any) -> JsonObject:
+def from_state_body(sealer: Sealer, uid: bytes, number: int, body: Any) -> JsonObject:
     """Return the state.
 
     Raises:
         SnapshotUnreadable: the row is broken, or missing.
     """
-    state = unseal(body, _STATE_COVER.pack(uid, number))
+    state = sealer.open(body, _STATE_COVER.pack(uid, number))
     if not isinstance(state, dict):
         raise SnapshotUnreadable
     return state
 
 
-def to_note_row(uid: bytes, note: Note, depth: int) -> tuple[Any, ...]:
+def to_note_row(sealer: Sealer, uid: bytes, note: Note, depth: int) -> tuple[Any, ...]:
     """Return the values of ``NOTE_COLUMNS``."""
     columns = (
         to_id_bytes(note.note_id), to_id_bytes(note.turn_id), depth,
         note.tokens_before, note.tokens_after, note.created_at,
     )  # fmt: skip
-    return (*columns, seal(to_body(note.summary), _NOTE_COVER.pack(uid, *columns)))
+    return (*columns, sealer.seal(to_body(note.summary), _NOTE_COVER.pack(uid, *columns)))
 
 
-def from_note_row(uid: bytes, row: Row | None) -> Note:
+def from_note_row(sealer: Sealer, uid: bytes, row: Row | None) -> Note:
     """Return the note in the values of ``NOTE_COLUMNS``.
 
     Raises:
@@ -75,7 +77,7 @@ def from_note_row(uid: bytes, row: Row | None) -> Note:
         return Note(
             note_id=from_id_bytes(note_id),
             turn_id=from_id_bytes(turn_id),
-            summary=unseal(body, cover),
+            summary=sealer.open(body, cover),
             tokens_before=tokens_before,
             tokens_after=tokens_after,
             created_at=created_at,
@@ -84,23 +86,28 @@ def from_note_row(uid: bytes, row: Row | None) -> Note:
         raise SnapshotUnreadable from error
 
 
-def to_checkpoint_row(uid: bytes, checkpoint: Checkpoint, state: int | None) -> tuple[Any, ...]:
+def to_checkpoint_row(
+    sealer: Sealer, uid: bytes, checkpoint: Checkpoint, state: int | None
+) -> tuple[Any, ...]:
     """Return the values of ``CHECKPOINT_COLUMNS``; ``state`` is the number of the state."""
     columns = (
         to_id_bytes(checkpoint.checkpoint_id), to_id(checkpoint.turn_id), state,
         int(checkpoint.automatic), checkpoint.created_at,
     )  # fmt: skip
-    return (*columns, seal(to_body([checkpoint.label, checkpoint.data]), _checkpoint_cover(uid, columns)))
+    return (
+        *columns,
+        sealer.seal(to_body([checkpoint.label, checkpoint.data]), _checkpoint_cover(uid, columns)),
+    )
 
 
-def from_checkpoint_row(uid: bytes, row: Row) -> Checkpoint:
+def from_checkpoint_row(sealer: Sealer, uid: bytes, row: Row) -> Checkpoint:
     """Return the checkpoint in the values of ``CHECKPOINT_COLUMNS``.
 
     Raises:
         SnapshotUnreadable: the row is broken.
     """
     try:
-        label, data = unseal(row[5], _checkpoint_cover(uid, row))
+        label, data = sealer.open(row[5], _checkpoint_cover(uid, row))
         return Checkpoint(
             checkpoint_id=from_id_bytes(row[0]),
             turn_id=from_id(row[1]),
@@ -113,37 +120,37 @@ def from_checkpoint_row(uid: bytes, row: Row) -> Checkpoint:
         raise SnapshotUnreadable from error
 
 
-def to_fact_row(uid: bytes, logged: LoggedFact) -> tuple[Any, ...]:
+def to_fact_row(sealer: Sealer, uid: bytes, logged: LoggedFact) -> tuple[Any, ...]:
     """Return the values of ``FACT_COLUMNS``."""
     columns = logged.number, logged.created_at
-    return (*columns, seal(to_body(to_fact_value(logged.fact)), _FACT_COVER.pack(uid, *columns)))
+    return (*columns, sealer.seal(to_body(to_fact_value(logged.fact)), _FACT_COVER.pack(uid, *columns)))
 
 
-def from_fact_row(uid: bytes, row: Row) -> LoggedFact:
+def from_fact_row(sealer: Sealer, uid: bytes, row: Row) -> LoggedFact:
     """Return the fact in the values of ``FACT_COLUMNS``.
 
     Raises:
         SnapshotUnreadable: the row is broken.
     """
     try:
-        fact: Fact = from_fact_value(unseal(row[2], _FACT_COVER.pack(uid, row[0], row[1])))
+        fact: Fact = from_fact_value(sealer.open(row[2], _FACT_COVER.pack(uid, row[0], row[1])))
         return LoggedFact(row[0], row[1], fact)
     except _BROKEN as error:
         raise SnapshotUnreadable from error
 
 
-def to_shared_body(scope: StateScope, shared: SharedState, updated_at: int) -> bytes:
-    return seal(to_body(shared.values), _shared_cover(scope, shared.rev, updated_at))
+def to_shared_body(sealer: Sealer, scope: StateScope, shared: SharedState, updated_at: int) -> bytes:
+    return sealer.seal(to_body(shared.values), _shared_cover(scope, shared.rev, updated_at))
 
 
-def from_shared_row(scope: StateScope, row: Row) -> SharedState:
+def from_shared_row(sealer: Sealer, scope: StateScope, row: Row) -> SharedState:
     """Return the state in (rev, updated_at, body).
 
     Raises:
         SnapshotUnreadable: the row is broken.
     """
     rev, updated_at, body = row
-    values = unseal(body, _shared_cover(scope, rev, updated_at))
+    values = sealer.open(body, _shared_cover(scope, rev, updated_at))
     if not isinstance(values, dict):
         raise SnapshotUnreadable
     return SharedState(values, rev)

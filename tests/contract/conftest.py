@@ -7,6 +7,7 @@ import pytest
 
 from app.domain.session import LifeSpan
 from app.ports import SessionStore
+from app.stores.keyring import KeyRing
 from app.stores.memory.shared import SharedMemoryStore
 from app.stores.memory.store import MemoryStore
 from app.stores.postgres import PostgresStore
@@ -19,6 +20,7 @@ from .builders import BOOT, LIFE
 
 CUTS = 20
 URL = "http://127.0.0.1:1001"
+KEYS = KeyRing([b"k" * 32])
 
 
 class Place:
@@ -46,6 +48,11 @@ def sqlite_place(request: pytest.FixtureRequest, life: LifeSpan) -> Place:
     return Place(lambda: SqliteStore(path, life))
 
 
+def sealed_sqlite_place(request: pytest.FixtureRequest, life: LifeSpan) -> Place:
+    path = str(request.getfixturevalue("tmp_path") / "agentpool.db")
+    return Place(lambda: SqliteStore(path, life, keys=KEYS))
+
+
 def postgres_place(request: pytest.FixtureRequest, life: LifeSpan) -> Place:
     url = request.getfixturevalue("postgres_url")
     return Place(lambda: PostgresStore(url, life, accept_volatile=True))
@@ -56,12 +63,30 @@ def redis_place(request: pytest.FixtureRequest, life: LifeSpan) -> Place:
     return Place(lambda: RedisStore(url, life, prefix=prefix))
 
 
+def sealed_postgres_place(request: pytest.FixtureRequest, life: LifeSpan) -> Place:
+    url = request.getfixturevalue("postgres_url")
+    return Place(lambda: PostgresStore(url, life, accept_volatile=True, keys=KEYS))
+
+
+def sealed_redis_place(request: pytest.FixtureRequest, life: LifeSpan) -> Place:
+    url, prefix = request.getfixturevalue("redis_server").url, fresh_prefix()
+    return Place(lambda: RedisStore(url, life, prefix=prefix, keys=KEYS))
+
+
 def fresh_prefix() -> str:
     """Return what keeps one test's keys apart from the others' on the server that they share."""
     return f"test-{uuid4().hex}"
 
 
-PLACES = {"memory": memory_place, "sqlite": sqlite_place, "postgres": postgres_place, "redis": redis_place}
+PLACES = {
+    "memory": memory_place,
+    "sqlite": sqlite_place,
+    "sqlite-keys": sealed_sqlite_place,
+    "postgres": postgres_place,
+    "postgres-keys": sealed_postgres_place,
+    "redis": redis_place,
+    "redis-keys": sealed_redis_place,
+}
 
 
 class SharedPlace:

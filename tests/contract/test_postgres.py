@@ -18,6 +18,7 @@ from app.stores.postgres.link import Connection
 from app.stores.postgres.rows import new_stamp
 from app.stores.postgres.turns import commit_turn
 from app.stores.postgres.unit import Unit
+from app.stores.sealing import NO_KEYS
 from tests.postgresserver import PostgresServer, free_port
 
 from .builders import (
@@ -173,7 +174,9 @@ async def test_commits_do_not_wait_for_each_other(store: PostgresStore) -> None:
     turn, reached, gate = make_turn(held), asyncio.Event(), asyncio.Event()
 
     async def work(connection: Connection) -> Session:
-        session = await commit_turn(Unit(connection, LIFE), held, turn, to_turn_body(turn), False, None)
+        session = await commit_turn(
+            Unit(connection, NO_KEYS, LIFE), held, turn, to_turn_body(turn), False, None
+        )
         reached.set()
         async with asyncio.timeout(5):
             await gate.wait()

@@ -107,6 +107,6 @@ async def test_a_slow_statement_is_not_taken_for_a_silent_server(
     """Who asks for too much is told so by the server itself, and the next calls have all their time."""
     session = await stored_session(store)
     with pytest.raises(StoreUnavailable, match="takes too long"):
-        await store._read(lambda connection: connection.execute("SELECT pg_sleep(3)"))
+        await store._read(lambda view: view.connection.execute("SELECT pg_sleep(3)"))
     assert not store._link._is_silent
     assert await store.find_session(session.key) == session

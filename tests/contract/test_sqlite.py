@@ -17,6 +17,7 @@ from app.domain.errors import SessionLimit, StoreLocked, StoreUnavailable
 from app.domain.session import SessionQuery
 from app.domain.turn import TurnStatus
 from app.stores.sqlite import writes as sqlite_writes
+from app.stores.sqlite.connection import Connection
 from app.stores.sqlite.file import migrations
 from app.stores.sqlite.store import SqliteStore
 from app.stores.sqlite.unit import Unit
@@ -263,7 +264,7 @@ async def test_a_page_is_read_in_the_order_of_an_index(
 
     plans: list[str] = []
 
-    class Explaining(apsw.Connection):
+    class Explaining(Connection):
         def execute(self, sql: str, *args: object) -> apsw.Cursor:  # type: ignore[override]
             if "ORDER BY" in sql:
                 plans.extend(row[3] for row in super().execute("EXPLAIN QUERY PLAN " + sql, *args))

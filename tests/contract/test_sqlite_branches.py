@@ -15,6 +15,7 @@ from app.domain.turn import Turn, Usage
 from app.stores.sqlite import file as sqlite_file
 from app.stores.sqlite import journal as sqlite_journal
 from app.stores.sqlite import reads as sqlite_reads
+from app.stores.sqlite.connection import Connection
 from app.stores.sqlite.rows import Names
 from app.stores.sqlite.store import SqliteStore
 
@@ -192,13 +193,13 @@ async def test_no_query_reads_a_whole_table(path: str, monkeypatch: pytest.Monke
     """Of all that a store asks SQLite, only what is small by nature is read as a whole: the counters."""
     plans: dict[str, list[str]] = {}
 
-    class Explaining(apsw.Connection):
+    class Explaining(Connection):
         def execute(self, sql: str, *values: Any, **options: Any) -> apsw.Cursor:
             if sql not in plans and sql.split(" ")[0] in {"SELECT", "WITH", "UPDATE", "DELETE", "INSERT"}:
                 plans[sql] = [row[3] for row in super().execute("EXPLAIN QUERY PLAN " + sql, *values)]
             return super().execute(sql, *values, **options)
 
-    monkeypatch.setattr(apsw, "Connection", Explaining)
+    monkeypatch.setattr(sqlite_file, "Connection", Explaining)
     store = SqliteStore(path, LIFE)
     await store.open(BOOT)
     plans.clear()  # the start counts all sessions, in an index

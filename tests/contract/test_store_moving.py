@@ -91,6 +91,18 @@ async def test_a_second_copy_changes_nothing(store: MovableStore, reference: Mem
     assert differences(await dumped(store), given) == []
 
 
+async def test_what_moves_into_itself_stays_as_it_is(place: Place, store: MovableStore) -> None:
+    """Everything stored again in its own place, and the rest of it scrubbed away, reads as before."""
+    full = await fill(store)
+    reads, given = await all_reads(store, full), await dumped(store)
+    await copy_all(store, store)
+    await store.scrub()
+    assert differences(await all_reads(store, full), reads) == []
+    assert differences(await dumped(store), given) == []
+    again: Any = await place.restart("boot-2")
+    assert differences(await all_reads(again, full), reads) == []
+
+
 async def test_a_copy_that_ended_early_is_repeated(store: MovableStore, reference: MemoryStore) -> None:
     """With half of the sessions there, some of them as they were before, another copy makes all the same."""
     full = await fill(reference)

@@ -67,15 +67,15 @@ async def nodes(model: ModelServer, store: SharedMemoryStore) -> AsyncIterator[t
 
 
 @asynccontextmanager
-async def serve_node(store: SharedMemoryStore, model: ModelServer) -> AsyncIterator[LocalNode]:
-    settings = Settings(
-        _env_file=None, openai_api_key="k", openai_base_url=model.base_url, session_queue_wait_s=10.0
-    )
+async def serve_node(
+    store: SharedMemoryStore, model: ModelServer, **settings: Any
+) -> AsyncIterator[LocalNode]:
+    common = {"openai_api_key": "k", "openai_base_url": model.base_url, "session_queue_wait_s": 10.0}
+    config = Settings(_env_file=None, **common, **settings)
     public, private = bind("127.0.0.1", 0), bind("127.0.0.1", 0)
-    runtime = Runtime(settings, store=store, node_url=url_of(private))
+    runtime = Runtime(config, store=store, node_url=url_of(private))
     app = create_app(runtime=runtime, node_port=private.getsockname()[1])
-    config = uvicorn.Config(app, lifespan="off", log_config=None, timeout_graceful_shutdown=1)
-    server = LoopServer(config)
+    server = LoopServer(uvicorn.Config(app, lifespan="off", log_config=None, timeout_graceful_shutdown=1))
     async with runtime, asyncio.TaskGroup() as tasks:
         tasks.create_task(server.serve(sockets=[public, private]))
         async with httpx2.AsyncClient(base_url=url_of(public), timeout=20) as client:

@@ -7,6 +7,7 @@ import pytest
 from pydantic import ValidationError
 
 from app.config import Settings
+from tests.fakes import FakeClock
 
 ROOT = Path(__file__).parents[2]
 
@@ -133,3 +134,49 @@ def test_other_provider_reads_its_key_from_the_named_variable(tmp_path, monkeypa
     assert (provider.name, provider.default_model, provider.api_key) == ("mine", "m", "from-file")
     monkeypatch.setenv("K", "from-env")
     assert Settings().providers()[0].api_key == "from-env"
+
+
+JWT = {
+    "AUTH_MODE": "jwt",
+    "JWT_SECRET": "s" * 32,
+    "JWT_AUDIENCE": "agentpool",
+    "JWT_ISSUER": "https://id.example",
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"JWT_SECRET": "canary"}, "JWT_SECRET must have at least 32 bytes"),
+        ({"JWT_SECRET": "s" * 31}, "JWT_SECRET must have at least 32 bytes"),
+        ({"JWT_SECRET": ""}, "needs either JWT_SECRET or JWT_JWKS_FILE"),
+        ({"JWT_JWKS_FILE": "keys.json"}, "needs either JWT_SECRET or JWT_JWKS_FILE, and not both"),
+        ({"JWT_AUDIENCE": ""}, "JWT_AUDIENCE"),
+        ({"JWT_ISSUER": ""}, "JWT_ISSUER"),
+        ({"JWT_MAX_LIFETIME_S": "0"}, "JWT_MAX_LIFETIME_S"),
+    ],
+)
+def test_tokens_need_all_that_they_are_judged_by(monkeypatch, change, named):
+    """What is missing, contradictory or too short is named, and a secret is not repeated."""
+    for name, value in (JWT | change).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValidationError, match=f"(?i){named}") as caught:
+        Settings()
+    assert "canary" not in str(caught.value)
+
+
+def test_a_secret_is_counted_in_bytes(monkeypatch):
+    """Sixteen letters of two bytes are enough; so are a file's keys without a secret."""
+    for name, value in (JWT | {"JWT_SECRET": "é" * 16}).items():
+        monkeypatch.setenv(name, value)
+    assert Settings().auth_mode == "jwt"
+    monkeypatch.setenv("JWT_SECRET", "")
+    monkeypatch.setenv("JWT_JWKS_FILE", "keys.json")
+    with pytest.raises(ValueError, match=r"^JWT_JWKS_FILE: keys.json cannot be read: No such file"):
+        Settings().authenticator(FakeClock())
+
+
+def test_nobody_is_asked_unless_it_is_said():
+    """There is no authenticator by default, whatever other settings there are."""
+    assert Settings().authenticator(FakeClock()) is None
+    assert Settings(jwt_secret="s" * 32, api_keys_file="none").authenticator(FakeClock()) is None

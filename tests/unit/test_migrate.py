@@ -46,7 +46,7 @@ def test_a_log_gets_a_line_now_and_then(
 ) -> None:
     """Not with each session, but every few seconds, with how many there are if that is known."""
     clock = FakeClock()
-    lines = Lines(total, clock)
+    lines = Lines(total, clock, "copied")
     for _ in range(3):
         lines.show(Moved(sessions=7))
         assert capsys.readouterr().err == ""

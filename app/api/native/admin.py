@@ -4,7 +4,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Body, Query, Response
 
-from app.api.deps import CallDep, SessionKeyDep
+from app.api.deps import AdminDep, CallDep, SessionKeyDep
 from app.api.docs import WITH_BODY, problems
 from app.api.native.cursor import open_cursor, seal_cursor
 from app.api.native.fields import NoQuery
@@ -24,7 +24,7 @@ from app.api.native.responses import SessionMessage
 from app.api.route import StrictRoute
 from app.services.admin import CleanupMode, HealthStatus, LiveOrder
 
-router = APIRouter(route_class=StrictRoute, tags=["pool"])
+router = APIRouter(route_class=StrictRoute, tags=["pool"], dependencies=[AdminDep])
 
 UNHEALTHY_RETRY_S = 5
 _CLEANUP_EXAMPLES = {
@@ -61,10 +61,12 @@ async def list_live(call: CallDep, query: Annotated[LiveListQuery, Query()]) -> 
 @router.delete(
     "/agent-sessions/{session_id}",
     summary="Drop a live agent",
-    responses=problems("AGENT_NOT_FOUND", "SESSION_BUSY", "NODE_UNREACHABLE"),
+    responses=problems("SESSION_NOT_FOUND", "AGENT_NOT_FOUND", "SESSION_BUSY", "NODE_UNREACHABLE"),
 )
 async def evict(key: SessionKeyDep, call: CallDep, query: Annotated[EvictQuery, Query()]) -> SessionMessage:
     """Drop a session's live agent. The session stays; its next turn restores the agent."""
+    if query.user_id is not None:
+        await call.services.sessions.get(key, query.user_id)
     await call.services.admin.evict(key, force=query.force)
     return SessionMessage(message="Live agent removed", session_id=key.session_id)
 

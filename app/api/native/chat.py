@@ -120,7 +120,7 @@ async def _begin(
 ) -> Flight | PastTurn:
     check_message(body.message, call.options.max_message_chars)
     request = body.to_request(
-        call.caller.owner,
+        call.namespace_of(body.user_id),
         redact_keys=call.options.redact_keys,
         expected_head=parse_expected_head(if_match),
         idempotency_key=None if idempotency_key is None else parse_key(idempotency_key),
@@ -189,6 +189,7 @@ def note_turn(begun: Flight | PastTurn, call: Call) -> None:
         call.exchange.accept_turn(begun.session_id, begun.turn.turn_id)
     else:
         call.exchange.accept_turn(begun.key.session_id, begun.turn_id)
+        call.exchange.quotas += begun.quotas
 
 
 async def wait_reply(begun: Flight | PastTurn, call: Call) -> ChatReply:

@@ -189,7 +189,12 @@ class Params(Body):
 class SessionQuery(NoQuery):
     """``user_id``: the session must be this user's, or it is not found."""
 
-    user_id: Name | None = Field(default=None, description="Whose session it must be.", examples=["alice"])
+    user_id: Name | None = Field(
+        default=None,
+        description="Whose session it must be. Where credentials are asked for, only an admin may name "
+        "another user than their own.",
+        examples=["alice"],
+    )
 
 
 class PageQuery(NoQuery):

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
-from app.api.native.fields import TTL_MAX_S, Body, Flag, NoQuery, PageQuery
+from app.api.native.fields import TTL_MAX_S, Body, Flag, NoQuery, PageQuery, SessionQuery
 from app.api.native.responses import NextCursor, Total
 from app.domain.stats import DiscardCause, EvictionCause, LiveSession
 from app.services.admin import AdminStats, Cleanup, Health, NodeStats
@@ -52,7 +52,7 @@ class LiveListQuery(PageQuery, NodeQuery):
     )
 
 
-class EvictQuery(NoQuery):
+class EvictQuery(SessionQuery):
     """Whether a busy agent may be dropped."""
 
     force: Flag = Field(default=False, description="Cancel its running turn.", examples=[False])

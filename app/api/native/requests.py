@@ -33,6 +33,7 @@ from app.api.native.fields import (
 )
 from app.api.native.redact import redact
 from app.api.native.template import Template
+from app.api.owner import Namespace, require_operator
 from app.domain.chat import ChatRequest, OnBusy, OnDisconnect
 from app.domain.session import UNSET, SessionChange, SessionStatus, Unset
 from app.services.sessions import NewSession
@@ -157,17 +158,17 @@ class ChatBody(TurnOptions, _Choices):
 
     def to_request(
         self,
-        owner: str,
+        namespace: Namespace,
         *,
         redact_keys: bool,
         expected_head: str | Unset | None = UNSET,
         idempotency_key: str | None = None,
     ) -> ChatRequest:
         return ChatRequest(
-            owner=owner,
+            owner=namespace.owner,
             message=self.message,
             session_id=self.session_id or self.conversation_id,
-            user_id=self.user_id,
+            user_id=namespace.user_id,
             window_id=self.window_id,
             app_name=self.app_name,
             agent_id=self.agent_id,
@@ -200,11 +201,18 @@ class NewSessionBody(_Choices):
     )
     template: Template | None = Field(default=None, description="Personalises the agent.")
 
-    def to_new_session(self, owner: str, *, redact_keys: bool) -> NewSession:
+    def to_new_session(self, namespace: Namespace, *, redact_keys: bool) -> NewSession:
+        """Return the session that is to be made in ``namespace``.
+
+        Raises:
+            Forbidden: its agent would be told what only the operator may tell it.
+        """
+        if self.template is not None and self.template.system_prompt is not None:
+            require_operator(namespace)
         return NewSession(
-            owner=owner,
+            owner=namespace.owner,
             session_id=self.session_id or self.conversation_id,
-            user_id=self.user_id,
+            user_id=namespace.user_id,
             window_id=self.window_id,
             agent_id=self.agent_id,
             app_name=self.app_name,
@@ -226,8 +234,13 @@ class ResumeBody(Body):
     agent_id: Name | None = Field(default=None, description="Only with this agent.", examples=["assistant"])
     window_id: Name | None = Field(default=None, description="Only of this window.", examples=["desktop"])
 
-    def to_new_session(self, owner: str) -> NewSession:
-        return NewSession(owner=owner, user_id=self.user_id, agent_id=self.agent_id, window_id=self.window_id)
+    def to_new_session(self, namespace: Namespace) -> NewSession:
+        return NewSession(
+            owner=namespace.owner,
+            user_id=namespace.user_id,
+            agent_id=self.agent_id,
+            window_id=self.window_id,
+        )
 
 
 def _refused_alone(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
@@ -299,7 +312,14 @@ class SessionPatch(Body):
         agreed: str | None = _agree(value, info.data.get("model"), "model")
         return agreed
 
-    def to_change(self, *, redact_keys: bool) -> SessionChange:
+    def to_change(self, namespace: Namespace, *, redact_keys: bool) -> SessionChange:
+        """Return the change as ``namespace`` allows it.
+
+        To take the template away leaves the system prompt to the operator.
+
+        Raises:
+            Forbidden: it would change what only the operator may tell the agent.
+        """
         given = self.model_fields_set
         values: dict[str, Any] = {
             name: getattr(self, name) for name in ("title", "provider", "model", "ttl_s") if name in given
@@ -312,7 +332,11 @@ class SessionPatch(Body):
             values["metadata"] = redact(self.metadata) if redact_keys else self.metadata
         if "template" in given:
             template = self.template
+            if template is not None and template.names_prompt:
+                require_operator(namespace)
             values["template"] = None if template is None else template.to_patch(redact_keys=redact_keys)
+            if template is None and not namespace.is_admin:
+                values["template"] = {"context": None, "capabilities": None}
         return SessionChange(status=UNSET if self.status is None else SessionStatus(self.status), **values)
 
 

@@ -28,9 +28,9 @@ from app.api.native.responses import (
     SessionMessage,
 )
 from app.api.route import StrictRoute
-from app.domain.ids import SessionKey
+from app.domain.errors import AgentPoolError, Forbidden
 from app.domain.session import SessionStatus
-from app.services.sessions import SessionView
+from app.services.sessions import NewSession, SessionView
 
 router = APIRouter(route_class=StrictRoute, tags=["sessions"])
 
@@ -110,9 +110,11 @@ async def create_session(
     body: Annotated[NewSessionBody | None, Body(openapi_examples=_NEW_EXAMPLES)] = None,
 ) -> SessionAnswer:
     """Create a session, with an id of the caller's choice or a generated one."""
-    new = (body or NewSessionBody()).to_new_session(call.caller.owner, redact_keys=call.options.redact_keys)
+    body = body or NewSessionBody()
+    new = body.to_new_session(call.namespace_of(body.user_id), redact_keys=call.options.redact_keys)
     call.exchange.session_id = new.session_id
     view = await call.services.sessions.create(new)
+    call.exchange.session_id = view.session_id
     return answer_new(view, call, response)
 
 
@@ -132,7 +134,7 @@ async def resume_session(
     body: Annotated[ResumeBody, Body(openapi_examples=_RESUME_EXAMPLES)],
 ) -> SessionAnswer:
     """The user's newest active session with this agent and in this window, or else a new one."""
-    view, is_new = await call.services.sessions.resume(body.to_new_session(call.caller.owner))
+    view, is_new = await call.services.sessions.resume(body.to_new_session(call.namespace_of(body.user_id)))
     call.exchange.session_id = view.session.key.session_id
     if not is_new:
         return answer(view, response)
@@ -145,7 +147,7 @@ async def list_sessions(call: CallDep, query: Annotated[SessionListQuery, Query(
     """Sessions, newest activity first."""
     filters = ("sessions", query.user_id, query.agent_id, query.window_id, query.status, query.q or None)
     page = await call.services.sessions.list(
-        call.caller.owner,
+        call.namespace.listed,
         limit=query.limit,
         cursor=open_cursor(query.cursor, *filters),
         user_id=query.user_id,
@@ -199,7 +201,7 @@ async def change_session(
     ] = None,
 ) -> SessionAnswer:
     """Change a session by a JSON merge patch; a running turn goes on as it began."""
-    change = body.to_change(redact_keys=call.options.redact_keys)
+    change = body.to_change(call.namespace, redact_keys=call.options.redact_keys)
     view = await call.services.sessions.update(
         key, change, if_match=parse_if_match(if_match), user_id=query.user_id
     )
@@ -212,10 +214,10 @@ async def change_session(
     responses=problems("SESSION_NOT_FOUND", "STORE_UNAVAILABLE"),
 )
 async def delete_session(
-    key: SessionKeyDep, call: CallDep, query: Annotated[SessionQuery, Query()]
+    key: SessionKeyDep, call: CallDep, _query: Annotated[SessionQuery, Query()]
 ) -> SessionMessage:
     """Delete a session and all that belongs to it; its running turn is cancelled."""
-    await call.services.sessions.delete(key, query.user_id)
+    await call.services.sessions.delete(key, call.namespace.user_to_check)
     return SessionMessage(message="Session deleted", session_id=key.session_id)
 
 
@@ -245,14 +247,9 @@ async def create_sessions(
     body: Annotated[BatchBody, Body(openapi_examples=_BATCH_EXAMPLES)],
 ) -> BatchAnswer:
     """Create up to 1,000 sessions in one commit; one that is refused or malformed fails alone."""
-    owner, redact_keys = call.caller.owner, call.options.redact_keys
-    news = [
-        entry.to_new_session(owner, redact_keys=redact_keys)
-        for entry in body.sessions
-        if isinstance(entry, NewSessionBody)
-    ]
-    made = iter(await call.services.sessions.create_many(news))
-    results = [next(made) if isinstance(entry, NewSessionBody) else entry for entry in body.sessions]
+    entries = [_new_of(entry, call) for entry in body.sessions]
+    made = iter(await call.services.sessions.create_many([e for e in entries if isinstance(e, NewSession)]))
+    results = [next(made) if isinstance(entry, NewSession) else entry for entry in entries]
     return BatchAnswer(results=[BatchResult.of(result) for result in results])
 
 
@@ -263,13 +260,22 @@ async def create_sessions(
 )
 async def delete_sessions(
     call: CallDep,
-    _query: Annotated[NoQuery, Query()],
+    _query: Annotated[SessionQuery, Query()],
     body: Annotated[BatchDeleteBody, Body(openapi_examples=_BATCH_DELETE_EXAMPLES)],
 ) -> BatchDeletedAnswer:
     """Delete these sessions and all that belongs to them; their running turns are cancelled."""
-    keys = {SessionKey(call.caller.owner, session_id) for session_id in body.session_ids}
-    deleted = await call.services.sessions.delete_many(keys)
+    keys = {call.namespace.key(session_id) for session_id in body.session_ids}
+    deleted = await call.services.sessions.delete_many(keys, call.namespace.user_to_check)
     return BatchDeletedAnswer(deleted=deleted, missing=len(keys) - deleted)
+
+
+def _new_of(entry: NewSessionBody | AgentPoolError, call: Call) -> NewSession | AgentPoolError:
+    if isinstance(entry, AgentPoolError):
+        return entry
+    try:
+        return entry.to_new_session(call.namespace_of(entry.user_id), redact_keys=call.options.redact_keys)
+    except Forbidden as refusal:
+        return refusal
 
 
 def answer_new(view: SessionView, call: Call, response: Response) -> SessionAnswer:

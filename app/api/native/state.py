@@ -6,7 +6,7 @@ from fastapi import APIRouter, Header, Query, Response
 from fastapi import Body as BodyParam
 from pydantic import BaseModel, Field
 
-from app.api.deps import AppNameDep, Call, CallDep, SessionKeyDep, UserIdDep
+from app.api.deps import AdminDep, AppNameDep, Call, CallDep, SessionKeyDep, UserIdDep
 from app.api.docs import WITH_BODY, problems
 from app.api.etag import parse_expected_rev
 from app.api.native.fields import Body, JsonObject, Name, NoQuery, SessionQuery, State
@@ -83,6 +83,7 @@ async def get_app_state(
 @router.patch(
     "/apps/{app_name}/state",
     summary="Change an application's state",
+    dependencies=[AdminDep],
     responses={**_DOC, **problems(*WITH_BODY, "PRECONDITION_FAILED", "STORE_UNAVAILABLE")},
 )
 async def change_app_state(
@@ -174,7 +175,7 @@ async def _change_shared(
 
 
 def _scope_of(user_id: str, query: UserStateQuery, call: Call) -> StateScope:
-    return StateScope(query.app_name or call.options.app_name, call.caller.owner, user_id)
+    return StateScope(query.app_name or call.options.app_name, call.namespace.owner, user_id)
 
 
 def _answer(state: SharedState, response: Response) -> StateAnswer:

@@ -5,7 +5,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 from pydantic import BaseModel, Field
 
-from app.api.deps import CallDep
+from app.api.deps import AdminDep, CallDep
 from app.api.docs import problems
 from app.api.native.fields import NoQuery
 from app.api.route import StrictRoute
@@ -55,7 +55,12 @@ class SessionStatsAnswer(BaseModel):
         )
 
 
-@router.get("/sessions/stats", summary="Count the sessions", responses=problems("STORE_UNAVAILABLE"))
+@router.get(
+    "/sessions/stats",
+    summary="Count the sessions",
+    dependencies=[AdminDep],
+    responses=problems("STORE_UNAVAILABLE"),
+)
 async def get_session_stats(call: CallDep, _query: Annotated[NoQuery, Query()]) -> SessionStatsAnswer:
     """Counters of sessions, turns and tokens; cheap however many there are."""
     return SessionStatsAnswer.of(await call.services.sessions.stats())

@@ -31,6 +31,11 @@ class Template(Body):
         examples=[["get_weather"]],
     )
 
+    @property
+    def names_prompt(self) -> bool:
+        """Whether it sets, or takes away, what the agent is told to be."""
+        return "system_prompt" in self.model_fields_set
+
     def to_json(self, *, redact_keys: bool) -> JsonObject | None:
         """Return what was given, ``None`` if that is nothing."""
         patch = self.to_patch(redact_keys=redact_keys)

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Depends, Path, Query, Response
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, Field
 
-from app.api.deps import CallDep, UserIdDep
+from app.api.deps import AdminDep, CallDep, UserIdDep
 from app.api.docs import problems
 from app.api.native.cursor import open_cursor, seal_cursor
 from app.api.native.export import MEDIA_TYPE, to_lines
@@ -108,7 +108,7 @@ async def list_user_sessions(
     """A user's sessions as a bare list, newest activity first; the next page is named in `Link`."""
     cursor = open_cursor(query.cursor, "of-user", user_id)
     page = await call.services.sessions.list(
-        call.caller.owner, user_id=user_id, limit=query.limit, cursor=cursor
+        call.namespace.owner, user_id=user_id, limit=query.limit, cursor=cursor
     )
     next_cursor = seal_cursor(page.next_cursor, "of-user", user_id)
     if next_cursor is not None:
@@ -126,7 +126,7 @@ async def delete_user_sessions(
     user_id: UserIdDep, call: CallDep, _query: Annotated[NoQuery, Query()]
 ) -> DeletedAnswer:
     """Delete every session of a user and all that belongs to them; running turns are cancelled."""
-    deleted = await call.services.sessions.delete_all(call.caller.owner, user_id=user_id)
+    deleted = await call.services.sessions.delete_all(call.namespace.owner, user_id=user_id)
     return DeletedAnswer(deleted=deleted)
 
 
@@ -141,7 +141,7 @@ async def erase_user(user_id: UserIdDep, call: CallDep, _query: Annotated[NoQuer
     Running turns are cancelled. What is counted of all users together stays. Erasing again removes
     nothing. The receipt is not kept by the server.
     """
-    return ReceiptAnswer.of(await call.services.sessions.erase_user(call.caller.owner, user_id))
+    return ReceiptAnswer.of(await call.services.sessions.erase_user(call.namespace.owner, user_id))
 
 
 @router.get(
@@ -162,7 +162,7 @@ async def erase_user(user_id: UserIdDep, call: CallDep, _query: Annotated[NoQuer
 async def export_user(user_id: UserIdDep, call: CallDep, _query: Annotated[NoQuery, Query()]) -> Response:
     """All that is stored of a user, as lines of JSON."""
     sessions = call.services.sessions
-    pieces = await sessions.export_user(call.caller.owner, user_id)
+    pieces = await sessions.export_user(call.namespace.owner, user_id)
     # No text of the user's in the file's name: it could be anything.
     headers = {"Content-Disposition": 'attachment; filename="user-export.ndjson"'}
     lines = to_lines(pieces, user_id, sessions.now_ms())
@@ -172,13 +172,14 @@ async def export_user(user_id: UserIdDep, call: CallDep, _query: Annotated[NoQue
 @router.delete(
     "/agents/{agent_id}/sessions",
     summary="Delete an agent's sessions",
+    dependencies=[AdminDep],
     responses=problems("STORE_UNAVAILABLE"),
 )
 async def delete_agent_sessions(
     agent_id: Annotated[str, Depends(_agent_id)], call: CallDep, _query: Annotated[NoQuery, Query()]
 ) -> DeletedAnswer:
     """Delete every session with this agent and all that belongs to them; running turns are cancelled."""
-    deleted = await call.services.sessions.delete_all(call.caller.owner, agent_id=agent_id)
+    deleted = await call.services.sessions.delete_all(call.namespace.listed, agent_id=agent_id)
     return DeletedAnswer(deleted=deleted)
 
 
@@ -191,7 +192,7 @@ async def get_user_usage(
     user_id: UserIdDep, call: CallDep, _query: Annotated[NoQuery, Query()]
 ) -> UserUsageAnswer:
     """The user's turns and tokens, in total and per day; those of deleted sessions count, too."""
-    return UserUsageAnswer.of(await call.services.sessions.usage(user_id, call.caller.owner))
+    return UserUsageAnswer.of(await call.services.sessions.usage(user_id, call.namespace.owner))
 
 
 def _counts_of(usage: DayUsage | UserUsage) -> dict[str, int]:

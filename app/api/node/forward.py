@@ -13,8 +13,7 @@ from starlette.types import Receive, Scope, Send
 
 from app.api.departure import ClientLeft, client_watched, ended_by
 from app.api.errors import problem_response
-from app.api.exchange import Exchange, Missing, exchange_of
-from app.api.node.gate import HOPS_KEY
+from app.api.exchange import HOPS_KEY, Exchange, Missing, exchange_of
 from app.domain.errors import Draining, NodeUnreachable, RunsElsewhere
 from app.domain.lease import Node
 from app.services import Services
@@ -82,9 +81,12 @@ async def _forward(
     hops: int = request.scope.get(HOPS_KEY, 0)
     if node is None or node.url is None or hops >= MAX_HOPS:
         return problem_response(error, exchange)
+    exchange.quotas.clear()  # the other node tells of the limits on turns
     exchange.turn_id = None  # of the turn that was not to be; the other node's answer names its own
     try:
-        return await _ask(forwarder, node, request, exchange, hops)
+        answer = await _ask(forwarder, node, request, exchange, hops)
+        exchange.deed = None  # in that node's audit log
+        return answer
     except NodeUnreachable as failure:
         return problem_response(failure if failure.outcome_unknown else error, exchange)
 

@@ -4,8 +4,7 @@ from typing import Protocol
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-HOPS_KEY = "agentpool.hops"
-"""In the scope of a request that another node forwarded: how often it has been."""
+from app.api.exchange import HOPS_KEY
 
 _PROOF = b"x-agentpool-node"
 _HOPS = b"x-agentpool-hops"

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Body, Depends, Request
 from pydantic import BaseModel, ConfigDict
 
 from app.api.errors import NotFound
-from app.api.node.gate import HOPS_KEY
+from app.api.exchange import HOPS_KEY
 from app.api.route import StrictRoute
 from app.domain.ids import SessionKey
 from app.domain.turn import CancelOrder, CancelReason

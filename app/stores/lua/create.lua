@@ -29,6 +29,7 @@ for number = 1, sessions do
   at = at + 1
   local tag, uid = ARGV[at + 1], ARGV[at + 2]
   local s, outcome = K(tag, 's'), 0
+  local is_again = replaces and call('HGET', s, 'u') == uid -- it was created before
   if replaces and call('HGET', s, 'w') ~= ARGV[at + 3] then remove(tag) end
   local known = call('HMGET', s, 'u', 'w')
   if known[2] == ARGV[at + 3] then outcome = 0 -- repeated
@@ -45,8 +46,10 @@ for number = 1, sessions do
     carry_out(tag, at + 18, last)
     place(member, ARGV[at + 9], ARGV[at + 10], ARGV[at + 11], ARGV[at + 12], ARGV[at + 13], ARGV[at + 14])
     keep(tag, ARGV[at + 15], tonumber(ARGV[at + 16]))
-    count('created', 1)
-    count('lifetime_ms', ARGV[at + 17])
+    if not is_again then
+      count('created', 1)
+      count('lifetime_ms', ARGV[at + 17])
+    end
   end
   outcomes[number] = outcome
   at = last + 1

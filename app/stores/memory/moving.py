@@ -51,8 +51,10 @@ class MemoryMoving(Alone, ABC):
     async def load_session(self, dump: SessionDump) -> None:
         self._check_open()
         dump = dump.settled()
-        if dump.session.key in self._records:
+        known = self._records.get(dump.session.key)
+        if known is not None:
             self._remove(dump.session.key)
+            self._sums.count_replaced(known.session)
         record = self._add(dump.session, None)
         record.load(dump)
         for dumped in dump.turns:
@@ -72,6 +74,9 @@ class MemoryMoving(Alone, ABC):
         self._shared.update({dumped.scope: dumped.shared for dumped in rest.shared})
         created = rest.totals.get("created", 0) + len(self._records)
         self._sums.load(rest.usage, rest.totals | {"created": created})
+
+    async def scrub(self) -> None:
+        return None  # what was replaced is nowhere
 
     def _dump_turn(self, record: Record, turn_id: str) -> TurnDump:
         turn = replace(record.turns[turn_id], binding=self._keys.find_binding(record, turn_id))

@@ -31,6 +31,11 @@ class Sums:
     def count_removed(self, session: Session) -> None:
         self._counts["removed_lifetime_ms"] += _lifetime_ms(session)
 
+    def count_replaced(self, session: Session) -> None:
+        """Forget that a session was, which another takes the place of; it has been counted as removed."""
+        self._counts["created"] -= 1
+        self._counts["removed_lifetime_ms"] -= _lifetime_ms(session)
+
     def count_turn(self, session: Session, turn: Turn) -> None:
         counts = rules.counts_of(turn)
         self._counts.update({name: counts[name] for name in (*_NAMES, "turns_failed")})

@@ -6,7 +6,8 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 from app.domain.session import LifeSpan
 from app.stores.postgres.link import TOTAL_S, Connection, Link
 from app.stores.postgres.refusal import TookTooLong
-from app.stores.postgres.unit import RecordCache, Unit
+from app.stores.postgres.unit import RecordCache, Unit, View
+from app.stores.sealing import Sealer
 
 MOVE_S = 600.0
 """How long a step of a move may take: a session may be large, and nobody waits."""
@@ -17,26 +18,29 @@ _WAIT = "SET LOCAL lock_timeout = 0"
 
 P = ParamSpec("P")
 T = TypeVar("T")
-Reading = Callable[Concatenate[Connection, P], Coroutine[Any, Any, T]]
+Reading = Callable[Concatenate[View, P], Coroutine[Any, Any, T]]
 Writing = Callable[Concatenate[Unit, P], Coroutine[Any, Any, T]]
 
 
 class Calls:
     """What every call needs; what a write notes of records counts once it has succeeded."""
 
-    def __init__(self, link: Link, life: LifeSpan) -> None:
+    def __init__(self, link: Link, life: LifeSpan, sealer: Sealer) -> None:
         self._link = link
         self._life = life
+        self._sealer = sealer
         self._records = RecordCache()
         self._count: int | None = None  # of sessions
 
     async def _read(self, work: Reading[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Have one statement done that changes nothing."""
-        return await self._link.run(lambda connection: work(connection, *args, **kwargs))
+        return await self._link.run(lambda connection: work(self._view(connection), *args, **kwargs))
 
     async def _look(self, work: Reading[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Have several statements done that change nothing and see one moment."""
-        return await self._link.transact(lambda connection: work(connection, *args, **kwargs), writes=False)
+        return await self._link.transact(
+            lambda connection: work(self._view(connection), *args, **kwargs), writes=False
+        )
 
     async def _write(self, work: Writing[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Have a transaction done that must not be done twice."""
@@ -63,7 +67,7 @@ class Calls:
     async def _move_out(self, work: Reading[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         async def patient(connection: Connection) -> T:
             await connection.execute(f"{_time_of(MOVE_S)}; {_WAIT}")
-            return await work(connection, *args, **kwargs)
+            return await work(self._view(connection), *args, **kwargs)
 
         return await self._link.transact(patient, writes=False, limit_s=MOVE_S)
 
@@ -74,11 +78,14 @@ class Calls:
 
         return await self._transact(patient, True, MOVE_S)
 
+    def _view(self, connection: Connection) -> View:
+        return View(connection, self._sealer)
+
     async def _transact(
         self, work: Callable[[Unit], Coroutine[Any, Any, T]], repeats: bool, limit_s: float
     ) -> T:
         async def bound(connection: Connection) -> tuple[T, Unit]:
-            unit = Unit(connection, self._life)
+            unit = Unit(connection, self._sealer, self._life)
             return await work(unit), unit
 
         result, unit = await self._link.transact(bound, repeats=repeats, limit_s=limit_s)

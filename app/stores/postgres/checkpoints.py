@@ -13,10 +13,10 @@ from app.domain.turn import Turn
 from app.stores import rules
 from app.stores.cursor import from_cursor, to_cursor
 from app.stores.postgres import records
-from app.stores.postgres.link import Connection
 from app.stores.postgres.rows import LATEST_MS, Record, marks, to_raw_id
 from app.stores.postgres.tree import find_tree, get_record
-from app.stores.postgres.unit import Unit
+from app.stores.postgres.unit import Unit, View
+from app.stores.sealing import Sealer
 from app.stores.side_rows import CHECKPOINT_COLUMNS, Row, from_checkpoint_row, to_checkpoint_row
 
 ADD = f"INSERT INTO checkpoints (session, {CHECKPOINT_COLUMNS}) VALUES ({marks('x,' + CHECKPOINT_COLUMNS)})"  # noqa: S608
@@ -39,14 +39,14 @@ _log = logging.getLogger(__name__)
 
 
 async def add_checkpoint(unit: Unit, session: Session, checkpoint: Checkpoint) -> Checkpoint:
-    record = await get_record(unit.connection, session, lock=True)
-    known = await _find_row(unit.connection, record.number, checkpoint.checkpoint_id)
+    record = await get_record(unit, session, lock=True)
+    known = await _find_row(unit, record.number, checkpoint.checkpoint_id)
     if known is not None:
-        return _read(known, session)
+        return _read(unit.sealer, known, session)
     rules.check_named(await unit.connection.fetchval(_COUNT_NAMED, record.number))
     named = replace(checkpoint, turn_id=record.session.head)
     state_number, last = await records.keep_state(unit, record)
-    await add(unit.connection, record, named, state_number)
+    await add(unit, record, named, state_number)
     if state_number != record.state_number:
         await records.save(unit, record, record.session, state_number=state_number, last_state=last)
     return named
@@ -56,59 +56,53 @@ async def add_automatic(
     unit: Unit, record: Record, wanted: AutoCheckpoint, turn: Turn, state_number: int | None
 ) -> None:
     """Name the turn that is being committed, and forget the oldest of such names beyond ``wanted.keep``."""
-    await add(unit.connection, record, rules.automatic_checkpoint(wanted, turn), state_number)
+    await add(unit, record, rules.automatic_checkpoint(wanted, turn), state_number)
     await unit.connection.execute(_TRIM, record.number, wanted.keep)
 
 
-async def add(
-    connection: Connection, record: Record, checkpoint: Checkpoint, state_number: int | None
-) -> None:
+async def add(view: View, record: Record, checkpoint: Checkpoint, state_number: int | None) -> None:
     checkpoint_id, turn_id, state, automatic, created_at, body = to_checkpoint_row(
-        record.uid, checkpoint, state_number
+        view.sealer, record.uid, checkpoint, state_number
     )
-    await connection.execute(
+    await view.connection.execute(
         ADD, record.number, checkpoint_id, turn_id, state, bool(automatic), created_at, body
     )
 
 
-async def list_checkpoints(
-    connection: Connection, session: Session, limit: int, cursor: str | None
-) -> CheckpointPage:
+async def list_checkpoints(view: View, session: Session, limit: int, cursor: str | None) -> CheckpointPage:
     start = _END if cursor is None else _position(cursor)
-    tree = await find_tree(connection, session)
+    tree = await find_tree(view, session)
     if tree is None:
         return CheckpointPage((), 0, None)
-    rows: list[Any] = await connection.fetch(LIST, tree.number, *start, limit + 1)
+    rows: list[Any] = await view.connection.fetch(LIST, tree.number, *start, limit + 1)
     page = rows[:limit]
     following = to_cursor("c", page[-1][4], from_id_bytes(page[-1][0])) if len(rows) > limit else None
-    total: int = await connection.fetchval(_COUNT, tree.number)
-    return CheckpointPage(tuple(_readable(page, session)), total, following)
+    total: int = await view.connection.fetchval(_COUNT, tree.number)
+    return CheckpointPage(tuple(_readable(view.sealer, page, session)), total, following)
 
 
-async def get_checkpoint(connection: Connection, session: Session, checkpoint_id: str) -> Checkpoint:
-    tree = await find_tree(connection, session)
-    row = tree and await _find_row(connection, tree.number, checkpoint_id)
+async def get_checkpoint(view: View, session: Session, checkpoint_id: str) -> Checkpoint:
+    tree = await find_tree(view, session)
+    row = tree and await _find_row(view, tree.number, checkpoint_id)
     if not row:
         raise CheckpointNotFound(session_id=session.key.session_id)
-    return _read(row, session)
+    return _read(view.sealer, row, session)
 
 
-async def get_target(
-    connection: Connection, record: Record, checkpoint_id: str
-) -> tuple[Checkpoint, int | None]:
+async def get_target(view: View, record: Record, checkpoint_id: str) -> tuple[Checkpoint, int | None]:
     """Return a checkpoint and the number under which its state is kept.
 
     Raises:
         CheckpointNotFound, SnapshotUnreadable
     """
-    row = await _find_row(connection, record.number, checkpoint_id)
+    row = await _find_row(view, record.number, checkpoint_id)
     if row is None:
         raise CheckpointNotFound(session_id=record.session.key.session_id)
-    return _read(row, record.session), row[2]
+    return _read(view.sealer, row, record.session), row[2]
 
 
 async def delete_checkpoints(unit: Unit, session: Session, checkpoint_id: str | None) -> int:
-    tree = await find_tree(unit.connection, session)
+    tree = await find_tree(unit, session)
     if tree is None:
         return 0
     if checkpoint_id is None:
@@ -116,23 +110,23 @@ async def delete_checkpoints(unit: Unit, session: Session, checkpoint_id: str | 
     return len(await unit.connection.fetch(_DELETE, tree.number, to_raw_id(checkpoint_id)))
 
 
-async def _find_row(connection: Connection, number: int, checkpoint_id: str) -> Row | None:
-    row: Row | None = await connection.fetchrow(_FIND, number, to_raw_id(checkpoint_id))
+async def _find_row(view: View, number: int, checkpoint_id: str) -> Row | None:
+    row: Row | None = await view.connection.fetchrow(_FIND, number, to_raw_id(checkpoint_id))
     return row
 
 
-def _read(row: Row, session: Session) -> Checkpoint:
+def _read(sealer: Sealer, row: Row, session: Session) -> Checkpoint:
     try:
-        return from_checkpoint_row(to_id_bytes(session.uid), row)
+        return from_checkpoint_row(sealer, to_id_bytes(session.uid), row)
     except SnapshotUnreadable as error:
         raise SnapshotUnreadable(session_id=session.key.session_id) from error
 
 
-def _readable(rows: Iterable[Row], session: Session) -> Iterator[Checkpoint]:
+def _readable(sealer: Sealer, rows: Iterable[Row], session: Session) -> Iterator[Checkpoint]:
     """Yield the checkpoints in ``rows``; a broken one is left out, so that its neighbours stay listed."""
     for row in rows:
         try:
-            yield _read(row, session)
+            yield _read(sealer, row, session)
         except SnapshotUnreadable:
             _log.error("a checkpoint of session %r is unreadable and left out", session.key.session_id)
 

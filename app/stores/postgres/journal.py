@@ -9,10 +9,10 @@ from app.domain.errors import SnapshotUnreadable
 from app.domain.ids import from_id_bytes, to_id_bytes
 from app.domain.journal import LAST, Entry, Fact, LoggedFact, Position
 from app.domain.session import Session
-from app.stores.postgres.link import Connection
 from app.stores.postgres.rows import LATEST_MS, TURN_COLUMNS, Record, marks, show_turn, to_raw_id
 from app.stores.postgres.tree import find_tree
-from app.stores.postgres.unit import Unit
+from app.stores.postgres.unit import Unit, View
+from app.stores.sealing import Sealer
 from app.stores.side_rows import FACT_COLUMNS, Row, from_fact_row, to_fact_row
 
 _FIND_LAST = "SELECT number, created_at FROM session_events WHERE session = $1 ORDER BY number DESC LIMIT 1"
@@ -48,15 +48,15 @@ async def log(unit: Unit, record: Record, fact: Fact, time_ms: int) -> None:
     last: Any = await unit.connection.fetchrow(_FIND_LAST, record.number) or (0, 0)
     number, previous = last[0] + 1, last[1] if last[1] in range(LATEST_MS) else 0
     logged = LoggedFact(number, max(time_ms, previous), fact)
-    await unit.connection.execute(ADD, record.number, *to_fact_row(record.uid, logged))
+    await unit.connection.execute(ADD, record.number, *to_fact_row(unit.sealer, record.uid, logged))
     if unit.life.event_limit:
         await unit.connection.execute(_DROP, record.number, number - unit.life.event_limit)
 
 
 async def list_entries(
-    connection: Connection, session: Session, position: Position | None, limit: int, newest_first: bool
+    view: View, session: Session, position: Position | None, limit: int, newest_first: bool
 ) -> tuple[Entry, ...]:
-    tree = await find_tree(connection, session)
+    tree = await find_tree(view, session)
     if tree is None:
         return ()
     if position is None:
@@ -64,34 +64,32 @@ async def list_entries(
     entries: list[Entry] = []
     # How many rows make a page is known only when the broken ones are left out.
     while (wanted := limit - len(entries)) > 0:
-        found = await _next(connection, tree.number, position, wanted, newest_first)
-        entries += [entry for one in found if (entry := _entry_of(one, session)) is not None]
+        found = await _next(view, tree.number, position, wanted, newest_first)
+        entries += [entry for one in found if (entry := _entry_of(view.sealer, one, session)) is not None]
         if len(found) < wanted:
             break
         position = found[-1].position
     return tuple(entries)
 
 
-async def _next(
-    connection: Connection, number: int, position: Position, limit: int, newest_first: bool
-) -> list[_Found]:
+async def _next(view: View, number: int, position: Position, limit: int, newest_first: bool) -> list[_Found]:
     way = _DOWNWARDS if newest_first else _UPWARDS
     time_ms, tie = position
-    facts = await connection.fetch(LIST_FACTS.format(**way), number, time_ms, _number_at(tie), limit)
-    turns = await connection.fetch(LIST_TURNS.format(**way), number, time_ms, _turn_id_at(tie), limit)
+    facts = await view.connection.fetch(LIST_FACTS.format(**way), number, time_ms, _number_at(tie), limit)
+    turns = await view.connection.fetch(LIST_TURNS.format(**way), number, time_ms, _turn_id_at(tie), limit)
     told = [_Found(Position(row[1], f"!{row[0]:016d}"), True, row) for row in facts]
     shown = [_Found(Position(row[9], from_id_bytes(row[0])), False, row) for row in turns]
     merged = heapq.merge(told, shown, key=lambda found: found.position, reverse=newest_first)
     return list(islice(merged, limit))
 
 
-def _entry_of(found: _Found, session: Session) -> Entry | None:
+def _entry_of(sealer: Sealer, found: _Found, session: Session) -> Entry | None:
     if not found.is_fact:
-        turn = show_turn(found.row, session.key.session_id)
+        turn = show_turn(sealer, to_id_bytes(session.uid), found.row, session.key.session_id)
         # One that begins at no time would have no place in the order.
         return turn if turn is not None and turn.started_at == found.position.time_ms else None
     try:
-        return from_fact_row(to_id_bytes(session.uid), found.row)
+        return from_fact_row(sealer, to_id_bytes(session.uid), found.row)
     except SnapshotUnreadable:
         _log.error("an event of session %r is unreadable and left out", session.key.session_id)
         return None

@@ -7,16 +7,16 @@ from typing import Any
 
 from app.domain.errors import SnapshotUnreadable
 from app.domain.ids import SessionKey
-from app.domain.session import LifeSpan, Session, SessionPage, SessionQuery, SessionStatus
+from app.domain.session import LifeSpan, Session, SessionPage, SessionQuery
 from app.domain.stats import DayUsage, SessionStats, UserUsage
 from app.stores import rules
 from app.stores.buckets import P95, percentile
 from app.stores.cursor import from_cursor, to_cursor
-from app.stores.postgres.link import Connection
+from app.stores.postgres import search
+from app.stores.postgres.conditions import EVER, Conditions
 from app.stores.postgres.rows import RECORD_COLUMNS, from_record_row
-from app.stores.postgres.unit import Unit
+from app.stores.postgres.unit import Unit, View
 
-EVER = 2**62
 SWEEP_ROWS = 1000
 PURGE_SIZES = (20, 5, 1)
 """How many sessions one step of a purge removes, and with how many it goes on where that takes too long."""
@@ -44,97 +44,61 @@ COUNT_SESSIONS = "SELECT sum(sessions)::bigint FROM counters"
 _SWEEP = "SELECT * FROM sweep($1, $2)"
 _PURGE = "SELECT purge($1, $2)"
 
-_ALIVE = "NOT archived AND (expires_at IS NULL OR expires_at > {now})"
-_IDLE = "(marked_idle OR last_accessed <= {idle_line})"
-_STATUS_TERMS = {
-    SessionStatus.ARCHIVED: "archived",
-    SessionStatus.EXPIRED: "NOT archived AND expires_at <= {now}",
-    SessionStatus.IDLE: f"{_ALIVE} AND {_IDLE}",
-    SessionStatus.ACTIVE: f"{_ALIVE} AND NOT {_IDLE}",
-}
-
 _log = logging.getLogger(__name__)
 
 
-class Search:
-    """A query's conditions, and their values in the order of the placeholders."""
-
-    def __init__(self, query: SessionQuery, life: LifeSpan) -> None:
-        self.values: list[Any] = []
-        self.terms = ["true"]
-        for name in ("owner", "user_id", "agent_id", "window_id"):
-            value = getattr(query, name)
-            if value is not None:
-                self.terms.append(f"{name} = {self.mark(value.encode())}")
-        if query.status is not None:
-            line = rules.idle_line(query.now, life)
-            marks = {"now": "", "idle_line": ""}
-            for name, value in (("now", query.now), ("idle_line", -EVER if line is None else line)):
-                if f"{{{name}}}" in _STATUS_TERMS[query.status]:
-                    marks[name] = f"{self.mark(value)}::bigint"
-            self.terms.append(_STATUS_TERMS[query.status].format(**marks))
-        if query.text is not None:
-            folded, begin = self.mark(query.text.casefold().encode()), self.mark(query.text.encode())
-            self.terms.append(
-                f"(position({folded}::bytea IN coalesce(title_folded, title)) > 0"
-                f" OR substring(session_id FROM 1 FOR length({begin}::bytea)) = {begin}::bytea)"
-            )
-
-    def mark(self, value: Any) -> str:
-        self.values.append(value)
-        return f"${len(self.values)}"
-
-    @property
-    def where(self) -> str:
-        return " AND ".join(self.terms)
-
-
-async def list_sessions(connection: Connection, query: SessionQuery, life: LifeSpan) -> SessionPage:
-    sql, values = page_of(query, life)
-    rows: list[Any] = await connection.fetch(sql, *values)
-    page = rows[: query.limit]
-    cursor = to_cursor("s", page[-1][19], str(page[-1][31])) if len(rows) > len(page) else None
-    return SessionPage(tuple(_readable(page)), await _total(connection, query, life), cursor)
+async def list_sessions(view: View, query: SessionQuery, life: LifeSpan) -> SessionPage:
+    if query.text is not None and view.sealer.encrypts:
+        page, after = await search.search(view, query, life, _session_position(query.cursor))
+        is_all = query.cursor is None and after is None
+        total = len(page) if is_all else await search.count(view, query, life, _session_position(None))
+    else:
+        sql, values = page_of(query, life)
+        rows: list[Any] = await view.connection.fetch(sql, *values)
+        page, total = rows[: query.limit], await _total(view, query, life)
+        after = (page[-1][19], page[-1][31]) if len(rows) > len(page) else None
+    cursor = None if after is None else to_cursor("s", after[0], str(after[1]))
+    return SessionPage(tuple(_readable(view, page)), total, cursor)
 
 
 def page_of(query: SessionQuery, life: LifeSpan) -> tuple[str, list[Any]]:
     """Return the statement for a page and one session more, and its values."""
     time_ms, number = _session_position(query.cursor)
-    search = Search(query, life)
-    after = f"(last_accessed, id) < ({search.mark(time_ms)}, {search.mark(number)})"
+    conditions = Conditions(query, life)
+    after = f"(last_accessed, id) < ({conditions.mark(time_ms)}, {conditions.mark(number)})"
     return (
-        f"SELECT {RECORD_COLUMNS} FROM sessions WHERE {search.where} AND {after}"  # noqa: S608
-        f" ORDER BY last_accessed DESC, id DESC LIMIT {search.mark(query.limit + 1)}",
-        search.values,
+        f"SELECT {RECORD_COLUMNS} FROM sessions WHERE {conditions.where} AND {after}"  # noqa: S608
+        f" ORDER BY last_accessed DESC, id DESC LIMIT {conditions.mark(query.limit + 1)}",
+        conditions.values,
     )
 
 
-async def list_oldest(connection: Connection, owner: str, user_id: str, limit: int) -> tuple[Session, ...]:
-    rows = await connection.fetch(_LIST_OLDEST, user_id.encode(), owner.encode(), limit)
-    return tuple(_readable(rows))
+async def list_oldest(view: View, owner: str, user_id: str, limit: int) -> tuple[Session, ...]:
+    rows = await view.connection.fetch(_LIST_OLDEST, user_id.encode(), owner.encode(), limit)
+    return tuple(_readable(view, rows))
 
 
 async def list_keys(
-    connection: Connection, owner: str | None, user_id: str | None, agent_id: str | None, limit: int
+    view: View, owner: str | None, user_id: str | None, agent_id: str | None, limit: int
 ) -> tuple[SessionKey, ...]:
     query = SessionQuery(owner=owner, now=0, user_id=user_id, agent_id=agent_id)
-    search = Search(query, LifeSpan())
-    sql = f"SELECT owner, session_id FROM sessions WHERE {search.where} LIMIT {search.mark(limit)}"  # noqa: S608
-    rows = await connection.fetch(sql, *search.values)
+    conditions = Conditions(query, LifeSpan())
+    sql = f"SELECT owner, session_id FROM sessions WHERE {conditions.where} LIMIT {conditions.mark(limit)}"  # noqa: S608
+    rows = await view.connection.fetch(sql, *conditions.values)
     return tuple(SessionKey(row[0].decode(), row[1].decode()) for row in rows)
 
 
-async def get_usage(connection: Connection, owner: str, user_id: str, limit: int) -> UserUsage:
+async def get_usage(view: View, owner: str, user_id: str, limit: int) -> UserUsage:
     user = owner.encode(), user_id.encode()
-    total: Any = await connection.fetchrow(_LIST_USAGE.format(which="= -1"), *user, 1)
-    days = await connection.fetch(_LIST_USAGE.format(which=">= 0"), *user, limit)
+    total: Any = await view.connection.fetchrow(_LIST_USAGE.format(which="= -1"), *user, 1)
+    days = await view.connection.fetch(_LIST_USAGE.format(which=">= 0"), *user, limit)
     turns, read, written = tuple(total)[1:] if total else (0, 0, 0)
     return UserUsage(turns, read, written, tuple(DayUsage(*row) for row in days))
 
 
-async def get_session_stats(connection: Connection) -> SessionStats:
-    counts = Counter(dict(await connection.fetchrow(_SUM_COUNTERS)))
-    buckets = {row[0]: row[1] for row in await connection.fetch(_SUM_TIMES)}
+async def get_session_stats(view: View) -> SessionStats:
+    counts = Counter(dict(await view.connection.fetchrow(_SUM_COUNTERS)))
+    buckets = {row[0]: row[1] for row in await view.connection.fetch(_SUM_TIMES)}
     same = [name for name in COUNTERS if name not in ("sessions", "prompt_tokens", "completion_tokens")]
     return SessionStats(
         total=counts["sessions"],
@@ -144,10 +108,10 @@ async def get_session_stats(connection: Connection) -> SessionStats:
     )
 
 
-async def get_totals(connection: Connection) -> dict[str, int]:
+async def get_totals(view: View) -> dict[str, int]:
     """Return every counter that is of all time, sessions there are now included; times by bucket."""
-    counts = dict(await connection.fetchrow(_SUM_COUNTERS))
-    buckets = {f"ms:{row[0]}": row[1] for row in await connection.fetch(_SUM_TIMES)}
+    counts = dict(await view.connection.fetchrow(_SUM_COUNTERS))
+    buckets = {f"ms:{row[0]}": row[1] for row in await view.connection.fetch(_SUM_TIMES)}
     return counts | buckets
 
 
@@ -165,40 +129,40 @@ async def purge(unit: Unit, line: int, limit: int) -> int:
     return len(found or ())
 
 
-async def _total(connection: Connection, query: SessionQuery, life: LifeSpan) -> int | None:
+async def _total(view: View, query: SessionQuery, life: LifeSpan) -> int | None:
     is_exact = rules.has_exact_total(query)
     if is_exact and query.owner is not None and None in (query.user_id, query.agent_id):
-        return await _kept_total(connection, query)
-    search = Search(query, life)
+        return await _kept_total(view, query)
+    conditions = Conditions(query, life)
     if is_exact:
-        total: int = await connection.fetchval(
-            f"SELECT count(*) FROM sessions WHERE {search.where}",  # noqa: S608
-            *search.values,
+        total: int = await view.connection.fetchval(
+            f"SELECT count(*) FROM sessions WHERE {conditions.where}",  # noqa: S608
+            *conditions.values,
         )
         return total
-    counted: int = await connection.fetchval(
-        f"SELECT count(*) FROM (SELECT 1 FROM sessions WHERE {search.where}"  # noqa: S608
-        f" LIMIT {search.mark(rules.TOTAL_LIMIT + 1)}) AS found",
-        *search.values,
+    counted: int = await view.connection.fetchval(
+        f"SELECT count(*) FROM (SELECT 1 FROM sessions WHERE {conditions.where}"  # noqa: S608
+        f" LIMIT {conditions.mark(rules.TOTAL_LIMIT + 1)}) AS found",
+        *conditions.values,
     )
     return counted if counted <= rules.TOTAL_LIMIT else None
 
 
-async def _kept_total(connection: Connection, query: SessionQuery) -> int:
+async def _kept_total(view: View, query: SessionQuery) -> int:
     assert query.owner is not None
     if query.user_id is not None:
         kind, name = "u", query.user_id
     else:
         kind, name = ("", "") if query.agent_id is None else ("a", query.agent_id)
-    total: int = await connection.fetchval(_KEPT_TOTAL, query.owner.encode(), kind, name.encode())
+    total: int = await view.connection.fetchval(_KEPT_TOTAL, query.owner.encode(), kind, name.encode())
     return total
 
 
-def _readable(rows: Iterable[Any]) -> Iterable[Session]:
+def _readable(view: View, rows: Iterable[Any]) -> Iterable[Session]:
     """Yield the sessions in ``rows``; a broken one is left out, so that its neighbours stay listed."""
     for row in rows:
         try:
-            yield from_record_row(row).session
+            yield from_record_row(view.sealer, row).session
         except SnapshotUnreadable as error:
             _log.error("session %r is unreadable and left out of a listing", error.session_id)
 

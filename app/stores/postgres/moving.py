@@ -4,6 +4,8 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
+import asyncpg
+
 from app.domain.checkpoint import Checkpoint
 from app.domain.dump import CheckpointDump, RestDump, SessionDump, SharedDump, TurnDump, UsageDump
 from app.domain.errors import SessionNotFound, SnapshotUnreadable
@@ -15,9 +17,10 @@ from app.domain.stats import DayUsage
 from app.domain.turn import JsonObject, Turn, TurnStatus
 from app.stores import rules
 from app.stores.buckets import PREFIX
-from app.stores.codec import to_turn_body
+from app.stores.codec import to_body, to_turn_body
 from app.stores.postgres import branches, checkpoints, journal, listing, notes, records, states, turns
-from app.stores.postgres.link import Connection
+from app.stores.postgres.link import Link
+from app.stores.postgres.refusal import unavailable
 from app.stores.postgres.rows import (
     TURN_COLUMNS,
     Record,
@@ -27,7 +30,7 @@ from app.stores.postgres.rows import (
     to_turn_row,
 )
 from app.stores.postgres.tree import get_by_key, get_state, raw_key
-from app.stores.postgres.unit import Unit
+from app.stores.postgres.unit import Unit, View
 from app.stores.side_rows import (
     CHECKPOINT_COLUMNS,
     FACT_COLUMNS,
@@ -69,37 +72,42 @@ _OF_ALL_TIME = (
     "created", "lifetime_ms", "turns", "turns_failed", "turns_finished", "prompt_tokens", "completion_tokens",
     "response_ms",
 )  # fmt: skip
+_UNCOUNT = (
+    "UPDATE counters SET created = created - 1, lifetime_ms = lifetime_ms - s.last_accessed + s.created_at"
+    " FROM sessions AS s WHERE shard = 0 AND s.owner = $1 AND s.session_id = $2"
+)
 _CLEAR_TOTALS = f"UPDATE counters SET {', '.join(f'{name} = 0' for name in _OF_ALL_TIME)}"  # noqa: S608
+_SCRUB = "VACUUM (FULL) sessions, turns, states, notes, checkpoints, session_events, shared_state"
 _SET_TOTALS = "UPDATE counters SET {names} WHERE shard = 0"
 
 
-async def list_after(connection: Connection, key: SessionKey | None, limit: int) -> tuple[SessionKey, ...]:
+async def list_after(view: View, key: SessionKey | None, limit: int) -> tuple[SessionKey, ...]:
     if key is None:
-        rows = await connection.fetch(_LIST_FIRST, limit)
+        rows = await view.connection.fetch(_LIST_FIRST, limit)
     else:
-        rows = await connection.fetch(_LIST_AFTER, *raw_key(key), limit)
+        rows = await view.connection.fetch(_LIST_AFTER, *raw_key(key), limit)
     return tuple(SessionKey(row[0].decode(), row[1].decode()) for row in rows)
 
 
-async def dump_session(connection: Connection, key: SessionKey) -> SessionDump | None:
+async def dump_session(view: View, key: SessionKey) -> SessionDump | None:
     try:
-        record = await get_by_key(connection, key)
+        record = await get_by_key(view, key)
     except SessionNotFound:
         return None
-    known = _States(connection, record)
-    found: list[Any] = await connection.fetch(_CHECKPOINTS, record.number)
-    facts = await connection.fetch(_FACTS, record.number)
-    noted = await notes.list_notes(connection, record)
+    known = _States(view, record)
+    found: list[Any] = await view.connection.fetch(_CHECKPOINTS, record.number)
+    facts = await view.connection.fetch(_FACTS, record.number)
+    noted = await notes.list_notes(view, record)
     try:
         return SessionDump(
             session=record.session,
             root_state=await known.get(record.root_state),
-            turns=tuple(await _turns_of(connection, record, known)),
+            turns=tuple(await _turns_of(view, record, known)),
             notes=tuple(sorted((one.note for one in noted), key=lambda note: note.note_id)),
-            facts=tuple(from_fact_row(record.uid, row) for row in facts),
+            facts=tuple(from_fact_row(view.sealer, record.uid, row) for row in facts),
             checkpoints=tuple(
                 [
-                    CheckpointDump(from_checkpoint_row(record.uid, row), await known.get(row[2]))
+                    CheckpointDump(from_checkpoint_row(view.sealer, record.uid, row), await known.get(row[2]))
                     for row in found
                 ]
             ),
@@ -110,6 +118,7 @@ async def dump_session(connection: Connection, key: SessionKey) -> SessionDump |
 
 async def load_session(unit: Unit, dump: SessionDump) -> None:
     """Store what a dump holds in the place of what is there."""
+    await unit.connection.execute(_UNCOUNT, *raw_key(dump.session.key))
     await records.delete_session(unit, dump.session.key)
     numbers = _Numbers()
     root = numbers.of(dump.root_state)
@@ -117,12 +126,13 @@ async def load_session(unit: Unit, dump: SessionDump) -> None:
     named = [(one.checkpoint, numbers.of(one.state)) for one in dump.checkpoints]
     here = numbers.of(dump.session.state)
     record = await records.add(
-        unit, new_record(dump.session, state_number=here, root_state=root, last_state=numbers.last)
+        unit,
+        new_record(unit.sealer, dump.session, state_number=here, root_state=root, last_state=numbers.last),
     )
     await unit.connection.executemany(
         branches.ADD_STATE,
         [
-            (record.number, number, to_state_body(record.uid, number, state))
+            (record.number, number, to_state_body(unit.sealer, record.uid, number, state))
             for number, state in numbers.states
         ],
     )
@@ -131,17 +141,17 @@ async def load_session(unit: Unit, dump: SessionDump) -> None:
     await _load_beside(unit, record, dump, named)
 
 
-async def dump_rest(connection: Connection) -> RestDump:
+async def dump_rest(view: View) -> RestDump:
     shared = []
-    for app_name, owner, user_id, *row in await connection.fetch(_SHARED):
+    for app_name, owner, user_id, *row in await view.connection.fetch(_SHARED):
         scope = StateScope(app_name.decode(), owner.decode(), user_id.decode() or None)
-        shared.append(SharedDump(scope, from_shared_row(scope, row)))
+        shared.append(SharedDump(scope, from_shared_row(view.sealer, scope, row)))
     usage = [
         UsageDump(row[0].decode(), row[1].decode(), DayUsage(*row[2:]))
-        for row in await connection.fetch(_USAGE)
+        for row in await view.connection.fetch(_USAGE)
     ]
-    counts = await listing.get_totals(connection)
-    there, lived = await connection.fetchrow(_LIVED)
+    counts = await listing.get_totals(view)
+    there, lived = await view.connection.fetchrow(_LIVED)
     totals = {name: counts[name] for name in _OF_ALL_TIME}
     totals["created"] -= there
     totals["lifetime_ms"] -= lived
@@ -150,43 +160,58 @@ async def dump_rest(connection: Connection) -> RestDump:
 
 
 async def load_rest(unit: Unit, rest: RestDump) -> None:
-    connection = unit.connection
-    await connection.execute("DELETE FROM shared_state")
+    await unit.connection.execute("DELETE FROM shared_state")
     for one in rest.shared:
-        body = to_shared_body(one.scope, one.shared, 0)
-        await connection.execute(states.SET, *states.to_scope_row(one.scope), one.shared.rev, 0, body)
-    await connection.execute("DELETE FROM usage_days")
+        body = to_shared_body(unit.sealer, one.scope, one.shared, 0)
+        await unit.connection.execute(states.SET, *states.to_scope_row(one.scope), one.shared.rev, 0, body)
+    await unit.connection.execute("DELETE FROM usage_days")
     for used in rest.usage:
         user, spent = (used.owner.encode(), used.user_id.encode()), used.usage
-        await connection.execute(
+        await unit.connection.execute(
             "SELECT count_usage($1, $2, $3, $4, $5, $6)",
             *user, spent.day, spent.turns, spent.prompt_tokens, spent.completion_tokens,
         )  # fmt: skip
-    there, lived = await connection.fetchrow(_LIVED)
+    there, lived = await unit.connection.fetchrow(_LIVED)
     totals = {name: rest.totals.get(name, 0) for name in _OF_ALL_TIME}
     totals["created"] += there
     totals["lifetime_ms"] += lived
-    await connection.execute(_CLEAR_TOTALS)
+    await unit.connection.execute(_CLEAR_TOTALS)
     names = ", ".join(f"{name} = ${place}" for place, name in enumerate(totals, 1))
-    await connection.execute(_SET_TOTALS.format(names=names), *totals.values())
-    await connection.execute("DELETE FROM response_times")
+    await unit.connection.execute(_SET_TOTALS.format(names=names), *totals.values())
+    await unit.connection.execute("DELETE FROM response_times")
     times = {name: count for name, count in rest.totals.items() if name.startswith(PREFIX)}
-    await connection.executemany(
+    await unit.connection.executemany(
         _ADD_TIME, [(int(name.removeprefix(PREFIX)), count) for name, count in times.items()]
     )
+
+
+async def scrub(link: Link) -> None:
+    """Write the tables with content anew; what the write-ahead log still holds goes with its files.
+
+    Raises:
+        StoreUnavailable
+    """
+    try:
+        connection = await link.connect_alone()
+        try:
+            await connection.execute(_SCRUB)
+        finally:
+            connection.terminate()
+    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        raise unavailable(error) from error
 
 
 class _States:
     """The states of a session that is dumped, each read once."""
 
-    def __init__(self, connection: Connection, record: Record) -> None:
-        self._connection = connection
+    def __init__(self, view: View, record: Record) -> None:
+        self._view = view
         self._record = record
         self._known: dict[int | None, JsonObject] = {}
 
     async def get(self, number: int | None) -> JsonObject:
         if number not in self._known:
-            self._known[number] = await get_state(self._connection, self._record, number)
+            self._known[number] = await get_state(self._view, self._record, number)
         return self._known[number]
 
 
@@ -203,24 +228,25 @@ class _Numbers:
     def of(self, state: JsonObject | None) -> int | None:
         if not state:
             return None
-        body = to_state_body(bytes(16), 0, state)
+        body = to_body(state)
         for number, known in reversed(self.states[-8:]):
-            if to_state_body(bytes(16), 0, known) == body:
+            if to_body(known) == body:
                 return number
         self.states.append((len(self.states) + 1, state))
         return len(self.states)
 
 
-async def _turns_of(connection: Connection, record: Record, known: _States) -> list[TurnDump]:
+async def _turns_of(view: View, record: Record, known: _States) -> list[TurnDump]:
     session_id, dumped = record.session.key.session_id, []
     keys = {}
-    for turn_id, owner, key, fingerprint, created_at, sealed in await connection.fetch(_KEYS, record.number):
+    found = await view.connection.fetch(_KEYS, record.number)
+    for turn_id, owner, key, fingerprint, created_at, sealed in found:
         bound = Binding(owner.decode(), key.decode(), fingerprint)
         if turns.key_seal(bound.owner, bound.key, fingerprint, record.number, turn_id, created_at) != sealed:
             raise SnapshotUnreadable(session_id=session_id)
         keys[turn_id] = bound
-    for row in await connection.fetch(_TURNS, record.number):
-        turn = replace(from_turn_row(row, session_id), binding=keys.get(row[0]))
+    for row in await view.connection.fetch(_TURNS, record.number):
+        turn = replace(from_turn_row(view.sealer, record.uid, row, session_id), binding=keys.get(row[0]))
         state = await known.get(row[11]) if is_committed(row[3], row[4]) else None
         dumped.append(TurnDump(turn, state))
     return dumped
@@ -228,7 +254,7 @@ async def _turns_of(connection: Connection, record: Record, known: _States) -> l
 
 async def _load_turn(unit: Unit, record: Record, turn: Turn, state: int | None) -> None:
     ended = rules.interrupted(turn, turn.started_at) if turn.status is TurnStatus.RUNNING else turn
-    row = to_turn_row(ended, to_turn_body(ended), state)
+    row = to_turn_row(unit.sealer, record.uid, ended, to_turn_body(ended), state)
     await unit.connection.execute(branches.ADD_TURN, record.number, *row)
     bound = ended.binding
     if bound is not None and ended.is_committed:
@@ -248,7 +274,7 @@ async def _load_beside(
     await notes.copy_notes(unit, record, noted)
     facts: list[LoggedFact] = list(dump.facts)
     await unit.connection.executemany(
-        journal.ADD, [(record.number, *to_fact_row(record.uid, fact)) for fact in facts]
+        journal.ADD, [(record.number, *to_fact_row(unit.sealer, record.uid, fact)) for fact in facts]
     )
     for checkpoint, number in named:
-        await checkpoints.add(unit.connection, record, checkpoint, number)
+        await checkpoints.add(unit, record, checkpoint, number)

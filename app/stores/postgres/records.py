@@ -8,7 +8,6 @@ from app.domain.errors import PreconditionFailed, SessionExists, SessionLimit, S
 from app.domain.ids import SessionKey, to_id_bytes
 from app.domain.session import Session, SessionCap, SessionChange
 from app.domain.turn import Usage
-from app.stores.postgres.link import Connection
 from app.stores.postgres.rows import (
     SESSION_COLUMNS,
     Record,
@@ -18,7 +17,7 @@ from app.stores.postgres.rows import (
     to_session_row,
 )
 from app.stores.postgres.tree import LOCK_RECORD, get_by_key, raw_key
-from app.stores.postgres.unit import Unit
+from app.stores.postgres.unit import Unit, View
 from app.stores.side_rows import to_state_body
 
 ROOT_STATE = 1
@@ -58,7 +57,7 @@ _RUNS = (
 
 async def create_session(unit: Unit, session: Session) -> None:
     number = ROOT_STATE if session.state else None
-    record = new_record(session, state_number=number, root_state=number, last_state=number or 0)
+    record = new_record(unit.sealer, session, state_number=number, root_state=number, last_state=number or 0)
     record = await add(unit, record)
     if number is not None:
         await add_state(unit, record, number)
@@ -84,7 +83,7 @@ async def create_sessions(
 async def update_session(
     unit: Unit, key: SessionKey, change: SessionChange, now: int, expected_etag: str | None
 ) -> Session:
-    record = await get_by_key(unit.connection, key, lock=True)
+    record = await get_by_key(unit, key, lock=True)
     if expected_etag is not None and record.session.etag != expected_etag:
         raise PreconditionFailed(session_id=key.session_id)
     changed = change.apply(record.session, now, unit.life)
@@ -93,7 +92,7 @@ async def update_session(
 
 
 async def touch_session(unit: Unit, key: SessionKey, now: int) -> Session:
-    record = await get_by_key(unit.connection, key, lock=True)
+    record = await get_by_key(unit, key, lock=True)
     touched = record.session.touched(now, unit.life)
     await save(unit, record, touched, state_number=record.state_number)
     return touched
@@ -136,7 +135,7 @@ async def save(
 ) -> None:
     """Store ``session`` in the place of what it was; ``state_number`` is where its state is kept."""
     last = record.last_state if last_state is None else last_state
-    saved = record.after_write(session, state_number, last)
+    saved = record.after_write(unit.sealer, session, state_number, last)
     await unit.connection.execute(_SET, *to_session_row(saved), saved.number, saved.stamp)
     unit.note(saved)
 
@@ -158,7 +157,7 @@ async def keep_state(unit: Unit, record: Record) -> tuple[int | None, int]:
 
 
 async def add_state(unit: Unit, record: Record, number: int) -> None:
-    body = to_state_body(record.uid, number, record.session.state)
+    body = to_state_body(unit.sealer, record.uid, number, record.session.state)
     await unit.connection.execute(_ADD_STATE, record.number, number, body)
 
 
@@ -180,32 +179,31 @@ async def lock_users(unit: Unit, sessions: Sequence[Session]) -> None:
 
 async def make_room(unit: Unit, session: Session, cap: SessionCap) -> None:
     """Remove as many victims as are in the way of ``session``; changes nothing if it raises."""
-    connection = unit.connection
     if session.user_id is None:
         return
-    if await connection.fetchval(_EXISTS, *raw_key(session.key)):
+    if await unit.connection.fetchval(_EXISTS, *raw_key(session.key)):
         raise SessionExists(session_id=session.key.session_id)
     owner, user_id = session.key.owner, session.user_id
-    count: int = await connection.fetchval(_COUNT_OF_USER, owner.encode(), user_id.encode())
+    count: int = await unit.connection.fetchval(_COUNT_OF_USER, owner.encode(), user_id.encode())
     excess = count + 1 - cap.most
     if excess <= 0:
         return
     own = [v for v in cap.victims if (v.user_id, v.key.owner) == (user_id, owner)]
-    gone = [found for v in own if (found := await _find_victim(connection, v)) is not None]
+    gone = [found for v in own if (found := await _find_victim(unit, v)) is not None]
     if len(gone) < excess:
         raise SessionLimit(session_id=session.key.session_id)
     await remove(unit, gone[:excess])
 
 
-async def _find_victim(connection: Connection, victim: Session) -> tuple[int, SessionKey] | None:
+async def _find_victim(view: View, victim: Session) -> tuple[int, SessionKey] | None:
     """Return the victim if it is as it was read, and no turn of it runs; nobody changes it from now on."""
-    row: Any = await connection.fetchrow(LOCK_RECORD, *raw_key(victim.key))
+    row: Any = await view.connection.fetchrow(LOCK_RECORD, *raw_key(victim.key))
     if row is None or row[2] != to_id_bytes(victim.uid):
         return None
     try:
-        record = from_record_row(row)
+        record = from_record_row(view.sealer, row)
     except SnapshotUnreadable:
         return None
-    is_busy = await connection.fetchval(_RUNS, *raw_key(victim.key))
+    is_busy = await view.connection.fetchval(_RUNS, *raw_key(victim.key))
     is_as_read = record.session.last_accessed == victim.last_accessed
     return (record.number, victim.key) if is_as_read and not is_busy else None

@@ -12,15 +12,12 @@ from app.domain.turn import Activation, ContextMessage, Turn, TurnError, TurnSta
 from app.stores import rules
 from app.stores.codec import (
     TurnColumns,
-    check_seal,
-    from_json_text,
     from_turn_value,
     messages_of,
-    seal,
     session_seal,
-    to_json_text,
-    unseal,
 )
+from app.stores.sealing import Sealer
+from app.stores.session_texts import COLUMNS, Stored, from_text, from_title, to_texts
 from app.stores.side_rows import Row, from_id, to_id
 
 SESSION_COLUMNS = (
@@ -43,8 +40,10 @@ RUNNING = 0
 ABANDONED = 4
 """A turn that ran when its lease ran out: its row is the start record but for this number."""
 
-_COVER = struct.Struct(">16s16sqBBqqq")
+_COVER = struct.Struct(">16s16s16sqBBqqq")
 _NO_ID = bytes(16)
+_SEALED = b"\xff"  # no UTF-8 has it: RFC 3629, section 3
+_OBJECTS = COLUMNS[1:]
 _BROKEN = (SnapshotUnreadable, struct.error, TypeError, ValueError, IndexError, AttributeError)
 
 
@@ -57,8 +56,8 @@ class Record(NamedTuple):
     ``state_number`` is the number under which its state is kept, ``None`` if it is not kept
     yet or empty; ``root_state`` that of the state it was created with, ``None`` if that was empty;
     ``last_state`` the highest one given so far. ``stamp`` is drawn at random for each write and so tells this
-    record from every other, also from one that a crash of the server took back. ``texts`` are its columns of
-    JSON.
+    record from every other, also from one that a crash of the server took back. ``texts`` are
+    ``session_texts.COLUMNS`` as they are stored.
     """
 
     session: Session
@@ -67,21 +66,22 @@ class Record(NamedTuple):
     last_state: int
     number: int
     stamp: int
-    texts: tuple[str | None, ...]
+    texts: tuple[Stored, ...]
 
     @property
     def uid(self) -> bytes:
         return to_id_bytes(self.session.uid)
 
-    def after_write(self, session: Session, state_number: int | None, last_state: int) -> "Record":
+    def after_write(
+        self, sealer: Sealer, session: Session, state_number: int | None, last_state: int
+    ) -> "Record":
         """Return the record after its next write."""
-        changes_texts = (session.rev, session.state_rev) != (self.session.rev, self.session.state_rev)
         return self._replace(
             session=session,
             state_number=state_number,
             last_state=last_state,
             stamp=new_stamp(),
-            texts=texts_of(session) if changes_texts else self.texts,
+            texts=self._texts_of(sealer, session),
         )
 
     @property
@@ -89,12 +89,28 @@ class Record(NamedTuple):
         numbers = self.state_number, self.root_state, self.last_state
         return session_seal(self.session, self.texts, numbers)
 
+    def _texts_of(self, sealer: Sealer, session: Session) -> tuple[Stored, ...]:
+        # Sealed anew, a text is another one, and the end of a turn writes none of them but the state.
+        is_same, is_state_same = session.rev == self.session.rev, session.state_rev == self.session.state_rev
+        if is_same and is_state_same:
+            return self.texts
+        *fresh, state = to_texts(sealer, session, self.uid)
+        *texts, had = self.texts
+        return *(texts if is_same else fresh), had if is_state_same else state
+
 
 def new_record(
-    session: Session, *, number: int = 0, state_number: int | None, root_state: int | None, last_state: int
+    sealer: Sealer,
+    session: Session,
+    *,
+    number: int = 0,
+    state_number: int | None,
+    root_state: int | None,
+    last_state: int,
 ) -> Record:
     """Return the first record of a session."""
-    return Record(session, state_number, root_state, last_state, number, new_stamp(), texts_of(session))
+    texts = to_texts(sealer, session, to_id_bytes(session.uid))
+    return Record(session, state_number, root_state, last_state, number, new_stamp(), texts)
 
 
 def new_stamp() -> int:
@@ -102,27 +118,17 @@ def new_stamp() -> int:
     return randbits(63)
 
 
-def texts_of(session: Session) -> tuple[str | None, ...]:
-    """Return the session's columns of JSON: params, metadata, template, state."""
-    return (
-        to_json_text(session.params) if session.params else None,
-        to_json_text(session.metadata) if session.metadata else None,
-        None if session.template is None else to_json_text(session.template),
-        to_json_text(session.state) if session.state else None,
-    )
-
-
 def to_session_row(record: Record) -> tuple[Any, ...]:
     """Return the values of ``SESSION_COLUMNS``."""
-    session = record.session
-    folded = session.title and session.title.casefold()
-    params, metadata, template, state = map(to_raw, record.texts)
-    texts = (
-        session.app_name, session.user_id, session.window_id, session.agent_id, session.title,
-        None if folded == session.title else folded, session.provider, session.model,
-    )  # fmt: skip
+    session, stored = record.session, record.texts[0]
+    # Of a title that is sealed nothing else is kept.
+    folded = stored.casefold() if isinstance(stored, str) else None
+    title, params, metadata, template, state = map(to_raw_text, record.texts)
+    names = session.app_name, session.user_id, session.window_id, session.agent_id
     return (
-        *map(to_raw, session.key), to_id_bytes(session.uid), *map(to_raw, texts), params, metadata, template,
+        *map(to_raw, session.key), to_id_bytes(session.uid), *map(to_raw, names), title,
+        None if folded == stored else to_raw(folded), to_raw(session.provider), to_raw(session.model),
+        params, metadata, template,
         session.ttl_s, session.archived, session.marked_idle, session.created_at, session.updated_at,
         session.last_accessed, session.expires_at, to_id(session.head), to_id(session.note), session.depth,
         session.rev, state, session.state_rev, record.state_number, record.root_state, record.last_state,
@@ -130,15 +136,15 @@ def to_session_row(record: Record) -> tuple[Any, ...]:
     )  # fmt: skip
 
 
-def from_record_row(row: Row) -> Record:
+def from_record_row(sealer: Sealer, row: Row) -> Record:
     """Return the record in the values of ``RECORD_COLUMNS``.
 
     Raises:
         SnapshotUnreadable: the row is broken.
     """
     try:
-        texts = tuple(map(_to_text, (*row[11:14], row[25])))
-        record = Record(_read_session(row, texts), row[27], row[28], row[29], row[31], row[32], texts)
+        texts = tuple(map(from_raw_text, (row[7], *row[11:14], row[25])))
+        record = Record(_read_session(sealer, row, texts), row[27], row[28], row[29], row[31], row[32], texts)
         is_whole = record.seal == row[30]
     except _BROKEN as error:
         raise SnapshotUnreadable(session_id=_shown_text(row[1])) from error
@@ -147,15 +153,19 @@ def from_record_row(row: Row) -> Record:
     return record
 
 
-def _read_session(row: Row, texts: tuple[str | None, ...]) -> Session:
+def _read_session(sealer: Sealer, row: Row, texts: tuple[Stored, ...]) -> Session:
     (
-        owner, session_id, uid, app_name, user_id, window_id, agent_id, title, _, provider, model,
+        owner, session_id, uid, app_name, user_id, window_id, agent_id, _, _, provider, model,
         _, _, _, ttl_s, archived, marked_idle, created_at, updated_at, last_accessed,
         expires_at, head, note, depth, rev, _, state_rev, *_,
     ) = row  # fmt: skip
-    params, metadata, template, state = texts
+    key = SessionKey(owner.decode(), session_id.decode())
+    title, *objects = texts
+    params, metadata, template, state = (
+        from_text(sealer, key, uid, column, stored) for column, stored in zip(_OBJECTS, objects, strict=True)
+    )
     return Session(
-        key=SessionKey(owner.decode(), session_id.decode()),
+        key=key,
         uid=from_id_bytes(uid),
         app_name=app_name.decode(),
         agent_id=agent_id.decode(),
@@ -165,12 +175,12 @@ def _read_session(row: Row, texts: tuple[str | None, ...]) -> Session:
         expires_at=expires_at,
         user_id=_to_text(user_id),
         window_id=_to_text(window_id),
-        title=_to_text(title),
+        title=from_title(sealer, key, uid, title),
         provider=_to_text(provider),
         model=_to_text(model),
-        params=from_json_text(params) if params else {},
-        metadata=from_json_text(metadata) if metadata else {},
-        template=None if template is None else from_json_text(template),
+        params=params or {},
+        metadata=metadata or {},
+        template=template,
         ttl_s=ttl_s,
         archived=archived,
         marked_idle=marked_idle,
@@ -178,29 +188,29 @@ def _read_session(row: Row, texts: tuple[str | None, ...]) -> Session:
         note=from_id(note),
         depth=depth,
         rev=rev,
-        state=from_json_text(state) if state else {},
+        state=state or {},
         state_rev=state_rev,
     )
 
 
-def to_turn_row(turn: Turn, body: bytes, state: int | None) -> tuple[Any, ...]:
+def to_turn_row(sealer: Sealer, uid: bytes, turn: Turn, body: bytes, state: int | None) -> tuple[Any, ...]:
     """Return the values of ``TURN_COLUMNS``; ``body`` is ``codec.to_turn_body(turn)``."""
     columns = (
         to_id_bytes(turn.turn_id), to_id(turn.parent), turn.depth, CODES[turn.status], turn.kept,
         turn.agent_id.encode(), turn.provider.encode(), turn.model.encode(), turn.boot_id.encode(),
         turn.started_at, turn.finished_at, state,
     )  # fmt: skip
-    return (*columns, seal(body, _cover(columns)))
+    return (*columns, sealer.seal(body, _cover(uid, columns)))
 
 
-def from_turn_row(row: Row, session_id: str, *, on_branch: bool = False) -> Turn:
+def from_turn_row(sealer: Sealer, uid: bytes, row: Row, session_id: str, *, on_branch: bool = False) -> Turn:
     """Return the turn in the values of ``TURN_COLUMNS``.
 
     Raises:
         SnapshotUnreadable: the row is broken.
     """
     try:
-        value = unseal(row[12], _cover(row))
+        value = sealer.open(row[12], _cover(uid, row))
         columns = TurnColumns(
             turn_id=from_id_bytes(row[0]),
             parent=from_id(row[1]),
@@ -243,37 +253,44 @@ def unreadable_turn(row: Row, *, on_branch: bool = False) -> Turn | None:
     )
 
 
-def show_turn(row: Row, session_id: str, *, on_branch: bool = False) -> Turn | None:
+def show_turn(
+    sealer: Sealer, uid: bytes, row: Row, session_id: str, *, on_branch: bool = False
+) -> Turn | None:
     """Return the turn for a listing; a broken one as failed, so that its neighbours stay listed."""
     try:
-        return from_turn_row(row, session_id, on_branch=on_branch)
+        return from_turn_row(sealer, uid, row, session_id, on_branch=on_branch)
     except SnapshotUnreadable as error:
         _log.error("turn %s of session %r is unreadable", error.turn_id, error.session_id)
         return unreadable_turn(row, on_branch=on_branch)
 
 
-def messages_of_row(row: Row, session_id: str) -> tuple[ContextMessage, ...]:
+def messages_of_row(sealer: Sealer, uid: bytes, row: Row, session_id: str) -> tuple[ContextMessage, ...]:
     """Return the messages in the values of ``TURN_COLUMNS``, without the turn around them.
 
     Raises:
         SnapshotUnreadable: the row is broken.
     """
     try:
-        return messages_of(unseal(row[12], _cover(row)))
+        return messages_of(sealer.open(row[12], _cover(uid, row)))
     except _BROKEN as error:
         raise SnapshotUnreadable(session_id=session_id, turn_id=_shown(row[0])) from error
 
 
-def check_turn_row(row: Row, session_id: str) -> None:
-    """Refuse the values of ``TURN_COLUMNS`` if any of them has changed.
+def open_turn_row(sealer: Sealer, uid: bytes, row: Row, session_id: str) -> bytes:
+    """Return the body in the values of ``TURN_COLUMNS``, unread.
 
     Raises:
-        SnapshotUnreadable
+        SnapshotUnreadable: any of them has changed.
     """
     try:
-        check_seal(row[12], _cover(row))
+        return sealer.open_body(row[12], _cover(uid, row))
     except _BROKEN as error:
         raise SnapshotUnreadable(session_id=session_id, turn_id=_shown(row[0])) from error
+
+
+def to_row_of(sealer: Sealer, uid: bytes, row: Row, body: bytes) -> tuple[Any, ...]:
+    """Return the row of the same turn for the session with this uid."""
+    return (*row[:12], sealer.seal(body, _cover(uid, row)))
 
 
 def is_committed(status: int, kept: bool) -> bool:
@@ -283,6 +300,16 @@ def is_committed(status: int, kept: bool) -> bool:
 
 def to_raw(text: str | None) -> bytes | None:
     return None if text is None else text.encode()
+
+
+def to_raw_text(stored: Stored) -> bytes | None:
+    """Return how a text of a session is stored: what is sealed begins with a byte that no UTF-8 has."""
+    return _SEALED + stored if isinstance(stored, bytes) else to_raw(stored)
+
+
+def from_raw_text(raw: bytes | None) -> Stored:
+    """Return what ``to_raw_text`` was given."""
+    return raw[1:] if raw is not None and raw[:1] == _SEALED else _to_text(raw)
 
 
 def to_raw_id(text: str) -> bytes | None:
@@ -302,11 +329,11 @@ def _status_of(row: Row) -> int:
     return RUNNING if row[3] == ABANDONED else row[3]
 
 
-def _cover(row: Row) -> bytes:
-    """Return what the checksum of ``body`` vouches for beside it: every other column of the turn."""
+def _cover(uid: bytes, row: Row) -> bytes:
+    """Return what the seal of ``body`` vouches for beside it: whose it is, and every other column."""
     turn_id, parent, depth, _, kept, *names, started_at, finished_at, state = row[:12]
     numbers = _COVER.pack(
-        turn_id, _NO_ID if parent is None else parent, depth, _status_of(row), kept, started_at,
+        uid, turn_id, _NO_ID if parent is None else parent, depth, _status_of(row), kept, started_at,
         -1 if finished_at is None else finished_at, 0 if state is None else state,
     )  # fmt: skip
     return numbers + b"\0".join(names)

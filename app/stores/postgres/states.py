@@ -8,9 +8,8 @@ from app.domain.state import SharedState, StateScope
 from app.domain.turn import JsonObject
 from app.stores import rules
 from app.stores.postgres import journal, records
-from app.stores.postgres.link import Connection
 from app.stores.postgres.tree import get_by_key
-from app.stores.postgres.unit import Unit
+from app.stores.postgres.unit import Unit, View
 from app.stores.side_rows import from_shared_row, to_shared_body
 
 _FIND = "SELECT rev, updated_at, body FROM shared_state WHERE app_name = $1 AND owner = $2 AND user_id = $3"
@@ -26,7 +25,7 @@ _SET_NEXT = f"{SET} WHERE shared_state.rev = excluded.rev - 1 RETURNING rev"
 async def patch_state(
     unit: Unit, key: SessionKey, patch: JsonObject, now: int, expected_rev: int | None
 ) -> Session:
-    record = await get_by_key(unit.connection, key, lock=True)
+    record = await get_by_key(unit, key, lock=True)
     if expected_rev is not None and record.session.state_rev != expected_rev:
         raise PreconditionFailed(session_id=key.session_id)
     now = rules.fact_time(record.session, now)
@@ -36,27 +35,27 @@ async def patch_state(
     return patched
 
 
-async def get_shared(connection: Connection, scope: StateScope) -> SharedState:
+async def get_shared(view: View, scope: StateScope) -> SharedState:
     """Return the state.
 
     Raises:
         SnapshotUnreadable: its row is broken.
     """
-    row = await connection.fetchrow(_FIND, *to_scope_row(scope))
-    return SharedState() if row is None else from_shared_row(scope, row)
+    row = await view.connection.fetchrow(_FIND, *to_scope_row(scope))
+    return SharedState() if row is None else from_shared_row(view.sealer, scope, row)
 
 
 async def patch_shared(
-    connection: Connection, scope: StateScope, patch: JsonObject, now: int, expected_rev: int | None
+    view: View, scope: StateScope, patch: JsonObject, now: int, expected_rev: int | None
 ) -> SharedState:
     """Read, patch, and write unless another has done so meanwhile: then again, as long as there is time."""
     while True:
-        shared = await get_shared(connection, scope)
+        shared = await get_shared(view, scope)
         if expected_rev is not None and shared.rev != expected_rev:
             raise PreconditionFailed
         patched = shared.patched(patch)
-        body = to_shared_body(scope, patched, now)
-        if await connection.fetchval(_SET_NEXT, *to_scope_row(scope), patched.rev, now, body):
+        body = to_shared_body(view.sealer, scope, patched, now)
+        if await view.connection.fetchval(_SET_NEXT, *to_scope_row(scope), patched.rev, now, body):
             return patched
 
 

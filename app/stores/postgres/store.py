@@ -48,7 +48,8 @@ from app.stores.postgres.link import Connection, Link
 from app.stores.postgres.refusal import TookTooLong
 from app.stores.postgres.rows import Record
 from app.stores.postgres.turns import Ended, Started, Taker
-from app.stores.postgres.unit import is_same
+from app.stores.postgres.unit import View, is_same
+from app.stores.sealing import Keys, Sealer
 
 _TRIES = 4
 
@@ -60,7 +61,7 @@ class PostgresStore(Calls, EnsuresInTwoSteps):
 
     ``target`` is a URL, or a pool that ``close`` leaves open (its connections should reset nothing
     and have time limits; calls have theirs in any case). ``accept_volatile`` lets it open a server
-    that does not promise to keep what it acknowledged.
+    that does not promise to keep what it acknowledged. With ``keys`` all content is encrypted.
     """
 
     def __init__(
@@ -70,8 +71,9 @@ class PostgresStore(Calls, EnsuresInTwoSteps):
         *,
         lease_s: float = LEASE_S,
         accept_volatile: bool = False,
+        keys: Keys | None = None,
     ) -> None:
-        super().__init__(Link(target), life)
+        super().__init__(Link(target), life, Sealer(keys))
         self._accept_volatile = accept_volatile
         self._leases = PostgresLeases(self._link, lease_s)
 
@@ -160,7 +162,7 @@ class PostgresStore(Calls, EnsuresInTwoSteps):
         self, scope: StateScope, patch: JsonObject, now: int, *, expected_rev: int | None = None
     ) -> SharedState:
         return await self._link.run(
-            lambda connection: states.patch_shared(connection, scope, patch, now, expected_rev),
+            lambda connection: states.patch_shared(self._view(connection), scope, patch, now, expected_rev),
             writes=True,
             repeats=False,
         )
@@ -236,7 +238,8 @@ class PostgresStore(Calls, EnsuresInTwoSteps):
                 known = record
 
                 async def work(connection: Connection) -> tuple[Started, Record | None]:
-                    return await turns.start_turn(connection, known, session, turn, body, taker, self._life)  # noqa: B023
+                    view = self._view(connection)
+                    return await turns.start_turn(view, known, session, turn, body, taker, self._life)  # noqa: B023
 
                 outcome, record = await self._link.run(work, writes=True, undo=undo)
                 if record is not None:
@@ -264,7 +267,11 @@ class PostgresStore(Calls, EnsuresInTwoSteps):
         rules.check_committed(turn)
         body, record = to_turn_body(turn), self._records.find(session.key)
         is_usual = record is not None and not resets_state and checkpoint is None
-        end = turns.plan_commit(record, session, turn, self._life) if record and is_usual else None
+        end = (
+            turns.plan_commit(self._sealer, record, session, turn, self._life)
+            if record and is_usual
+            else None
+        )
         if end is not None:
             outcome = await self._send_end(session, turn, body, end)
             turns.check_ended(outcome, session, turn)
@@ -277,7 +284,7 @@ class PostgresStore(Calls, EnsuresInTwoSteps):
         rules.check_dropped(turn)
         body, record = to_turn_body(turn), self._records.find(session.key)
         if record is not None and record.session.uid == session.uid:
-            end = turns.plan_record(record, turn, self._life)
+            end = turns.plan_record(self._sealer, record, turn, self._life)
             outcome = await self._send_end(session, turn, body, end)
             if outcome is Ended.DONE:
                 self._records.keep(end.record)
@@ -355,16 +362,19 @@ class PostgresStore(Calls, EnsuresInTwoSteps):
         await self._move_in(moving.load_rest, rest)
         self._count = await self._read(_count)
 
+    async def scrub(self) -> None:
+        await moving.scrub(self._link)
+
     async def _send_end(self, session: Session, turn: Turn, body: bytes, end: turns.End) -> Ended:
         return await self._link.run(
-            lambda connection: turns.end_turn(connection, session, turn, body, end), writes=True
+            lambda connection: turns.end_turn(self._view(connection), session, turn, body, end), writes=True
         )
 
 
-async def _ping(connection: Connection) -> None:
-    await connection.execute("SELECT 1")
+async def _ping(view: View) -> None:
+    await view.connection.execute("SELECT 1")
 
 
-async def _count(connection: Connection) -> int:
-    count: int = await connection.fetchval(listing.COUNT_SESSIONS)
+async def _count(view: View) -> int:
+    count: int = await view.connection.fetchval(listing.COUNT_SESSIONS)
     return count

@@ -8,16 +8,16 @@ from app.domain.ids import SessionKey, to_id_bytes
 from app.domain.session import Session
 from app.domain.turn import JsonObject
 from app.stores import rules
-from app.stores.postgres.link import Connection
 from app.stores.postgres.rows import (
     RECORD_COLUMNS,
     TURN_COLUMNS,
     Record,
-    check_turn_row,
     from_record_row,
     is_committed,
+    open_turn_row,
     to_raw_id,
 )
+from app.stores.postgres.unit import View
 from app.stores.side_rows import Row, from_id, from_state_body
 
 FIND_RECORD = f"SELECT {RECORD_COLUMNS} FROM sessions WHERE owner = $1 AND session_id = $2"  # noqa: S608
@@ -59,74 +59,76 @@ class Spot(NamedTuple):
     state_number: int | None
 
 
-async def find_by_key(connection: Connection, key: SessionKey, *, lock: bool = False) -> Record | None:
+async def find_by_key(view: View, key: SessionKey, *, lock: bool = False) -> Record | None:
     """Return the record; with ``lock`` nobody else writes it before this transaction ends.
 
     Raises:
         SnapshotUnreadable
     """
-    row = await _row_of(connection, key, lock)
-    return None if row is None else from_record_row(row)
+    row = await _row_of(view, key, lock)
+    return None if row is None else from_record_row(view.sealer, row)
 
 
-async def get_by_key(connection: Connection, key: SessionKey, *, lock: bool = False) -> Record:
+async def get_by_key(view: View, key: SessionKey, *, lock: bool = False) -> Record:
     """Return the record.
 
     Raises:
         SessionNotFound, SnapshotUnreadable
     """
-    record = await find_by_key(connection, key, lock=lock)
+    record = await find_by_key(view, key, lock=lock)
     if record is None:
         raise SessionNotFound(session_id=key.session_id)
     return record
 
 
-async def find_record(connection: Connection, session: Session, *, lock: bool = False) -> Record | None:
+async def find_record(view: View, session: Session, *, lock: bool = False) -> Record | None:
     """Return the record of this very incarnation."""
-    row = await _row_of(connection, session.key, lock)
+    row = await _row_of(view, session.key, lock)
     # Before it is read: a broken one of another incarnation is no concern of this.
-    return from_record_row(row) if row is not None and row[2] == to_id_bytes(session.uid) else None
+    return (
+        from_record_row(view.sealer, row) if row is not None and row[2] == to_id_bytes(session.uid) else None
+    )
 
 
-async def get_record(connection: Connection, session: Session, *, lock: bool = False) -> Record:
+async def get_record(view: View, session: Session, *, lock: bool = False) -> Record:
     """Return the record of this very incarnation.
 
     Raises:
         SessionNotFound, SnapshotUnreadable
     """
-    record = await find_record(connection, session, lock=lock)
+    record = await find_record(view, session, lock=lock)
     if record is None:
         raise SessionNotFound(session_id=session.key.session_id)
     return record
 
 
-async def find_tree(connection: Connection, session: Session) -> Tree | None:
+async def find_tree(view: View, session: Session) -> Tree | None:
     values = raw_key(session.key), to_id_bytes(session.uid)
-    row = await connection.fetchrow(_FIND_TREE, *values[0], values[1])
+    row = await view.connection.fetchrow(_FIND_TREE, *values[0], values[1])
     return None if row is None else Tree(*row)
 
 
-async def get_tree(connection: Connection, session: Session) -> Tree:
-    tree = await find_tree(connection, session)
+async def get_tree(view: View, session: Session) -> Tree:
+    tree = await find_tree(view, session)
     if tree is None:
         raise SessionNotFound(session_id=session.key.session_id)
     return tree
 
 
-async def find_turn_row(connection: Connection, number: int, turn_id: str | bytes) -> Row | None:
+async def find_turn_row(view: View, number: int, turn_id: str | bytes) -> Row | None:
     """Return the values of ``TURN_COLUMNS``, ``None`` if there is no such turn."""
     raw_id = to_raw_id(turn_id) if isinstance(turn_id, str) else turn_id
-    return raw_id and await connection.fetchrow(_FIND_TURN, number, raw_id)
+    return raw_id and await view.connection.fetchrow(_FIND_TURN, number, raw_id)
 
 
-async def walk(connection: Connection, number: int, start: bytes, limit: int) -> list[Any]:
+async def walk(view: View, number: int, start: bytes, limit: int) -> list[Any]:
     """Return up to ``limit`` rows from ``start`` towards the root. The limit also ends a broken circle."""
-    rows: list[Any] = await connection.fetch(_WALK, number, start, limit)
+    rows: list[Any] = await view.connection.fetch(_WALK, number, start, limit)
     return rows
 
 
 async def walk_whole(
-    connection: Connection, number: int, session: Session, end: bytes | None, end_depth: int
+    view: View, number: int, session: Session, end: bytes | None, end_depth: int
 ) -> list[Any]:
     """Return the rows from the head of ``session`` to below ``end``, a turn or the root.
 
@@ -134,7 +136,7 @@ async def walk_whole(
         SnapshotUnreadable: there is a gap, a circle or a turn that was never committed.
     """
     head, count = session.head and to_id_bytes(session.head), session.depth - end_depth
-    rows = await walk(connection, number, head, count) if head and count > 0 else []
+    rows = await walk(view, number, head, count) if head and count > 0 else []
     is_whole = (
         len(rows) == count
         and (rows[-1][1] if rows else head) == end
@@ -146,31 +148,31 @@ async def walk_whole(
     return rows
 
 
-async def branch_ids(connection: Connection, tree: Tree, rows: Iterable[Row]) -> set[bytes]:
+async def branch_ids(view: View, tree: Tree, rows: Iterable[Row]) -> set[bytes]:
     """Return the ids of the current branch, from the head as far up as ``rows`` reach."""
     depths = [row[2] for row in rows]
-    return set(await walk_ids(connection, tree, min(depths))) if depths else set()
+    return set(await walk_ids(view, tree, min(depths))) if depths else set()
 
 
-async def walk_ids(connection: Connection, tree: Tree, least: int) -> list[bytes]:
+async def walk_ids(view: View, tree: Tree, least: int) -> list[bytes]:
     """Return the ids from the tree's head up to the depth ``least``."""
     if tree.head is None:
         return []
-    rows = await connection.fetch(_WALK_IDS, tree.number, tree.head, least, tree.depth + 1)
+    rows = await view.connection.fetch(_WALK_IDS, tree.number, tree.head, least, tree.depth + 1)
     return [row[0] for row in rows]
 
 
-async def find_noted(connection: Connection, tree: Tree) -> bytes | None:
+async def find_noted(view: View, tree: Tree) -> bytes | None:
     """Return the id of the newest note on the path to the tree's head; without notes that costs little."""
-    noted: list[Any] = await connection.fetch(_LIST_NOTED, tree.number, tree.depth)
+    noted: list[Any] = await view.connection.fetch(_LIST_NOTED, tree.number, tree.depth)
     if not noted:
         return None
     newest = {turn_id: note_id for turn_id, note_id, _ in noted}  # of two on a turn the later one
-    ids = await walk_ids(connection, tree, min(depth for _, _, depth in noted))
+    ids = await walk_ids(view, tree, min(depth for _, _, depth in noted))
     return next((newest[turn_id] for turn_id in ids if turn_id in newest), None)
 
 
-async def get_state(connection: Connection, record: Record, number: int | None) -> JsonObject:
+async def get_state(view: View, record: Record, number: int | None) -> JsonObject:
     """Return the state that is kept under ``number``.
 
     Raises:
@@ -178,14 +180,14 @@ async def get_state(connection: Connection, record: Record, number: int | None) 
     """
     if not number:
         return {}
-    body = await connection.fetchval(_FIND_STATE, record.number, number)
+    body = await view.connection.fetchval(_FIND_STATE, record.number, number)
     try:
-        return from_state_body(record.uid, number, body)
+        return from_state_body(view.sealer, record.uid, number, body)
     except SnapshotUnreadable as error:
         raise SnapshotUnreadable(session_id=record.session.key.session_id) from error
 
 
-async def spot_at(connection: Connection, record: Record, turn_id: str | None) -> Spot:
+async def spot_at(view: View, record: Record, turn_id: str | None) -> Spot:
     """Return the place right after a committed turn, or before the first.
 
     Raises:
@@ -194,16 +196,16 @@ async def spot_at(connection: Connection, record: Record, turn_id: str | None) -
     """
     if turn_id is None:
         root = record.root_state
-        return Spot(rules.Place(None, 0, None, await get_state(connection, record, root)), root)
+        return Spot(rules.Place(None, 0, None, await get_state(view, record, root)), root)
     session_id = record.session.key.session_id
-    row = await find_turn_row(connection, record.number, turn_id)
+    row = await find_turn_row(view, record.number, turn_id)
     if row is None:
         raise TurnNotFound(session_id=session_id, turn_id=turn_id)
-    check_turn_row(row, session_id)
+    open_turn_row(view.sealer, record.uid, row, session_id)
     if not is_committed(row[3], row[4]):
         raise TurnNotFound(session_id=session_id, turn_id=turn_id)
-    note = from_id(await find_noted(connection, Tree(record.number, row[0], row[2])))
-    place = rules.Place(turn_id, row[2], note, await get_state(connection, record, row[11]))
+    note = from_id(await find_noted(view, Tree(record.number, row[0], row[2])))
+    place = rules.Place(turn_id, row[2], note, await get_state(view, record, row[11]))
     return Spot(place, row[11])
 
 
@@ -212,6 +214,6 @@ def raw_key(key: SessionKey) -> tuple[bytes, bytes]:
     return key.owner.encode(), key.session_id.encode()
 
 
-async def _row_of(connection: Connection, key: SessionKey, lock: bool) -> Row | None:
-    row: Row | None = await connection.fetchrow(LOCK_RECORD if lock else FIND_RECORD, *raw_key(key))
+async def _row_of(view: View, key: SessionKey, lock: bool) -> Row | None:
+    row: Row | None = await view.connection.fetchrow(LOCK_RECORD if lock else FIND_RECORD, *raw_key(key))
     return row

@@ -20,18 +20,18 @@ from app.domain.turn import Turn, TurnStatus
 from app.stores import rules
 from app.stores.buckets import bucket_of
 from app.stores.postgres import checkpoints, records
-from app.stores.postgres.link import Connection
 from app.stores.postgres.rows import (
     RECORD_COLUMNS,
     TURN_COLUMNS,
     Record,
     from_record_row,
     marks,
-    to_raw,
+    to_raw_text,
     to_turn_row,
 )
 from app.stores.postgres.tree import get_record, raw_key, spot_at
-from app.stores.postgres.unit import Unit
+from app.stores.postgres.unit import Unit, View
+from app.stores.sealing import Sealer
 from app.stores.side_rows import Row, to_id, to_state_body
 
 _NO_STAMP = -1
@@ -94,7 +94,7 @@ class End(NamedTuple):
 
 
 async def start_turn(
-    connection: Connection, record: Record | None, session: Session, turn: Turn, body: bytes, taker: Taker,
+    view: View, record: Record | None, session: Session, turn: Turn, body: bytes, taker: Taker,
     life: LifeSpan,
 ) -> tuple[Started, Record | None]:  # fmt: skip
     """Send the start of ``turn``, made of ``record``; return what became of it, and the record as it is then.
@@ -107,18 +107,18 @@ async def start_turn(
     touched = None
     if record is not None:
         after = record.session.touched(turn.started_at, life)
-        touched = record.after_write(after, record.state_number, record.last_state)
-    values = _start_values(record, touched, session, turn, body, taker)
-    row: Any = await connection.fetchrow(START, *values)
+        touched = record.after_write(view.sealer, after, record.state_number, record.last_state)
+    values = _start_values(view.sealer, record, touched, session, turn, body, taker)
+    row: Any = await view.connection.fetchrow(START, *values)
     outcome = Started(row[0])
     _check_started(outcome, row, session, turn)
     if outcome is Started.OTHER_RECORD:
         # Without one the session has gone between two glances.
-        return outcome, from_record_row(row[7:]) if row[7] is not None else None
+        return outcome, from_record_row(view.sealer, row[7:]) if row[7] is not None else None
     return outcome, touched if outcome is Started.NOTED else None
 
 
-async def end_turn(connection: Connection, session: Session, turn: Turn, body: bytes, end: End) -> Ended:
+async def end_turn(view: View, session: Session, turn: Turn, body: bytes, end: End) -> Ended:
     """Send the end of ``turn``; ``session`` is what the caller knew, its head the one that it must have."""
     after, outcome = end.record, None
     s = after.session
@@ -127,16 +127,16 @@ async def end_turn(connection: Connection, session: Session, turn: Turn, body: b
         turn.is_committed,
         to_id(session.head), to_id(s.head), to_id(s.note), s.depth, s.updated_at, s.last_accessed,
         s.expires_at, s.marked_idle, s.rev, s.state_rev, after.state_number, after.last_state, after.seal,
-        to_raw(after.texts[3]), end.kept_state, *_key_values(turn, after.number), *_counts_of(turn),
-        *to_turn_row(turn, body, end.state_number),
+        to_raw_text(after.texts[4]), end.kept_state, *_key_values(turn, after.number), *_counts_of(turn),
+        *to_turn_row(view.sealer, after.uid, turn, body, end.state_number),
     )  # fmt: skip
-    outcome = Ended(await connection.fetchval(END, *values))
+    outcome = Ended(await view.connection.fetchval(END, *values))
     if outcome is Ended.WITHOUT_KEY:
         _log.error("the idempotency key of turn %s belongs to another committed turn", turn.turn_id)
     return outcome
 
 
-def plan_commit(record: Record, session: Session, turn: Turn, life: LifeSpan) -> End | None:
+def plan_commit(sealer: Sealer, record: Record, session: Session, turn: Turn, life: LifeSpan) -> End | None:
     """Return how the usual turn ends, which goes on from the head; ``None`` if this is another one.
 
     Raises:
@@ -149,15 +149,17 @@ def plan_commit(record: Record, session: Session, turn: Turn, life: LifeSpan) ->
     number, last, kept = record.state_number, record.last_state, None
     if known.state and number is None:
         number = last = record.last_state + 1
-        kept = to_state_body(record.uid, number, known.state)
-    after = record.after_write(rules.after_commit(known, turn, life), number, last)
+        kept = to_state_body(sealer, record.uid, number, known.state)
+    after = record.after_write(sealer, rules.after_commit(known, turn, life), number, last)
     return End(record.stamp, after, number, kept)
 
 
-def plan_record(record: Record, turn: Turn, life: LifeSpan) -> End:
+def plan_record(sealer: Sealer, record: Record, turn: Turn, life: LifeSpan) -> End:
     """Return how a turn ends beside the tree."""
     touched = record.session.touched(rules.end_of(turn), life)
-    return End(record.stamp, record.after_write(touched, record.state_number, record.last_state), None)
+    return End(
+        record.stamp, record.after_write(sealer, touched, record.state_number, record.last_state), None
+    )
 
 
 async def commit_turn(
@@ -169,14 +171,14 @@ async def commit_turn(
     checkpoint: AutoCheckpoint | None,
 ) -> Session:
     """Commit any turn, with the record locked."""
-    record = await get_record(unit.connection, session, lock=True)
+    record = await get_record(unit, session, lock=True)
     known: Any = await unit.connection.fetchrow(_FIND_STATUS, record.number, to_id_bytes(turn.turn_id))
     if known is None or known[0] == 0:
         rules.check_unmoved(record.session, session, turn.turn_id)
         end = await _plan_any(unit, record, session, turn, resets_state)
     else:
-        end = plan_record(record, turn, unit.life)  # which the database will not look at
-    outcome = await end_turn(unit.connection, session, turn, body, end)
+        end = plan_record(unit.sealer, record, turn, unit.life)  # which the database will not look at
+    outcome = await end_turn(unit, session, turn, body, end)
     check_ended(outcome, session, turn)
     if outcome is Ended.COMMITTED_BEFORE:
         return record.session
@@ -189,11 +191,11 @@ async def commit_turn(
 async def record_turn(unit: Unit, session: Session, turn: Turn, body: bytes) -> None:
     """Record any turn beside the tree, with the record locked."""
     try:
-        record = await get_record(unit.connection, session, lock=True)
+        record = await get_record(unit, session, lock=True)
     except SessionNotFound:
         return
-    end = plan_record(record, turn, unit.life)
-    if await end_turn(unit.connection, session, turn, body, end) is Ended.DONE:
+    end = plan_record(unit.sealer, record, turn, unit.life)
+    if await end_turn(unit, session, turn, body, end) is Ended.DONE:
         unit.note(end.record)
 
 
@@ -217,22 +219,28 @@ def key_seal(owner: str, key: str, fingerprint: bytes, session: int, turn_id: by
 
 async def _plan_any(unit: Unit, record: Record, session: Session, turn: Turn, resets_state: bool) -> End:
     """Return how a turn ends that may go on from anywhere."""
-    usual = None if resets_state else plan_commit(record, session, turn, unit.life)
+    usual = None if resets_state else plan_commit(unit.sealer, record, session, turn, unit.life)
     if usual is not None:
         return usual
-    spot = await spot_at(unit.connection, record, turn.parent)
+    spot = await spot_at(unit, record, turn.parent)
     rules.check_depth(turn, spot.place)
     moved = replace(rules.after_commit(record.session, turn, unit.life), note=spot.place.note)
     if resets_state:
         moved = moved.with_state(spot.place.state, by_turn=True)
-        after = record.after_write(moved, spot.state_number, record.last_state)
+        after = record.after_write(unit.sealer, moved, spot.state_number, record.last_state)
         return End(record.stamp, after, spot.state_number)
     number, last = await records.keep_state(unit, record)
-    return End(record.stamp, record.after_write(moved, number, last), number)
+    return End(record.stamp, record.after_write(unit.sealer, moved, number, last), number)
 
 
 def _start_values(
-    record: Record | None, touched: Record | None, session: Session, turn: Turn, body: bytes, taker: Taker
+    sealer: Sealer,
+    record: Record | None,
+    touched: Record | None,
+    session: Session,
+    turn: Turn,
+    body: bytes,
+    taker: Taker,
 ) -> tuple[Any, ...]:
     activity: tuple[Any, ...] = (_NO_STAMP, _NO_STAMP, 0, None, False, 0)
     if record is not None and touched is not None:
@@ -241,7 +249,7 @@ def _start_values(
     return (
         *raw_key(session.key), to_id_bytes(session.uid), *activity, turn.turn_id, taker.node.boot_id,
         taker.node.url, taker.lease_s, *_key_values(turn, touched.number if touched else 0),
-        *to_turn_row(turn, body, None),
+        *to_turn_row(sealer, to_id_bytes(session.uid), turn, body, None),
     )  # fmt: skip
 
 

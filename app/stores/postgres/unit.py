@@ -8,6 +8,7 @@ from app.domain.ids import SessionKey
 from app.domain.session import LifeSpan, Session
 from app.stores.postgres.link import Connection
 from app.stores.postgres.rows import Record
+from app.stores.sealing import Sealer
 
 CACHE_BYTES = 6 * 1024 * 1024
 _RECORD_BYTES = 1500
@@ -16,10 +17,17 @@ _BYTES_PER_CHAR = 8
 
 
 @dataclass(slots=True)
-class Unit:
-    """One call's connection; what it notes counts only when the call has succeeded."""
+class View:
+    """One call's connection, and what opens and seals what goes over it."""
 
     connection: Connection
+    sealer: Sealer
+
+
+@dataclass(slots=True)
+class Unit(View):
+    """A view that writes; what it notes counts only when the call has succeeded."""
+
     life: LifeSpan
     noted: dict[SessionKey, Record | None] = field(default_factory=dict)
     added: int = 0  # sessions, less those removed

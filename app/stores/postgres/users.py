@@ -2,8 +2,7 @@
 
 from app.domain.erasure import Erased
 from app.domain.state import StateScope
-from app.stores.postgres.link import Connection
-from app.stores.postgres.unit import Unit
+from app.stores.postgres.unit import Unit, View
 
 _SCOPES = "SELECT app_name FROM shared_state WHERE owner = $1 AND user_id = $2 ORDER BY app_name"
 _FORGET_STATES = (
@@ -27,8 +26,8 @@ _ADD_COUNT = (
 )
 
 
-async def list_scopes(connection: Connection, owner: str, user_id: str) -> tuple[StateScope, ...]:
-    rows = await connection.fetch(_SCOPES, owner.encode(), user_id.encode())
+async def list_scopes(view: View, owner: str, user_id: str) -> tuple[StateScope, ...]:
+    rows = await view.connection.fetch(_SCOPES, owner.encode(), user_id.encode())
     return tuple(StateScope(row[0].decode(), owner, user_id) for row in rows)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from redis.asyncio import ConnectionPool, Redis
+from redis.asyncio import BlockingConnectionPool, ConnectionPool, Redis
 from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel
@@ -40,6 +40,11 @@ class Address:
         """Return a connection that is not connected yet."""
         connection: AbstractConnection = self._pool.connection_class(**self._options)
         return connection
+
+    def pool(self, size: int) -> ConnectionPool:
+        """Return connections for those who share them; who finds none free waits for one."""
+        kind = self._pool.connection_class
+        return BlockingConnectionPool(size, SOCKET_S, connection_class=kind, **self._options)
 
     async def close(self) -> None:
         """Close what was opened to find the server."""

@@ -20,6 +20,7 @@ from app.stores.redis.ground import Fence
 from app.stores.redis.rows import Record
 from app.stores.redis.seen import Seen
 from app.stores.redis.wire import Wire, Word
+from app.stores.sealing import Sealer
 
 TRIES = 50
 """How often a write begins anew because others were faster; each time one of them has got on."""
@@ -32,7 +33,14 @@ T = TypeVar("T")
 
 class Database:
     def __init__(
-        self, wire: Wire, prefix: str, life: LifeSpan, node: Node, lease_ms: int, fence: Fence | None
+        self,
+        wire: Wire,
+        prefix: str,
+        life: LifeSpan,
+        node: Node,
+        lease_ms: int,
+        fence: Fence | None,
+        sealer: Sealer,
     ) -> None:
         self.wire = wire
         self.prefix = prefix
@@ -41,6 +49,7 @@ class Database:
         self.lease_ms = lease_ms
         self.seen = Seen()
         self.session_count: int | None = None
+        self.sealer = sealer
         self._fence = fence
         self._queues: dict[object, list[asyncio.Future[None]]] = {}
 
@@ -82,7 +91,7 @@ class Database:
         if found[0] is None or (uid is not None and found[0] != to_id_bytes(uid)):
             self.seen.drop(key)
             return None
-        record = rows.from_record(key, *found[1:])
+        record = rows.from_record(self.sealer, key, *found[1:])
         self.seen.put(record)
         return record
 
@@ -125,7 +134,7 @@ class Database:
             commands += [2, "reindex", "\n".join(keys.indexes_of(session))]
         reply = await self.tell(
             "apply", was.tag, was.uid, was.token, record.token, turn, nonce, head_word(session),
-            rows.to_record(record), *activity_words(session, draft.now, self.life),
+            rows.to_record(self.sealer, record), *activity_words(session, draft.now, self.life),
             session.last_accessed - was.session.last_accessed, *commands,
         )  # fmt: skip
         if reply[0] == b"ok":

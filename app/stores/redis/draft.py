@@ -14,6 +14,7 @@ from app.stores.buckets import PREFIX, bucket_of
 from app.stores.redis import keys, rows, side_rows
 from app.stores.redis.rows import Record
 from app.stores.redis.wire import Word
+from app.stores.sealing import Sealer
 
 MARGIN_MS = 7 * rules.MS_PER_DAY
 """How long after its purge a session's keys go by themselves, if nothing sweeps."""
@@ -23,7 +24,8 @@ SLACK_MS = MARGIN_MS // 2
 class Draft:
     """Begins as ``record`` is; the methods say what is to change."""
 
-    def __init__(self, record: Record) -> None:
+    def __init__(self, sealer: Sealer, record: Record) -> None:
+        self.sealer = sealer
         self.was = record
         self.session = record.session
         self.now = record.session.last_accessed
@@ -47,7 +49,7 @@ class Draft:
         # What changes the JSON of a record changes a revision.
         was = self.was.session
         is_same = (self.session.rev, self.session.state_rev) == (was.rev, was.state_rev) and self.was.token
-        json = self.was.json if is_same else rows.to_json(self.session)
+        json = self.was.json if is_same else rows.to_json(self.sealer, self.session)
         return Record(
             self.session,
             token,
@@ -68,7 +70,7 @@ class Draft:
         return self.state_number
 
     def put_state(self, number: int, state: JsonObject) -> None:
-        self.do("HSET", "k", number, side_rows.to_state(to_id_bytes(self.session.uid), number, state))
+        self.do("HSET", "k", number, side_rows.to_state(self.sealer, self.was.uid, number, state))
 
     def log(self, fact: Fact, time_ms: int, life: LifeSpan) -> None:
         """Log a fact, its time being ``rules.fact_time``; of too many the oldest go."""
@@ -78,11 +80,11 @@ class Draft:
             self.do("ZREMRANGEBYRANK", "f", 0, -life.event_limit - 1)
 
     def put_fact(self, logged: LoggedFact) -> None:
-        self.do("ZADD", "f", logged.created_at, side_rows.to_fact(to_id_bytes(self.session.uid), logged))
+        self.do("ZADD", "f", logged.created_at, side_rows.to_fact(self.sealer, self.was.uid, logged))
 
     def put_turn(self, turn: Turn, state: int | None) -> None:
         turn_id = to_id_bytes(turn.turn_id)
-        self.do("HSET", "t", turn_id, rows.to_turn(turn, state))
+        self.do("HSET", "t", turn_id, rows.to_turn(self.sealer, self.was.uid, turn, state))
         self.do("ZADD", "i", turn.started_at, turn_id)
 
     def end_turn(self, turn: Turn, state: int | None) -> None:
@@ -91,7 +93,7 @@ class Draft:
         if not turn.is_committed:
             self.do("release", to_id_bytes(turn.turn_id))
         elif turn.binding is not None:
-            self.do("bind", *bind_words(self.was.tag, turn))
+            self.do("bind", *bind_words(self.sealer, self.was.tag, turn))
         counts: list[Word] = [
             word for name, change in rules.counts_of(turn).items() for word in (name, change)
         ]
@@ -109,12 +111,8 @@ class Draft:
 
     def put_checkpoint(self, checkpoint: Checkpoint, state: int | None) -> None:
         checkpoint_id = to_id_bytes(checkpoint.checkpoint_id)
-        self.do(
-            "HSET",
-            "c",
-            checkpoint_id,
-            side_rows.to_checkpoint(to_id_bytes(self.session.uid), checkpoint, state),
-        )
+        row = side_rows.to_checkpoint(self.sealer, self.was.uid, checkpoint, state)
+        self.do("HSET", "c", checkpoint_id, row)
         for room in "da" if checkpoint.automatic else "d":
             self.do("ZADD", room, checkpoint.created_at, checkpoint_id)
 
@@ -124,14 +122,14 @@ class Draft:
         self.do("trim", wanted.keep)
 
     def put_note(self, note: Note, depth: int, number: int) -> None:
-        body, noted = side_rows.to_note(to_id_bytes(self.session.uid), note, depth, number)
+        body, noted = side_rows.to_note(self.sealer, self.was.uid, note, depth, number)
         self.do("HSET", "n", to_id_bytes(note.note_id), body)
         self.do("HSET", "o", to_id_bytes(note.note_id), noted)
 
 
-def new_draft(session: Session, *, fork_of: Record | None = None) -> Draft:
+def new_draft(sealer: Sealer, session: Session, *, fork_of: Record | None = None) -> Draft:
     """Return the draft of a session that is to be made; a fork takes over its origin's numbers of states."""
-    draft = Draft(Record(session, b""))
+    draft = Draft(sealer, Record(session, b""))
     if fork_of is not None:
         draft.states, draft.root_state = fork_of.states, fork_of.root_state
     elif session.state:
@@ -155,18 +153,19 @@ def create_words(draft: Draft, record: Record, life: LifeSpan, *, is_capped: boo
     words: list[Word] = [
         f"u:{user}" if user else "", record.tag, record.uid, record.token, keys.member_of(session),
         "\n".join(keys.indexes_of(session)),
-        head_word(session), rows.to_record(record), record.json, *activity_words(session, draft.now, life),
-        session.last_accessed - session.created_at, *draft.commands,
+        head_word(session), rows.to_record(draft.sealer, record), record.json,
+        *activity_words(session, draft.now, life), session.last_accessed - session.created_at,
+        *draft.commands,
     ]  # fmt: skip
     return [len(words), *words]
 
 
-def bind_words(tag: str, turn: Turn) -> tuple[Word, Word, Word]:
+def bind_words(sealer: Sealer, tag: str, turn: Turn) -> tuple[Word, Word, Word]:
     """Return the turn, and the name and the seal of its idempotency key."""
     assert turn.binding is not None
     turn_id = to_id_bytes(turn.turn_id)
     name = keys.bound_name(turn.binding.owner, turn.binding.key)
-    return turn_id, name, side_rows.to_bound(name, tag, turn_id, turn.binding.fingerprint)
+    return turn_id, name, side_rows.to_bound(sealer, name, tag, turn_id, turn.binding.fingerprint)
 
 
 def head_word(session: Session) -> bytes:

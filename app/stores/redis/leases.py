@@ -7,11 +7,12 @@ from secrets import token_urlsafe
 from app.domain.errors import LeasedElsewhere, SnapshotUnreadable, StoreUnavailable
 from app.domain.ids import SessionKey
 from app.domain.lease import Holder, Node
-from app.stores.codec import seal, to_body, unseal
+from app.stores.codec import to_body
 from app.stores.redis.database import Database
 from app.stores.redis.keys import tag_of
 from app.stores.redis.turns import to_holder
 from app.stores.redis.wakeups import LOOK_S, Wakeups
+from app.stores.sealing import NO_KEYS
 
 READY_S = 0.2
 """How long to wait for the subscription before looking without it."""
@@ -93,7 +94,7 @@ class RedisLeases:
         found = []
         for raw in await self._held.open_db.ask("node"):
             try:
-                boot_id, url = unseal(raw, _COVER)
+                boot_id, url = NO_KEYS.open(raw, _COVER)
             except SnapshotUnreadable:
                 continue
             found.append(Node(boot_id, url))
@@ -107,8 +108,8 @@ class RedisLeases:
 
 
 def node_word(node: Node) -> bytes:
-    """Return what stands for a node among those that have announced themselves."""
-    return seal(to_body([node.boot_id, node.url]), _COVER)
+    """Return what stands for a node among those that have announced themselves: the same bytes each time."""
+    return NO_KEYS.seal(to_body([node.boot_id, node.url]), _COVER)
 
 
 async def _wait(event: asyncio.Event, limit_s: float) -> None:

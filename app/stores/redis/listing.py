@@ -17,6 +17,7 @@ from app.stores.redis.keys import bound_name, index_for, key_of, key_of_member, 
 from app.stores.redis.rows import to_raw_id
 from app.stores.redis.turns import to_holder
 from app.stores.redis.wire import Word
+from app.stores.sealing import Sealer
 
 STEP_SESSIONS = 500
 """How many records a search reads in one round trip."""
@@ -53,7 +54,7 @@ async def list_sessions(db: Database, query: SessionQuery) -> SessionPage:
 
 async def list_oldest(db: Database, owner: str, user_id: str, limit: int) -> tuple[Session, ...]:
     _, found = await db.ask("sessions", index_for(owner, user_id, None), *_ALL, limit, 1)
-    entries = (_entry(*one) for one in found)
+    entries = (_entry(db.sealer, *one) for one in found)
     return tuple(entry.session for entry in entries if entry.session is not None)
 
 
@@ -96,18 +97,18 @@ async def _scan(db: Database, index: str, after: tuple[Word, Word], step: int) -
     while True:
         _, found = await db.ask("sessions", index, *after, step, 0)
         for one in found:
-            yield _entry(*one)
+            yield _entry(db.sealer, *one)
         if len(found) < step:
             return
         after = found[-1][1], found[-1][0]
 
 
-def _entry(member: bytes, score: bytes, raw: bytes, json: bytes | None) -> _Found:
+def _entry(sealer: Sealer, member: bytes, score: bytes, raw: bytes, json: bytes | None) -> _Found:
     if not raw:
         return _Found(member, score, None)  # it went by itself, and the sweep has not been here
     key = key_of_member(member)
     try:
-        return _Found(member, score, rows.from_record(key, raw, json, b"").session)
+        return _Found(member, score, rows.from_record(sealer, key, raw, json, b"").session)
     except SnapshotUnreadable:
         _log.error("session %r is unreadable and left out of a listing", key.session_id)
         return _Found(member, score, None)
@@ -120,8 +121,9 @@ def _session_place(cursor: str) -> tuple[Word, Word]:
 
 
 async def get_turn(db: Database, session: Session, turn_id: str) -> Turn:
-    found = await _turns_of(db, session, turn_id)
-    return rows.from_turn(found[0], found[1], session.key.session_id, on_branch=bool(found[2]))
+    raw_id, raw, on_branch, _ = await _turns_of(db, session, turn_id)
+    uid = to_id_bytes(session.uid)
+    return rows.from_turn(db.sealer, uid, raw_id, raw, session.key.session_id, on_branch=bool(on_branch))
 
 
 async def list_turns(db: Database, session: Session, limit: int, cursor: str | None) -> TurnPage:
@@ -131,7 +133,7 @@ async def list_turns(db: Database, session: Session, limit: int, cursor: str | N
     if reply is None:
         return TurnPage((), 0, None)
     total, found = reply
-    shown = [_shown(one, session) for one in found[:limit]]
+    shown = [_shown(db.sealer, one, session) for one in found[:limit]]
     turns = tuple(turn for turn in shown if turn is not None)
     following = None
     if len(found) > limit:
@@ -141,19 +143,19 @@ async def list_turns(db: Database, session: Session, limit: int, cursor: str | N
 
 
 async def list_branch(db: Database, session: Session, limit: int, before: str | None) -> tuple[Turn, ...]:
-    session_id, start = session.key.session_id, b""
+    session_id, uid, start = session.key.session_id, to_id_bytes(session.uid), b""
     if before is not None:
         turn_id, raw, on_branch, _ = await _turns_of(db, session, before)
         if not on_branch:
             raise TurnNotFound(session_id=session_id, turn_id=before)
-        parent = rows.checked(turn_id, raw, session_id).parent
+        parent = rows.checked(db.sealer, uid, turn_id, raw, session_id).parent
         if parent is None:
             return ()
         start = parent
     path = await tree.walk(db, session, start, limit)
     if path is None:
         return ()
-    turns = [rows.from_turn(*step, session_id, on_branch=True) for step in path]
+    turns = [rows.from_turn(db.sealer, uid, *step, session_id, on_branch=True) for step in path]
     if len(turns) < limit and (turns[-1].parent if turns else await _has_head(db, session, start)):
         raise SnapshotUnreadable(session_id=session_id)
     return tuple(reversed(turns))
@@ -164,14 +166,14 @@ async def find_bound(db: Database, owner: str, key: str) -> BoundTurn | None:
     reply = await db.ask("bound", name)
     if reply is None:
         return None
-    tag, turn_id, sealed, raw, on_branch, holder = reply
-    fingerprint = side_rows.from_bound(name, tag, turn_id, sealed)
+    tag, uid, turn_id, sealed, raw, on_branch, holder = reply
+    fingerprint = side_rows.from_bound(db.sealer, name, tag, turn_id, sealed)
     if not raw:
         return None
     session_id = key_of(tag.decode()).session_id
     if holder is not None:
         raise KeyTaken(to_holder(holder), session_id=session_id, turn_id=from_id_bytes(turn_id))
-    turn = rows.from_turn(turn_id, raw, session_id, on_branch=bool(on_branch))
+    turn = rows.from_turn(db.sealer, uid, turn_id, raw, session_id, on_branch=bool(on_branch))
     return BoundTurn(session_id, fingerprint, turn) if turn.is_committed else None
 
 
@@ -192,9 +194,10 @@ async def _has_head(db: Database, session: Session, start: bytes) -> bool:
     return record is not None and record.session.head is not None
 
 
-def _shown(found: tuple[bytes, bytes, int, bytes], session: Session) -> Turn | None:
+def _shown(sealer: Sealer, found: tuple[bytes, bytes, int, bytes], session: Session) -> Turn | None:
     turn_id, raw, on_branch, score = found
-    return rows.show_turn(turn_id, raw, int(score), session.key.session_id, on_branch=bool(on_branch))
+    uid, session_id = to_id_bytes(session.uid), session.key.session_id
+    return rows.show_turn(sealer, uid, turn_id, raw, int(score), session_id, on_branch=bool(on_branch))
 
 
 def _turn_place(cursor: str) -> tuple[Word, Word]:

@@ -36,31 +36,35 @@ async def _dump(db: Database, record: Record) -> SessionDump:
     uid = record.uid
     states: dict[int, JsonObject] = {0: {}}
     for number, raw in (await _pairs(db, record, "k")).items():
-        states[int(number)] = side_rows.from_state(uid, int(number), raw)
+        states[int(number)] = side_rows.from_state(db.sealer, uid, int(number), raw)
     bindings = await _bindings(db, record)
     turns = []
     for turn_id, raw in sorted((await _pairs(db, record, "t")).items()):
-        turn = rows.from_turn(turn_id, raw, record.session.key.session_id)
-        state = _state(states, rows.take_apart(turn_id, raw).state) if turn.is_committed else None
+        turn = rows.from_turn(db.sealer, uid, turn_id, raw, record.session.key.session_id)
+        state = _state(states, rows.take_apart(uid, turn_id, raw).state) if turn.is_committed else None
         turns.append(TurnDump(replace(turn, binding=bindings.get(turn_id)), state))
-    notes = [side_rows.from_note(uid, *pair)[0] for pair in sorted((await _pairs(db, record, "n")).items())]
+    notes = [
+        side_rows.from_note(db.sealer, uid, *pair)[0]
+        for pair in sorted((await _pairs(db, record, "n")).items())
+    ]
     facts = await db.read("ZRANGE", db.room(record.tag, "f"), 0, -1)
     named = [
-        side_rows.from_checkpoint(uid, *pair) for pair in sorted((await _pairs(db, record, "c")).items())
+        side_rows.from_checkpoint(db.sealer, uid, *pair)
+        for pair in sorted((await _pairs(db, record, "c")).items())
     ]
     return SessionDump(
         session=record.session,
         root_state=_state(states, record.root_state),
         turns=tuple(turns),
         notes=tuple(notes),
-        facts=tuple(side_rows.from_fact(uid, member) for member in facts),
+        facts=tuple(side_rows.from_fact(db.sealer, uid, member) for member in facts),
         checkpoints=tuple(CheckpointDump(one, _state(states, number)) for one, number in named),
     )
 
 
 async def load_session(db: Database, dump: SessionDump) -> None:
     record = Record(dump.session, b"")
-    draft = Draft(record)
+    draft = Draft(db.sealer, record)
     numbers: dict[bytes, int] = {}
 
     def keep(state: JsonObject) -> int | None:
@@ -81,7 +85,7 @@ async def load_session(db: Database, dump: SessionDump) -> None:
         depths[turn.turn_id] = turn.depth
         draft.put_turn(turn, None if one.state is None else keep(one.state))
         if turn.binding is not None:
-            draft.do("seize", *bind_words(record.tag, turn))
+            draft.do("seize", *bind_words(db.sealer, record.tag, turn))
     for number, note in enumerate(dump.notes, 1):
         draft.put_note(note, depths.get(note.turn_id, 0), number)
     for fact in dump.facts:
@@ -164,7 +168,7 @@ async def _bindings(db: Database, record: Record) -> dict[bytes, Binding]:
         sealed = await db.read("HGET", full_name, "f")
         if sealed is not None:
             owner, key = keys.of_user(name)
-            fingerprint = side_rows.from_bound(name, record.tag.encode(), turn_id, sealed)
+            fingerprint = side_rows.from_bound(db.sealer, name, record.tag.encode(), turn_id, sealed)
             found[turn_id] = Binding(owner, key, fingerprint)
     return found
 

@@ -53,21 +53,19 @@ async def create(
 async def fork_session(
     db: Database, origin: Session, target: HeadTarget | None, new: Session, cap: SessionCap | None
 ) -> Session:
-    """Copy the path's rows as they are; what is sealed with the origin's uid is sealed anew."""
+    """Copy the path with what hangs on it, all of it sealed anew with the fork's uid."""
     record = await db.get_record(origin)
     place, state_number = await tree.spot_of(db, record, target)
     at = replace(record.session, head=place.head, depth=place.depth)
     path = await tree.read_whole(db, at, None, 0)
-    for row in path:
-        rows.messages_and_size(row, origin.key.session_id)
-    fork = new_draft(rules.after_fork(new, place), fork_of=record)
+    fork = new_draft(db.sealer, rules.after_fork(new, place), fork_of=record)
     fork.state_number = state_number
+    uid = fork.was.uid
     numbers = {row.state for row in path} | {state_number, record.root_state}
     for number in sorted(number for number in numbers if number):
         fork.put_state(number, await tree.get_state(db, record, number))
     for row in path:
-        raw = row.cover[16:] + row.body
-        fork.do("HSET", "t", row.turn_id, raw)
+        fork.do("HSET", "t", row.turn_id, rows.to_turn_of(db.sealer, uid, row, origin.key.session_id))
         fork.do("ZADD", "i", row.started_at, row.turn_id)
     ids = {row.turn_id for row in path}
     for noted in await tree.list_noted(db, record.tag):
@@ -114,7 +112,7 @@ async def move_head(db: Database, session: Session, target: HeadTarget, now: int
         rules.check_unmoved(record.session, session)
         at = rules.fact_time(record.session, now)
         place, state_number = await tree.spot_of(db, record, target)
-        draft = Draft(record)
+        draft = Draft(db.sealer, record)
         fact: Fact = rules.head_changed(record.session, target, place)
         draft.save(rules.after_move(record.session, place, at, db.life), at)
         draft.state_number = state_number
@@ -128,7 +126,7 @@ async def edit(db: Database, key: SessionKey, decide: Callable[[Draft], None]) -
     """Read the record, let ``decide`` change it or raise, and write it; return the session then."""
 
     async def attempt(record: Record) -> Draft:
-        draft = Draft(record)
+        draft = Draft(db.sealer, record)
         decide(draft)
         return draft
 
@@ -205,7 +203,7 @@ async def patch_shared(
 async def put_shared(db: Database, scope: StateScope, shared: SharedState, now: int, token: bytes) -> bool:
     """Write a shared state unless somebody has since ``token`` was read; say whether."""
     name = keys.scope_name(scope)
-    value = side_rows.to_shared(name, shared, now)
+    value = side_rows.to_shared(db.sealer, name, shared, now)
     return bool(await db.tell("shared", name, token, new_token(), value))
 
 
@@ -214,4 +212,4 @@ async def _read_shared(db: Database, scope: StateScope) -> tuple[SharedState, by
     value, token = await db.read("HMGET", db.name(f"h:{name}"), "v", "w")
     if token is None:
         return SharedState(), b""
-    return side_rows.from_shared(name, value), token
+    return side_rows.from_shared(db.sealer, name, value), token

@@ -18,12 +18,11 @@ from app.stores.codec import (
     TurnColumns,
     from_turn_value,
     messages_of,
-    seal,
     to_body,
     to_turn_body,
-    unseal,
 )
 from app.stores.redis.keys import tag_of
+from app.stores.sealing import Sealer
 
 LATEST_MS = 253_402_300_799_999
 """The end of the year 9999; a time behind it is no time."""
@@ -32,6 +31,7 @@ _STATUSES = (TurnStatus.RUNNING, TurnStatus.FINISHED, TurnStatus.FAILED, TurnSta
 _CODES = {status: code for code, status in enumerate(_STATUSES)}
 NO_ID = bytes(16)
 _TURN = struct.Struct(">16sBBIqqIH")  # the first 22 bytes are known to lua/common.lua
+_TURN_COVER = b"t"  # each kind of value has a letter, which begins its cover: that of its room
 BROKEN = (SnapshotUnreadable, struct.error, TypeError, ValueError, AttributeError, LookupError)
 
 
@@ -63,7 +63,11 @@ class Record:
 
 
 class TurnRow(NamedTuple):
-    """A turn's row taken apart; ``body`` is sealed with all that is before it."""
+    """A turn's row taken apart.
+
+    ``body`` is sealed with ``cover``: its session's uid, the turn's id, and the ``head``, which is all
+    that is before it.
+    """
 
     turn_id: bytes
     parent: bytes | None
@@ -74,6 +78,7 @@ class TurnRow(NamedTuple):
     finished_at: int | None
     state: int | None
     names: bytes
+    head: bytes
     body: bytes
     cover: bytes
 
@@ -82,15 +87,15 @@ class TurnRow(NamedTuple):
         return self.status is TurnStatus.FINISHED or (self.status is TurnStatus.CANCELLED and self.kept)
 
 
-def to_json(session: Session) -> bytes:
+def to_json(sealer: Sealer, session: Session) -> bytes:
     """Return the sealed JSON of a record, nothing if all of it is empty."""
     if not (session.params or session.metadata or session.state) and session.template is None:
         return b""
     value = [session.params, session.metadata, session.template, session.state]
-    return seal(to_body(value), to_id_bytes(session.uid))
+    return sealer.seal(to_body(value), _json_cover(session.uid))
 
 
-def to_record(record: Record) -> bytes:
+def to_record(sealer: Sealer, record: Record) -> bytes:
     """Return the sealed record, without its JSON and its token."""
     s = record.session
     value = [
@@ -99,10 +104,10 @@ def to_record(record: Record) -> bytes:
         s.depth, s.rev, s.state_rev, record.state_number, record.root_state, record.states, record.facts,
         record.fact_ms, crc32(record.json),
     ]  # fmt: skip
-    return seal(to_body(value), tag_of(s.key).encode())
+    return sealer.seal(to_body(value), _record_cover(s.key))
 
 
-def from_record(key: SessionKey, raw: Any, json: Any, token: Any) -> Record:
+def from_record(sealer: Sealer, key: SessionKey, raw: Any, json: Any, token: Any) -> Record:
     """Return the record.
 
     Raises:
@@ -114,10 +119,12 @@ def from_record(key: SessionKey, raw: Any, json: Any, token: Any) -> Record:
             uid, app_name, agent_id, created_at, updated_at, last_accessed, expires_at, user_id,
             window_id, title, provider, model, ttl_s, archived, marked_idle, head, note, depth,
             rev, state_rev, state_number, root_state, states, facts, fact_ms, checksum,
-        ) = unseal(raw, tag_of(key).encode())  # fmt: skip
+        ) = sealer.open(raw, _record_cover(key))  # fmt: skip
         if crc32(json) != checksum:
             raise SnapshotUnreadable(session_id=key.session_id)
-        params, metadata, template, state = unseal(json, to_id_bytes(uid)) if json else ({}, {}, None, {})
+        params, metadata, template, state = (
+            sealer.open(json, _json_cover(uid)) if json else ({}, {}, None, {})
+        )
         session = Session(
             key=key, uid=uid, app_name=app_name, agent_id=agent_id, created_at=created_at,
             updated_at=updated_at, last_accessed=last_accessed, expires_at=expires_at, user_id=user_id,
@@ -130,7 +137,7 @@ def from_record(key: SessionKey, raw: Any, json: Any, token: Any) -> Record:
         raise SnapshotUnreadable(session_id=key.session_id) from error
 
 
-def to_turn(turn: Turn, state: int | None, body: bytes | None = None) -> bytes:
+def to_turn(sealer: Sealer, uid: bytes, turn: Turn, state: int | None) -> bytes:
     """Return the row of a turn; ``state`` is the number of the session's state at its commit."""
     names = "\0".join((turn.agent_id, turn.provider, turn.model, turn.boot_id)).encode(
         "utf-8", "surrogatepass"
@@ -139,11 +146,24 @@ def to_turn(turn: Turn, state: int | None, body: bytes | None = None) -> bytes:
         to_id(turn.parent), _CODES[turn.status], turn.kept, turn.depth, turn.started_at,
         -1 if turn.finished_at is None else turn.finished_at, state or 0, len(names),
     )  # fmt: skip
-    cover = to_id_bytes(turn.turn_id) + head + names
-    return head + names + seal(to_turn_body(turn) if body is None else body, cover)
+    cover = _TURN_COVER + uid + to_id_bytes(turn.turn_id) + head + names
+    return head + names + sealer.seal(to_turn_body(turn), cover)
 
 
-def take_apart(turn_id: bytes, raw: bytes) -> TurnRow:
+def to_turn_of(sealer: Sealer, uid: bytes, row: TurnRow, session_id: str) -> bytes:
+    """Return the row of the same turn for the session with this uid; ``session_id`` is whose it was.
+
+    Raises:
+        SnapshotUnreadable: the row is broken.
+    """
+    try:
+        body = sealer.open_body(row.body, row.cover)
+    except SnapshotUnreadable as error:
+        raise SnapshotUnreadable(session_id=session_id, turn_id=_shown(row.turn_id)) from error
+    return row.head + sealer.seal(body, _TURN_COVER + uid + row.turn_id + row.head)
+
+
+def take_apart(uid: bytes, turn_id: bytes, raw: bytes) -> TurnRow:
     """Return what a row says, its seal not looked at.
 
     Raises:
@@ -154,21 +174,23 @@ def take_apart(turn_id: bytes, raw: bytes) -> TurnRow:
         end = _TURN.size + size
         return TurnRow(
             turn_id, None if parent == NO_ID else parent, depth, _STATUSES[status], bool(kept), started_at,
-            None if finished_at == -1 else finished_at, state or None, raw[_TURN.size : end], raw[end:],
-            turn_id + raw[:end],
+            None if finished_at == -1 else finished_at, state or None, raw[_TURN.size : end], raw[:end],
+            raw[end:], _TURN_COVER + uid + turn_id + raw[:end],
         )  # fmt: skip
     except BROKEN as error:
         raise SnapshotUnreadable(turn_id=_shown(turn_id)) from error
 
 
-def from_turn(turn_id: bytes, raw: bytes, session_id: str, *, on_branch: bool = False) -> Turn:
+def from_turn(
+    sealer: Sealer, uid: bytes, turn_id: bytes, raw: bytes, session_id: str, *, on_branch: bool = False
+) -> Turn:
     """Return the turn.
 
     Raises:
         SnapshotUnreadable: the row is broken.
     """
     try:
-        row = take_apart(turn_id, raw)
+        row = take_apart(uid, turn_id, raw)
         agent_id, provider, model, boot_id = row.names.decode("utf-8", "surrogatepass").split("\0")
         columns = TurnColumns(
             turn_id=from_id_bytes(turn_id),
@@ -183,39 +205,46 @@ def from_turn(turn_id: bytes, raw: bytes, session_id: str, *, on_branch: bool = 
             started_at=row.started_at,
             finished_at=row.finished_at,
         )
-        return from_turn_value(columns, unseal(row.body, row.cover), on_branch=on_branch)
+        return from_turn_value(columns, sealer.open(row.body, row.cover), on_branch=on_branch)
     except BROKEN as error:
         raise SnapshotUnreadable(session_id=session_id, turn_id=_shown(turn_id)) from error
 
 
-def checked(turn_id: bytes, raw: bytes, session_id: str) -> TurnRow:
+def checked(sealer: Sealer, uid: bytes, turn_id: bytes, raw: bytes, session_id: str) -> TurnRow:
     """Return what a row says.
 
     Raises:
         SnapshotUnreadable: it is broken.
     """
-    from_turn(turn_id, raw, session_id)
-    return take_apart(turn_id, raw)
+    from_turn(sealer, uid, turn_id, raw, session_id)
+    return take_apart(uid, turn_id, raw)
 
 
-def messages_and_size(row: TurnRow, session_id: str) -> tuple[tuple[Any, ...], int]:
+def messages_and_size(sealer: Sealer, row: TurnRow, session_id: str) -> tuple[tuple[Any, ...], int]:
     """Return the messages of a turn and the length of its body.
 
     Raises:
         SnapshotUnreadable: the row is broken.
     """
     try:
-        return messages_of(unseal(row.body, row.cover)), len(row.body)
+        return messages_of(sealer.open(row.body, row.cover)), len(row.body)
     except SnapshotUnreadable as error:
         raise SnapshotUnreadable(session_id=session_id, turn_id=_shown(row.turn_id)) from error
 
 
 def show_turn(
-    turn_id: bytes, raw: bytes, started_at: int, session_id: str, *, on_branch: bool
+    sealer: Sealer,
+    uid: bytes,
+    turn_id: bytes,
+    raw: bytes,
+    started_at: int,
+    session_id: str,
+    *,
+    on_branch: bool,
 ) -> Turn | None:
     """Return the turn; of a broken row a failed one with what it shows, ``None`` without even an id."""
     try:
-        return from_turn(turn_id, raw, session_id, on_branch=on_branch)
+        return from_turn(sealer, uid, turn_id, raw, session_id, on_branch=on_branch)
     except SnapshotUnreadable as error:
         shown_id = _shown(turn_id)
         return None if shown_id is None else _unreadable(shown_id, started_at, error, on_branch=on_branch)
@@ -237,6 +266,14 @@ def _unreadable(turn_id: str, started_at: int, error: SnapshotUnreadable, *, on_
         error=TurnError(error.code, SnapshotUnreadable().detail),
         on_branch=on_branch,
     )
+
+
+def _record_cover(key: SessionKey) -> bytes:
+    return b"r" + tag_of(key).encode()
+
+
+def _json_cover(uid: str) -> bytes:
+    return b"j" + to_id_bytes(uid)
 
 
 def to_id(text: str | None) -> bytes:

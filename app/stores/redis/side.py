@@ -20,6 +20,7 @@ from app.stores.redis.draft import Draft
 from app.stores.redis.keys import tag_of
 from app.stores.redis.rows import LATEST_MS, Record, to_raw_id
 from app.stores.redis.wire import Word
+from app.stores.sealing import Sealer
 
 _MOST = 10**16
 """No number of a fact is as high: ``tie_of`` writes sixteen digits."""
@@ -36,11 +37,11 @@ async def add_checkpoint(db: Database, session: Session, checkpoint: Checkpoint)
             db, ("HGET", db.room(record.tag, "c"), raw_id), ("ZCARD", db.room(record.tag, "d"))
         )
         if known is not None:
-            result.append(side_rows.from_checkpoint(record.uid, raw_id, known)[0])
+            result.append(side_rows.from_checkpoint(db.sealer, record.uid, raw_id, known)[0])
             return None
         if not checkpoint.automatic:
             rules.check_named(named - await db.read("ZCARD", db.room(record.tag, "a")))
-        draft = Draft(record)
+        draft = Draft(db.sealer, record)
         result.append(replace(checkpoint, turn_id=record.session.head))
         draft.put_checkpoint(result[-1], draft.keep_state())
         draft.save(record.session, checkpoint.created_at)
@@ -63,7 +64,7 @@ async def list_checkpoints(db: Database, session: Session, limit: int, cursor: s
         if reply is None:
             return CheckpointPage((), 0, None)
         total, listed, bodies = reply
-        found += _readable(session, listed[::2], bodies)
+        found += _readable(db.sealer, session, listed[::2], bodies)
         if len(bodies) < most:
             break
         # Behind what was listed, not what was readable: else a broken one at the end is listed for ever.
@@ -79,7 +80,7 @@ async def get_checkpoint(db: Database, session: Session, checkpoint_id: str) -> 
         raw, uid = await tree.both(db, ("HGET", db.room(tag, "c"), raw_id), ("HGET", db.room(tag, "s"), "u"))
         if raw is not None and uid == to_id_bytes(session.uid):
             try:
-                return side_rows.from_checkpoint(uid, raw_id, raw)[0]
+                return side_rows.from_checkpoint(db.sealer, uid, raw_id, raw)[0]
             except SnapshotUnreadable as error:
                 raise SnapshotUnreadable(session_id=session.key.session_id) from error
     raise CheckpointNotFound(session_id=session.key.session_id)
@@ -102,7 +103,7 @@ async def add_note(db: Database, session: Session, note: Note, usage: Usage) -> 
             return None
         here = side_rows.Noted(note_id, turn_id, spot.place.depth, noted[-1].number + 1 if noted else 1)
         newest = await tree.find_noted(db, record.session, [*noted, here])
-        draft = Draft(record)
+        draft = Draft(db.sealer, record)
         now = rules.fact_time(record.session, note.created_at)
         draft.put_note(note, here.depth, here.number)
         draft.use(note.created_at // rules.MS_PER_DAY, 0, usage)
@@ -136,7 +137,7 @@ async def _facts(
         reply = await db.ask("page", tag, uid, "f", *place, limit, int(not newest_first), "")
         for member in reply[1][::2] if reply else ():
             try:
-                yield side_rows.from_fact(uid, member)
+                yield side_rows.from_fact(db.sealer, uid, member)
                 given += 1
             except SnapshotUnreadable:
                 _log.error("an event of session %r is unreadable and left out", session.key.session_id)
@@ -153,7 +154,9 @@ async def _turns(
     while given < limit:
         reply = await db.ask("turns", tag, uid, "after", *place, limit, int(not newest_first))
         for turn_id, raw, on_branch, score in reply[1] if reply else ():
-            turn = rows.show_turn(turn_id, raw, int(score), session.key.session_id, on_branch=bool(on_branch))
+            turn = rows.show_turn(
+                db.sealer, uid, turn_id, raw, int(score), session.key.session_id, on_branch=bool(on_branch)
+            )
             # One that begins at no time would have no place in the order.
             if turn is not None and turn.started_at == int(score):
                 yield turn
@@ -164,12 +167,12 @@ async def _turns(
         place = score, last_id if newest_first else last_id + b"\0"
 
 
-def _readable(session: Session, ids: list[bytes], bodies: list[bytes]) -> list[Checkpoint]:
+def _readable(sealer: Sealer, session: Session, ids: list[bytes], bodies: list[bytes]) -> list[Checkpoint]:
     """Return the checkpoints; a broken one is left out, so that its neighbours stay listed."""
     found = []
     for checkpoint_id, raw in zip(ids, bodies, strict=True):
         try:
-            found.append(side_rows.from_checkpoint(to_id_bytes(session.uid), checkpoint_id, raw)[0])
+            found.append(side_rows.from_checkpoint(sealer, to_id_bytes(session.uid), checkpoint_id, raw)[0])
         except SnapshotUnreadable:
             _log.error("a checkpoint of session %r is unreadable and left out", session.key.session_id)
     return found

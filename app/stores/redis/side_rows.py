@@ -1,6 +1,7 @@
 """What Redis keeps beside a session's record and its turns <-> domain values, each checked against its seal.
 
-What is a session's is sealed with its uid, so that none counts for another one.
+What is a session's is sealed with its uid, so that none counts for another one, and each kind with a
+letter of its own.
 """
 
 import struct
@@ -13,8 +14,9 @@ from app.domain.ids import from_id_bytes, to_id_bytes
 from app.domain.journal import LoggedFact
 from app.domain.state import SharedState
 from app.domain.turn import JsonObject
-from app.stores.codec import from_fact_value, seal, to_body, to_fact_value, unseal
+from app.stores.codec import from_fact_value, to_body, to_fact_value
 from app.stores.redis.rows import BROKEN, NO_ID, to_id
+from app.stores.sealing import Sealer
 
 _NOTE = struct.Struct(">16sIIqqq")
 _NOTED = struct.Struct(">16sII")
@@ -31,31 +33,31 @@ class Noted(NamedTuple):
     number: int
 
 
-def to_state(uid: bytes, number: int, state: JsonObject) -> bytes:
-    return seal(to_body(state), uid + _NUMBER.pack(number))
+def to_state(sealer: Sealer, uid: bytes, number: int, state: JsonObject) -> bytes:
+    return sealer.seal(to_body(state), b"k" + uid + _NUMBER.pack(number))
 
 
-def from_state(uid: bytes, number: int, raw: Any) -> JsonObject:
+def from_state(sealer: Sealer, uid: bytes, number: int, raw: Any) -> JsonObject:
     """Return the state.
 
     Raises:
         SnapshotUnreadable: it is broken, or missing.
     """
-    state = unseal(raw, uid + _NUMBER.pack(number))
+    state = sealer.open(raw, b"k" + uid + _NUMBER.pack(number))
     if not isinstance(state, dict):
         raise SnapshotUnreadable
     return state
 
 
-def to_note(uid: bytes, note: Note, depth: int, number: int) -> tuple[bytes, bytes]:
+def to_note(sealer: Sealer, uid: bytes, note: Note, depth: int, number: int) -> tuple[bytes, bytes]:
     """Return the note, and where it hangs."""
     turn_id = to_id_bytes(note.turn_id)
     head = _NOTE.pack(turn_id, depth, number, note.tokens_before, note.tokens_after, note.created_at)
-    body = seal(to_body(note.summary), uid + to_id_bytes(note.note_id) + head)
+    body = sealer.seal(to_body(note.summary), b"n" + uid + to_id_bytes(note.note_id) + head)
     return head + body, _NOTED.pack(turn_id, depth, number)
 
 
-def from_note(uid: bytes, note_id: bytes, raw: Any) -> tuple[Note, Noted]:
+def from_note(sealer: Sealer, uid: bytes, note_id: bytes, raw: Any) -> tuple[Note, Noted]:
     """Return the note, and where it hangs.
 
     Raises:
@@ -66,7 +68,7 @@ def from_note(uid: bytes, note_id: bytes, raw: Any) -> tuple[Note, Noted]:
         note = Note(
             note_id=from_id_bytes(note_id),
             turn_id=from_id_bytes(turn_id),
-            summary=unseal(raw[_NOTE.size :], uid + note_id + raw[: _NOTE.size]),
+            summary=sealer.open(raw[_NOTE.size :], b"n" + uid + note_id + raw[: _NOTE.size]),
             tokens_before=tokens_before,
             tokens_after=tokens_after,
             created_at=created_at,
@@ -81,16 +83,18 @@ def from_noted(note_id: bytes, raw: bytes) -> Noted | None:
     return Noted(note_id, *_NOTED.unpack(raw)) if len(raw) == _NOTED.size else None
 
 
-def to_checkpoint(uid: bytes, checkpoint: Checkpoint, state: int | None) -> bytes:
+def to_checkpoint(sealer: Sealer, uid: bytes, checkpoint: Checkpoint, state: int | None) -> bytes:
     """Return the row of a checkpoint; ``state`` is the number of its state."""
     head = _CHECKPOINT.pack(
         to_id(checkpoint.turn_id), state or 0, checkpoint.automatic, checkpoint.created_at
     )
-    cover = uid + to_id_bytes(checkpoint.checkpoint_id) + head
-    return head + seal(to_body([checkpoint.label, checkpoint.data]), cover)
+    cover = b"c" + uid + to_id_bytes(checkpoint.checkpoint_id) + head
+    return head + sealer.seal(to_body([checkpoint.label, checkpoint.data]), cover)
 
 
-def from_checkpoint(uid: bytes, checkpoint_id: bytes, raw: bytes) -> tuple[Checkpoint, int | None]:
+def from_checkpoint(
+    sealer: Sealer, uid: bytes, checkpoint_id: bytes, raw: bytes
+) -> tuple[Checkpoint, int | None]:
     """Return the checkpoint and the number of its state.
 
     Raises:
@@ -98,7 +102,9 @@ def from_checkpoint(uid: bytes, checkpoint_id: bytes, raw: bytes) -> tuple[Check
     """
     try:
         turn_id, state, automatic, created_at = _CHECKPOINT.unpack_from(raw)
-        label, data = unseal(raw[_CHECKPOINT.size :], uid + checkpoint_id + raw[: _CHECKPOINT.size])
+        label, data = sealer.open(
+            raw[_CHECKPOINT.size :], b"c" + uid + checkpoint_id + raw[: _CHECKPOINT.size]
+        )
         checkpoint = Checkpoint(
             checkpoint_id=from_id_bytes(checkpoint_id),
             turn_id=None if turn_id == NO_ID else from_id_bytes(turn_id),
@@ -112,20 +118,20 @@ def from_checkpoint(uid: bytes, checkpoint_id: bytes, raw: bytes) -> tuple[Check
         raise SnapshotUnreadable from error
 
 
-def to_fact(uid: bytes, logged: LoggedFact) -> bytes:
+def to_fact(sealer: Sealer, uid: bytes, logged: LoggedFact) -> bytes:
     """Return the member that stands for a fact: its number, by which those of one time are sorted, first."""
     number = _NUMBER.pack(logged.number)
-    return number + seal(to_body([logged.created_at, to_fact_value(logged.fact)]), uid + number)
+    return number + sealer.seal(to_body([logged.created_at, to_fact_value(logged.fact)]), b"f" + uid + number)
 
 
-def from_fact(uid: bytes, member: bytes) -> LoggedFact:
+def from_fact(sealer: Sealer, uid: bytes, member: bytes) -> LoggedFact:
     """Return the fact.
 
     Raises:
         SnapshotUnreadable: it is broken.
     """
     try:
-        created_at, value = unseal(member[8:], uid + member[:8])
+        created_at, value = sealer.open(member[8:], b"f" + uid + member[:8])
         return LoggedFact(_NUMBER.unpack(member[:8])[0], created_at, from_fact_value(value))
     except BROKEN as error:
         raise SnapshotUnreadable from error
@@ -136,37 +142,41 @@ def fact_low(number: int) -> bytes:
     return _NUMBER.pack(number)
 
 
-def to_bound(name: str, tag: str, turn_id: bytes, fingerprint: bytes) -> bytes:
+def to_bound(sealer: Sealer, name: str, tag: str, turn_id: bytes, fingerprint: bytes) -> bytes:
     """Return the seal of an idempotency key, which holds its fingerprint."""
-    return seal(to_body(fingerprint.hex()), b"\0".join((name.encode(), tag.encode(), turn_id)))
+    return sealer.seal(to_body(fingerprint.hex()), _bound_cover(name, tag.encode(), turn_id))
 
 
-def from_bound(name: str, tag: bytes, turn_id: bytes, raw: bytes) -> bytes:
+def from_bound(sealer: Sealer, name: str, tag: bytes, turn_id: bytes, raw: bytes) -> bytes:
     """Return the fingerprint.
 
     Raises:
         SnapshotUnreadable: the key is broken.
     """
     try:
-        return bytes.fromhex(unseal(raw, b"\0".join((name.encode(), tag, turn_id))))
+        return bytes.fromhex(sealer.open(raw, _bound_cover(name, tag, turn_id)))
     except BROKEN as error:
         raise SnapshotUnreadable from error
 
 
-def to_shared(name: str, shared: SharedState, updated_at: int) -> bytes:
-    return seal(to_body([shared.rev, updated_at, shared.values]), name.encode())
+def to_shared(sealer: Sealer, name: str, shared: SharedState, updated_at: int) -> bytes:
+    return sealer.seal(to_body([shared.rev, updated_at, shared.values]), b"h" + name.encode())
 
 
-def from_shared(name: str, raw: Any) -> SharedState:
+def from_shared(sealer: Sealer, name: str, raw: Any) -> SharedState:
     """Return the state.
 
     Raises:
         SnapshotUnreadable: it is broken.
     """
     try:
-        rev, _, values = unseal(raw, name.encode())
+        rev, _, values = sealer.open(raw, b"h" + name.encode())
         if not isinstance(values, dict):
             raise SnapshotUnreadable
         return SharedState(values, rev)
     except BROKEN as error:
         raise SnapshotUnreadable from error
+
+
+def _bound_cover(name: str, tag: bytes, turn_id: bytes) -> bytes:
+    return b"\0".join((b"b", name.encode(), tag, turn_id))

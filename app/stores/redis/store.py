@@ -30,6 +30,7 @@ from app.stores.redis.ground import Fence, check_ground
 from app.stores.redis.leases import Held, RedisLeases, node_word
 from app.stores.redis.wakeups import Wakeups
 from app.stores.redis.wire import Wire
+from app.stores.sealing import Keys, Sealer
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
@@ -43,6 +44,7 @@ class RedisStore(EnsuresInTwoSteps):
 
     ``prefix`` begins every key. ``fsync_wait_ms``: how long a write waits until it is on disk, 0 for not
     at all. ``accept_volatile``: a server that may lose what it has acknowledged is warned of, not refused.
+    With ``keys`` all content is encrypted.
 
     Raises:
         ValueError: the URL is none, or a number is out of range.
@@ -57,6 +59,7 @@ class RedisStore(EnsuresInTwoSteps):
         lease_s: float = LEASE_S,
         fsync_wait_ms: int = 0,
         accept_volatile: bool = False,
+        keys: Keys | None = None,
     ) -> None:
         if not 0 <= fsync_wait_ms <= MAX_FSYNC_WAIT_MS:
             raise ValueError(f"fsync_wait_ms must be 0 to {MAX_FSYNC_WAIT_MS}.")
@@ -65,6 +68,7 @@ class RedisStore(EnsuresInTwoSteps):
         self._prefix = prefix
         self._fsync_wait_ms = fsync_wait_ms
         self._accept_volatile = accept_volatile
+        self._sealer = Sealer(keys)
         self._held = Held()
         self._leases = RedisLeases(self._held, lease_s)
         self._wires: list[Wire] = []
@@ -95,7 +99,9 @@ class RedisStore(EnsuresInTwoSteps):
             if self._fsync_wait_ms:
                 fence = Fence(self._new_wire(), self._prefix, self._fsync_wait_ms)
             lease_ms = round(self._leases.duration_s * 1000)
-            db = Database(wire, self._prefix, self._life, Node(boot_id, node_url), lease_ms, fence)
+            db = Database(
+                wire, self._prefix, self._life, Node(boot_id, node_url), lease_ms, fence, self._sealer
+            )
             db.session_count = await db.read("ZCARD", db.name("z:all"))
             self._held.wakeups = Wakeups(self._address.connect, self._prefix)
             self._held.db = db
@@ -130,14 +136,14 @@ class RedisStore(EnsuresInTwoSteps):
         return None if self._held.db is None else self._held.db.session_count
 
     async def create_session(self, session: Session) -> None:
-        (refusal,) = await records.create(self._db, [new_draft(session)])
+        (refusal,) = await records.create(self._db, [new_draft(self._sealer, session)])
         if refusal is not None:
             raise refusal
 
     async def create_sessions(
         self, sessions: Sequence[Session], cap: SessionCap | None = None
     ) -> tuple[SessionExists | SessionLimit | None, ...]:
-        return await records.create(self._db, [new_draft(session) for session in sessions], cap)
+        return await records.create(self._db, [new_draft(self._sealer, session) for session in sessions], cap)
 
     async def list_oldest(self, owner: str, user_id: str, limit: int) -> tuple[Session, ...]:
         return await listing.list_oldest(self._db, owner, user_id, limit)
@@ -287,6 +293,10 @@ class RedisStore(EnsuresInTwoSteps):
 
     async def load_rest(self, rest: RestDump) -> None:
         await moving.load_rest(self._db, rest)
+
+    async def scrub(self) -> None:
+        """Begin to write the append-only file anew; a snapshot is replaced by the next one."""
+        await self._db.wire.call("BGREWRITEAOF")
 
     def _new_wire(self) -> Wire:
         self._wires.append(Wire(self._address.connect, self._prefix))

@@ -71,7 +71,7 @@ async def read_whole(db: Database, session: Session, end: bytes | None, end_dept
     found = await walk(db, session, head or _NOWHERE, max(count, 0), stop=end or b"")
     if found is None:
         raise SessionNotFound(session_id=session.key.session_id)
-    path = [rows.take_apart(*step) for step in found]
+    path = [rows.take_apart(to_id_bytes(session.uid), *step) for step in found]
     is_whole = (
         len(path) == count
         and (path[-1].parent if path else head) == end
@@ -91,7 +91,7 @@ async def load_path(db: Database, session: Session) -> Path:
         path = await read_whole(db, session, *end)
     except SnapshotUnreadable as error:
         raise SnapshotUnreadable(session_id=session_id, turn_id=error.turn_id) from error
-    read = [rows.messages_and_size(row, session_id) for row in reversed(path)]
+    read = [rows.messages_and_size(db.sealer, row, session_id) for row in reversed(path)]
     messages = tuple([message for said, _ in read for message in said])
     stored_bytes = sum(size for _, size in read)
     if not noted:
@@ -118,7 +118,7 @@ async def read_note(db: Database, session: Session, note_id: bytes) -> tuple[Not
     if uid != to_id_bytes(session.uid):
         raise SessionNotFound(session_id=session.key.session_id)
     try:
-        return side_rows.from_note(uid, note_id, body)
+        return side_rows.from_note(db.sealer, uid, note_id, body)
     except SnapshotUnreadable as error:
         raise SnapshotUnreadable(session_id=session.key.session_id) from error
 
@@ -175,7 +175,7 @@ async def spot_at(db: Database, record: Record, turn_id: str | None) -> Spot:
     raw = raw_id and await db.read("HGET", db.room(record.tag, "t"), raw_id)
     if not raw_id or not raw:
         raise TurnNotFound(session_id=session_id, turn_id=turn_id)
-    row = rows.checked(raw_id, raw, session_id)
+    row = rows.checked(db.sealer, record.uid, raw_id, raw, session_id)
     if not row.is_committed:
         raise TurnNotFound(session_id=session_id, turn_id=turn_id)
     return await _spot(db, record, row)
@@ -204,7 +204,7 @@ async def spot_of(db: Database, record: Record, target: HeadTarget | None) -> Sp
             if not raw_id or not raw:
                 raise CheckpointNotFound(session_id=record.session.key.session_id)
             try:
-                checkpoint, number = side_rows.from_checkpoint(record.uid, raw_id, raw)
+                checkpoint, number = side_rows.from_checkpoint(db.sealer, record.uid, raw_id, raw)
             except SnapshotUnreadable as error:
                 raise SnapshotUnreadable(session_id=record.session.key.session_id) from error
             place = (await spot_at(db, record, checkpoint.turn_id)).place
@@ -221,7 +221,7 @@ async def get_state(db: Database, record: Record, number: int | None) -> JsonObj
         return {}
     try:
         return side_rows.from_state(
-            record.uid, number, await db.read("HGET", db.room(record.tag, "k"), number)
+            db.sealer, record.uid, number, await db.read("HGET", db.room(record.tag, "k"), number)
         )
     except SnapshotUnreadable as error:
         raise SnapshotUnreadable(session_id=record.session.key.session_id) from error
@@ -252,4 +252,4 @@ async def _back(db: Database, record: Record, turns: int) -> str | None:
     path = await walk(db, session, to_id_bytes(str(session.head)), turns)
     if path is None or len(path) < turns:
         raise SnapshotUnreadable(session_id=session.key.session_id)
-    return from_id(rows.checked(*path[-1], session.key.session_id).parent)
+    return from_id(rows.checked(db.sealer, record.uid, *path[-1], session.key.session_id).parent)

@@ -45,7 +45,7 @@ async def start_turn(db: Database, session: Session, turn: Turn) -> Session | No
 async def _start_anew(db: Database, session: Session, turn: Turn, moved: list[Any]) -> Session | None:
     """Begin with the record as the server has just told it; the lease is taken already."""
     for _ in range(TRIES):
-        record = rows.from_record(session.key, moved[2], moved[3], moved[1])
+        record = rows.from_record(db.sealer, session.key, moved[2], moved[3], moved[1])
         db.seen.put(record)
         if _version(record.session) != _version(session):
             return record.session
@@ -92,21 +92,21 @@ def to_holder(raw: list[bytes]) -> Holder:
 
 def _start_words(db: Database, record: Record, turn: Turn, *, is_known: bool) -> tuple[Record, list[Word]]:
     """Return the record as it is once the turn runs, and what ``start.lua`` wants."""
-    draft = Draft(record)
+    draft = Draft(db.sealer, record)
     draft.save(record.session.touched(turn.started_at, db.life), turn.started_at)
     touched = draft.to_record(new_token())
     lost = rules.interrupted(turn, turn.started_at)
     bound: tuple[Word, ...] = to_id_bytes(turn.turn_id), "", b""
     if turn.binding is not None:
-        bound = bind_words(record.tag, turn)
+        bound = bind_words(db.sealer, record.tag, turn)
     turn_id, name, sealed = bound
     words: list[Word] = [
         record.tag, record.uid, record.token if is_known else _OLD, touched.token, turn_id, turn.turn_id,
-        db.node.boot_id, db.node.url or "", db.lease_ms, rows.to_record(touched),
+        db.node.boot_id, db.node.url or "", db.lease_ms, rows.to_record(db.sealer, touched),
         *activity_words(touched.session, draft.now, db.life),
-        touched.session.last_accessed - record.session.last_accessed, rows.to_turn(turn, None),
-        rows.to_turn(lost, None), turn.started_at, user_name(record.session), rules.day_of(lost),
-        name, sealed,
+        touched.session.last_accessed - record.session.last_accessed,
+        rows.to_turn(db.sealer, record.uid, turn, None), rows.to_turn(db.sealer, record.uid, lost, None),
+        turn.started_at, user_name(record.session), rules.day_of(lost), name, sealed,
     ]  # fmt: skip
     return touched, words
 
@@ -180,7 +180,7 @@ async def _commit(
     checkpoint: AutoCheckpoint | None,
 ) -> Session | None:
     rules.check_unmoved(record.session, session, turn.turn_id)
-    draft = Draft(record)
+    draft = Draft(db.sealer, record)
     spot = await _parent_of(db, draft, turn, resets_state)
     rules.check_depth(turn, spot.place)
     moved = rules.after_commit(record.session, turn, db.life)
@@ -215,7 +215,7 @@ async def _parent_of(db: Database, draft: Draft, turn: Turn, resets_state: bool)
 
 
 async def _record(db: Database, record: Record, turn: Turn) -> bool:
-    draft = Draft(record)
+    draft = Draft(db.sealer, record)
     draft.end_turn(turn, None)
     now = rules.end_of(turn)
     draft.save(record.session.touched(now, db.life), now)
@@ -231,7 +231,7 @@ async def _read(db: Database, session: Session, turn: Turn) -> tuple[Record | No
     # The turn first: a record that is read with a committed turn has it.
     raw = await db.read("HGET", db.room(tag_of(session.key), "t"), turn_id)
     record = await db.find_record(session.key, session.uid)
-    return record, rows.take_apart(turn_id, raw) if raw and record is not None else None
+    return record, rows.take_apart(record.uid, turn_id, raw) if raw and record is not None else None
 
 
 def _version(session: Session) -> tuple[object, ...]:

@@ -7,15 +7,19 @@ from typing import Any
 from app.domain.errors import SnapshotUnreadable
 from app.stores import rules
 from app.stores.codec import to_turn_body
+from app.stores.sealing import is_encrypted
 from app.stores.side_rows import Row
 from app.stores.sqlite import keys
 from app.stores.sqlite.records import PHASES, SWEPT
-from app.stores.sqlite.rows import TURN_COLUMNS, Names, from_turn_row
+from app.stores.sqlite.rows import TURN_COLUMNS, Home, Names, Whose, from_turn_row
 from app.stores.sqlite.unit import Unit
 from app.stores.sqlite.writes import end_turn
 
 _FAILED = 2
-_ORPHANS = f"SELECT {TURN_COLUMNS}, session, id FROM turns WHERE status = 0 AND boot != ?"  # noqa: S608
+_ORPHANS = (
+    f"SELECT {TURN_COLUMNS}, session, id, (SELECT uid FROM sessions WHERE id = turns.session)"  # noqa: S608
+    " FROM turns WHERE status = 0 AND boot != ?"
+)
 _IDLE_AFTER = "idle_after_s"
 # ``Session.status_at``, numbered as in ``PHASES``.
 _SET_PHASES = (
@@ -69,13 +73,19 @@ def _correct(unit: Unit, name: str, value: int) -> None:
 
 
 def _interrupt(unit: Unit, row: Row, names: Names, now: int) -> None:
+    *columns, number, row_number, uid = row
     try:
-        turn = from_turn_row(row[:13], unit.connection, names, "")
+        turn = from_turn_row(columns, unit.connection, names, Whose(unit.sealer, uid, ""))
     except SnapshotUnreadable:
+        if is_encrypted(row[12]):
+            # Perhaps only its key is missing: it ends at the first start with that.
+            _log.error("the start record of a turn cannot be decrypted (row %d)", row_number)
+            return
         # Its seal stays wrong, so whoever asks for it learns that it is broken; but it does not run.
-        _log.error("the start record of a turn is unreadable (row %d)", row[-1])
-        unit.connection.execute("UPDATE turns SET status = ? WHERE id = ?", (_FAILED, row[-1]))
-        keys.release(unit.connection, row[-2], row[0])
+        _log.error("the start record of a turn is unreadable (row %d)", row_number)
+        unit.connection.execute("UPDATE turns SET status = ? WHERE id = ?", (_FAILED, row_number))
+        keys.release(unit.connection, number, row[0])
         return
     failed = rules.interrupted(turn, now)
-    end_turn(unit, row[-2], failed, to_turn_body(failed), state=None, is_known=True, has_user=True)
+    home = Home(number, uid, has_user=True)
+    end_turn(unit, home, failed, to_turn_body(failed), state=None, is_known=True)

@@ -4,18 +4,16 @@ A move reads as much as it needs to find its place, and writes the record and on
 """
 
 from dataclasses import replace
-from typing import Any
-
-import apsw
 
 from app.domain.branch import Back, HeadTarget, ToCheckpoint, ToTurn
 from app.domain.errors import SnapshotUnreadable, TurnNotFound
 from app.domain.ids import to_id_bytes
 from app.domain.session import Session, SessionCap
 from app.stores import rules
-from app.stores.side_rows import from_id
+from app.stores.side_rows import Row, from_id
 from app.stores.sqlite import checkpoints, journal, notes, records
-from app.stores.sqlite.rows import Record, check_turn_row
+from app.stores.sqlite.connection import Connection
+from app.stores.sqlite.rows import Record, open_turn_row, to_turn_row_of, whose
 from app.stores.sqlite.tree import (
     Spot,
     find_record,
@@ -29,7 +27,7 @@ from app.stores.sqlite.unit import Unit
 from app.stores.sqlite.writes import ADD_TURN, make_room
 
 
-def at_turn(connection: apsw.Connection, session: Session, turn_id: str | None) -> Session:
+def at_turn(connection: Connection, session: Session, turn_id: str | None) -> Session:
     record = find_record(connection, session)
     if record is None:
         raise TurnNotFound(session_id=session.key.session_id, turn_id=turn_id)
@@ -50,12 +48,12 @@ def move_head(unit: Unit, session: Session, target: HeadTarget, now: int) -> Ses
 def fork_session(
     unit: Unit, origin: Session, target: HeadTarget | None, new: Session, cap: SessionCap | None
 ) -> Session:
-    """Copy the path's rows as they are; what is sealed with the origin's uid is sealed anew."""
+    """Copy the path; what is sealed with the origin's uid is sealed anew."""
     connection, uid = unit.connection, to_id_bytes(new.uid)
     record = get_record(connection, origin)
     place, state_number = _spot_of(connection, record, target)
     # All is read before room is made: the origin may be what goes for the new session.
-    rows = _path_rows(connection, record, place)
+    rows = _path_rows(connection, record, place, uid)
     numbers = {row[11] for row in rows} | {state_number, record.root_state}
     states = {number: get_state(connection, record, number) for number in numbers if number}
     noted = list(notes.notes_on(connection, record, (row[0] for row in rows)))
@@ -70,7 +68,7 @@ def fork_session(
     return fork
 
 
-def _spot_of(connection: apsw.Connection, record: Record, target: HeadTarget | None) -> Spot:
+def _spot_of(connection: Connection, record: Record, target: HeadTarget | None) -> Spot:
     """Return where ``target`` is as seen from the head; ``None`` is where the session is.
 
     Raises:
@@ -93,27 +91,27 @@ def _spot_of(connection: apsw.Connection, record: Record, target: HeadTarget | N
             return Spot(place._replace(state=get_state(connection, record, number)), number)
 
 
-def _back(connection: apsw.Connection, record: Record, turns: int) -> str | None:
+def _back(connection: Connection, record: Record, turns: int) -> str | None:
     """Return the turn so many before the head, ``None`` for the root."""
     session = record.session
     if turns == 0 or turns == session.depth:
         return session.head if turns == 0 else None
     rows = walk(connection, record.number, to_id_bytes(str(session.head)), turns)
+    of_session = whose(connection, session)
     for row in rows:
-        check_turn_row(row, session.key.session_id)
+        open_turn_row(row, of_session)
     if len(rows) < turns:
         raise SnapshotUnreadable(session_id=session.key.session_id)
     return from_id(rows[-1][1])
 
 
-def _path_rows(connection: apsw.Connection, record: Record, place: rules.Place) -> list[Any]:
-    """Return the rows of the path to ``place``, the deepest first.
+def _path_rows(connection: Connection, record: Record, place: rules.Place, uid: bytes) -> list[Row]:
+    """Return the rows of the path to ``place`` as those of the session ``uid``, the deepest first.
 
     Raises:
         SnapshotUnreadable: the path or one of them is broken.
     """
     session = replace(record.session, head=place.head, depth=place.depth)
     rows = walk_whole(connection, record.number, session, None, 0)
-    for row in rows:
-        check_turn_row(row, session.key.session_id)
-    return rows
+    of_origin = whose(connection, session)
+    return [to_turn_row_of(of_origin, uid, row) for row in rows]

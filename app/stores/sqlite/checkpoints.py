@@ -14,8 +14,10 @@ from app.domain.session import Session
 from app.domain.turn import Turn
 from app.stores import rules
 from app.stores.cursor import from_cursor, to_cursor
+from app.stores.sealing import Sealer
 from app.stores.side_rows import CHECKPOINT_COLUMNS, Row, from_checkpoint_row, to_checkpoint_row
 from app.stores.sqlite import records
+from app.stores.sqlite.connection import Connection
 from app.stores.sqlite.records import marks
 from app.stores.sqlite.rows import LATEST_MS, Record
 from app.stores.sqlite.tree import find_tree, get_record, to_raw_id
@@ -46,7 +48,7 @@ def add_checkpoint(unit: Unit, session: Session, checkpoint: Checkpoint) -> Chec
     record = get_record(unit.connection, session)
     known = _find_row(unit.connection, record.number, checkpoint.checkpoint_id)
     if known is not None:
-        return from_checkpoint_row(record.uid, known)
+        return from_checkpoint_row(unit.sealer, record.uid, known)
     rules.check_named(unit.connection.execute(_COUNT_NAMED, (record.number,)).get)
     named = replace(checkpoint, turn_id=record.session.head)
     state_number = records.keep_state(unit, record)
@@ -66,31 +68,29 @@ def add_automatic(
 
 
 def list_checkpoints(
-    connection: apsw.Connection, session: Session, limit: int, cursor: str | None
+    connection: Connection, session: Session, limit: int, cursor: str | None
 ) -> CheckpointPage:
     start = _END if cursor is None else _position(cursor)
     tree = find_tree(connection, session)
     if tree is None:
         return CheckpointPage((), 0, None)
     rows = connection.execute(_LIST, (tree.number, *start))
-    found = list(islice(_readable(rows, session), limit + 1))
+    found = list(islice(_readable(rows, connection.sealer, session), limit + 1))
     rows.close(True)
     page = tuple(found[:limit])
     following = to_cursor("c", page[-1].created_at, page[-1].checkpoint_id) if len(found) > limit else None
     return CheckpointPage(page, connection.execute(_COUNT, (tree.number,)).get, following)
 
 
-def get_checkpoint(connection: apsw.Connection, session: Session, checkpoint_id: str) -> Checkpoint:
+def get_checkpoint(connection: Connection, session: Session, checkpoint_id: str) -> Checkpoint:
     tree = find_tree(connection, session)
     row = tree and _find_row(connection, tree.number, checkpoint_id)
     if row is None:
         raise CheckpointNotFound(session_id=session.key.session_id)
-    return _read(row, session)
+    return _read(row, connection.sealer, session)
 
 
-def get_target(
-    connection: apsw.Connection, record: Record, checkpoint_id: str
-) -> tuple[Checkpoint, int | None]:
+def get_target(connection: Connection, record: Record, checkpoint_id: str) -> tuple[Checkpoint, int | None]:
     """Return a checkpoint and the number under which its state is kept.
 
     Raises:
@@ -99,7 +99,7 @@ def get_target(
     row = _find_row(connection, record.number, checkpoint_id)
     if row is None:
         raise CheckpointNotFound(session_id=record.session.key.session_id)
-    return _read(row, record.session), row[2]
+    return _read(row, connection.sealer, record.session), row[2]
 
 
 def delete_checkpoints(unit: Unit, session: Session, checkpoint_id: str | None) -> int:
@@ -114,27 +114,27 @@ def delete_checkpoints(unit: Unit, session: Session, checkpoint_id: str | None) 
 
 
 def _add(unit: Unit, record: Record, checkpoint: Checkpoint, state_number: int | None) -> None:
-    row = to_checkpoint_row(record.uid, checkpoint, state_number)
+    row = to_checkpoint_row(unit.sealer, record.uid, checkpoint, state_number)
     unit.connection.execute(ADD_CHECKPOINT, (*row, record.number))
 
 
-def _find_row(connection: apsw.Connection, number: int, checkpoint_id: str) -> Row | None:
+def _find_row(connection: Connection, number: int, checkpoint_id: str) -> Row | None:
     row: Row | None = connection.execute(_FIND, (number, to_raw_id(checkpoint_id))).fetchone()
     return row
 
 
-def _read(row: Row, session: Session) -> Checkpoint:
+def _read(row: Row, sealer: Sealer, session: Session) -> Checkpoint:
     try:
-        return from_checkpoint_row(to_id_bytes(session.uid), row)
+        return from_checkpoint_row(sealer, to_id_bytes(session.uid), row)
     except SnapshotUnreadable as error:
         raise SnapshotUnreadable(session_id=session.key.session_id) from error
 
 
-def _readable(rows: apsw.Cursor, session: Session) -> Iterator[Checkpoint]:
+def _readable(rows: apsw.Cursor, sealer: Sealer, session: Session) -> Iterator[Checkpoint]:
     """Yield the checkpoints in ``rows``; a broken one is left out, so that its neighbours stay listed."""
     for row in rows:
         try:
-            yield _read(row, session)
+            yield _read(row, sealer, session)
         except SnapshotUnreadable:
             _log.error("a checkpoint of session %r is unreadable and left out", session.key.session_id)
 

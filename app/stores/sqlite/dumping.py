@@ -4,8 +4,6 @@ from collections import Counter
 from dataclasses import replace
 from typing import Any
 
-import apsw
-
 from app.domain.dump import CheckpointDump, RestDump, SessionDump, SharedDump, TurnDump, UsageDump
 from app.domain.errors import SnapshotUnreadable
 from app.domain.ids import SessionKey
@@ -25,7 +23,8 @@ from app.stores.side_rows import (
     from_state_body,
 )
 from app.stores.sqlite import keys
-from app.stores.sqlite.rows import TURN_COLUMNS, Names, Record, from_turn_row
+from app.stores.sqlite.connection import Connection
+from app.stores.sqlite.rows import TURN_COLUMNS, Names, Record, from_turn_row, whose
 from app.stores.sqlite.tree import find_by_key
 
 TOTALS = (
@@ -54,13 +53,13 @@ _COUNTERS = "SELECT name, value FROM counters"
 _OF_SESSIONS = "SELECT count(*), coalesce(sum(last_accessed - created_at), 0) FROM sessions"
 
 
-def list_after(connection: apsw.Connection, key: SessionKey | None, limit: int) -> tuple[SessionKey, ...]:
+def list_after(connection: Connection, key: SessionKey | None, limit: int) -> tuple[SessionKey, ...]:
     # No session's id is empty, so this is before all.
     rows = connection.execute(_LIST_AFTER, (*(key or ("", "")), limit))
     return tuple(SessionKey(*row) for row in rows)
 
 
-def dump_session(connection: apsw.Connection, names: Names, key: SessionKey) -> SessionDump | None:
+def dump_session(connection: Connection, names: Names, key: SessionKey) -> SessionDump | None:
     record = find_by_key(connection, key)
     if record is None:
         return None
@@ -70,11 +69,12 @@ def dump_session(connection: apsw.Connection, names: Names, key: SessionKey) -> 
         raise SnapshotUnreadable(session_id=key.session_id, turn_id=error.turn_id) from error
 
 
-def dump_rest(connection: apsw.Connection) -> RestDump:
+def dump_rest(connection: Connection) -> RestDump:
     rows: list[Any] = connection.execute(_SHARED).fetchall()
     scopes = [StateScope(row[0], row[1], row[2] or None) for row in rows]
     shared = (
-        SharedDump(scope, from_shared_row(scope, row[3:])) for scope, row in zip(scopes, rows, strict=True)
+        SharedDump(scope, from_shared_row(connection.sealer, scope, row[3:]))
+        for scope, row in zip(scopes, rows, strict=True)
     )
     usage = (UsageDump(row[0], row[1], DayUsage(*row[2:])) for row in connection.execute(_USAGE))
     counters = Counter(dict[str, int](connection.execute(_COUNTERS)))
@@ -84,7 +84,7 @@ def dump_rest(connection: apsw.Connection) -> RestDump:
     return RestDump(tuple(shared), tuple(usage), totals | buckets)
 
 
-def totals_of_sessions(connection: apsw.Connection) -> dict[str, int]:
+def totals_of_sessions(connection: Connection) -> dict[str, int]:
     """Return what the sessions that there are have added to the totals of a ``RestDump``."""
     created, lifetime_ms = connection.execute(_OF_SESSIONS).get
     return {"created": created, "lifetime_ms": lifetime_ms}
@@ -93,28 +93,32 @@ def totals_of_sessions(connection: apsw.Connection) -> dict[str, int]:
 class _Reading:
     """All that belongs to one session, read table by table."""
 
-    def __init__(self, connection: apsw.Connection, names: Names, record: Record) -> None:
+    def __init__(self, connection: Connection, names: Names, record: Record) -> None:
         self._connection = connection
         self._names = names
         self._record = record
-        uid = record.uid
-        self._states = {number: from_state_body(uid, number, body) for number, body in self._rows(_STATES)}
+        uid, sealer = record.uid, connection.sealer
+        self._states = {
+            number: from_state_body(sealer, uid, number, body) for number, body in self._rows(_STATES)
+        }
         self._bindings = keys.list_bindings(connection, record.number)
 
     def dump(self) -> SessionDump:
-        record, uid = self._record, self._record.uid
-        checkpoints = [(from_checkpoint_row(uid, row), row[2]) for row in self._rows(_CHECKPOINTS)]
+        record, uid, sealer = self._record, self._record.uid, self._connection.sealer
+        checkpoints = [(from_checkpoint_row(sealer, uid, row), row[2]) for row in self._rows(_CHECKPOINTS)]
         return SessionDump(
             record.session,
             self._state_of(record.root_state),
             tuple(self._turn(row) for row in self._rows(_TURNS)),
-            tuple(from_note_row(uid, row) for row in self._rows(_NOTES)),
-            tuple(from_fact_row(uid, row) for row in self._rows(_FACTS)),
+            tuple(from_note_row(sealer, uid, row) for row in self._rows(_NOTES)),
+            tuple(from_fact_row(sealer, uid, row) for row in self._rows(_FACTS)),
             tuple(CheckpointDump(checkpoint, self._state_of(number)) for checkpoint, number in checkpoints),
         )
 
     def _turn(self, row: Row) -> TurnDump:
-        turn = from_turn_row(row, self._connection, self._names, self._record.session.key.session_id)
+        turn = from_turn_row(
+            row, self._connection, self._names, whose(self._connection, self._record.session)
+        )
         is_bound = turn.is_committed or turn.status is TurnStatus.RUNNING
         if is_bound and row[0] in self._bindings:
             turn = replace(turn, binding=self._bindings[row[0]])

@@ -14,6 +14,7 @@ from threading import Event
 import apsw
 
 from app.domain.errors import StoreLocked, StoreUnavailable
+from app.stores.sqlite.connection import Connection
 
 APPLICATION_ID = 0x41675031  # "AgP1", in the file's header
 BUSY_TIMEOUT_MS = 1000
@@ -105,7 +106,7 @@ def take_lock(path: str, *, wait: bool, given_up: Event) -> int:
         raise
 
 
-def connect(path: str) -> apsw.Connection:
+def connect(path: str) -> Connection:
     """Return the connection that writes, in WAL mode with every commit synced.
 
     Raises:
@@ -113,7 +114,7 @@ def connect(path: str) -> apsw.Connection:
     """
     # Conversations are nobody else's business; SQLite gives its -wal and -shm the same mode.
     os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-    connection = apsw.Connection(path, flags=apsw.SQLITE_OPEN_READWRITE)
+    connection = Connection(path, flags=apsw.SQLITE_OPEN_READWRITE)
     connection.set_busy_timeout(BUSY_TIMEOUT_MS)
     # A new file gets its WAL mode under a rollback journal. "extra" syncs that journal's
     # removal; with "full" a power cut could bring it back, and it would undo everything.
@@ -130,20 +131,35 @@ def connect(path: str) -> apsw.Connection:
     return connection
 
 
-def connect_reader(path: str) -> apsw.Connection:
+def connect_reader(path: str) -> Connection:
     """Return a connection that cannot write.
 
     Raises:
         apsw.Error
     """
-    connection = apsw.Connection(path, flags=apsw.SQLITE_OPEN_READONLY)
+    connection = Connection(path, flags=apsw.SQLITE_OPEN_READONLY)
     connection.set_busy_timeout(BUSY_TIMEOUT_MS)
     connection.pragma("query_only", True)
     _tune(connection)
     return connection
 
 
-def migrate(connection: apsw.Connection) -> None:
+def rebuild(path: str) -> None:
+    """Write the database anew without its free parts, and empty the WAL.
+
+    Raises:
+        apsw.Error
+    """
+    connection = connect(path)
+    try:
+        connection.pragma("temp_store", "file")  # the whole database may be more than fits in memory
+        connection.execute("VACUUM")
+        connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
+    finally:
+        connection.close()
+
+
+def migrate(connection: Connection) -> None:
     """Bring the schema to the newest version, in one transaction.
 
     Raises:
@@ -201,7 +217,7 @@ def unavailable(error: BaseException, *, outcome_unknown: bool = False) -> Store
     return StoreUnavailable(detail, outcome_unknown=outcome_unknown)
 
 
-def _tune(connection: apsw.Connection) -> None:
+def _tune(connection: Connection) -> None:
     connection.pragma("cache_size", -CACHE_KIB)
     connection.pragma("temp_store", "memory")
     connection.pragma("trusted_schema", False)

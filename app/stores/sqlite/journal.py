@@ -14,9 +14,11 @@ from app.domain.ids import to_id_bytes
 from app.domain.journal import LAST, Entry, Fact, LoggedFact, Position, position_of
 from app.domain.session import Session
 from app.domain.turn import Turn
+from app.stores.sealing import Sealer
 from app.stores.side_rows import FACT_COLUMNS, from_fact_row, to_fact_row
+from app.stores.sqlite.connection import Connection
 from app.stores.sqlite.records import marks
-from app.stores.sqlite.rows import LATEST_MS, TURN_COLUMNS, Names, Record, show_turn
+from app.stores.sqlite.rows import LATEST_MS, TURN_COLUMNS, Names, Record, show_turn, whose
 from app.stores.sqlite.tree import find_tree, to_raw_id
 from app.stores.sqlite.unit import Unit
 
@@ -48,13 +50,13 @@ def log(unit: Unit, record: Record, fact: Fact, time_ms: int) -> None:
     last = unit.connection.execute(_FIND_LAST, (record.number, _MOST)).fetchone() or (0, 0)
     number, previous = last[0] + 1, last[1] if last[1] in range(LATEST_MS) else 0
     logged = LoggedFact(number, max(time_ms, previous), fact)
-    unit.connection.execute(ADD_FACT, (*to_fact_row(record.uid, logged), record.number))
+    unit.connection.execute(ADD_FACT, (*to_fact_row(unit.sealer, record.uid, logged), record.number))
     if unit.life.event_limit:
         unit.connection.execute(_DROP, (record.number, number - unit.life.event_limit))
 
 
 def list_entries(
-    connection: apsw.Connection,
+    connection: Connection,
     names: Names,
     session: Session,
     position: Position | None,
@@ -73,14 +75,14 @@ def list_entries(
         _rows(connection, _LIST_FACTS.format(**way), facts) as fact_rows,
         _rows(connection, _LIST_TURNS.format(**way), turns) as turn_rows,
     ):
-        told = _facts(fact_rows, session)
+        told = _facts(fact_rows, connection.sealer, session)
         shown = _turns(turn_rows, connection, names, session)
         merged: Iterator[Entry] = heapq.merge(told, shown, key=position_of, reverse=newest_first)
         return tuple(islice(merged, limit))
 
 
 @contextmanager
-def _rows(connection: apsw.Connection, sql: str, values: tuple[Any, ...]) -> Iterator[apsw.Cursor]:
+def _rows(connection: Connection, sql: str, values: tuple[Any, ...]) -> Iterator[apsw.Cursor]:
     """Give rows one by one: how many make a page is known only when the broken ones are left out."""
     cursor = connection.execute(sql, values)
     try:
@@ -89,18 +91,19 @@ def _rows(connection: apsw.Connection, sql: str, values: tuple[Any, ...]) -> Ite
         cursor.close(True)
 
 
-def _facts(rows: apsw.Cursor, session: Session) -> Iterator[LoggedFact]:
+def _facts(rows: apsw.Cursor, sealer: Sealer, session: Session) -> Iterator[LoggedFact]:
     uid = to_id_bytes(session.uid)
     for row in rows:
         try:
-            yield from_fact_row(uid, row)
+            yield from_fact_row(sealer, uid, row)
         except SnapshotUnreadable:
             _log.error("an event of session %r is unreadable and left out", session.key.session_id)
 
 
-def _turns(rows: apsw.Cursor, connection: apsw.Connection, names: Names, session: Session) -> Iterator[Turn]:
+def _turns(rows: apsw.Cursor, connection: Connection, names: Names, session: Session) -> Iterator[Turn]:
+    of_session = whose(connection, session)
     for row in rows:
-        turn = show_turn(row, connection, names, session.key.session_id)
+        turn = show_turn(row, connection, names, of_session)
         # One that begins at no time would have no place in the order.
         if turn is not None and turn.started_at == row[9]:
             yield turn

@@ -10,7 +10,9 @@ from typing import TypeVar
 import apsw
 
 from app.domain.session import LifeSpan
+from app.stores.sealing import Sealer
 from app.stores.sqlite import boot, file
+from app.stores.sqlite.connection import Connection
 from app.stores.sqlite.rows import Names
 from app.stores.sqlite.unit import Unit
 
@@ -22,8 +24,11 @@ T = TypeVar("T")
 class Files:
     """The lock and the connections; opened and closed in the writer's thread."""
 
-    def __init__(self, path: str, boot_id: str, life: LifeSpan, *, wait_for_lock: bool) -> None:
+    def __init__(
+        self, path: str, boot_id: str, life: LifeSpan, sealer: Sealer, *, wait_for_lock: bool
+    ) -> None:
         self._life = life
+        self._sealer = sealer
         self.boot_id = boot_id
         self.names = Names()
         self.directory = os.path.dirname(os.path.realpath(path))
@@ -31,7 +36,7 @@ class Files:
         self._wait_for_lock = wait_for_lock
         self._given_up = Event()
         self._lock = -1
-        self._readers: SimpleQueue[apsw.Connection] = SimpleQueue()
+        self._readers: SimpleQueue[Connection] = SimpleQueue()
         self.executor = ThreadPoolExecutor(READERS, "sqlite-reader")
 
     def open(self) -> Unit:
@@ -39,11 +44,11 @@ class Files:
         self._lock = file.take_lock(path, wait=self._wait_for_lock, given_up=self._given_up)
         unit = None
         try:
-            unit = Unit(file.connect(path), self._life)
+            unit = Unit(self._sealed(file.connect(path)), self._life)
             file.migrate(unit.connection)
             boot.begin_boot(unit, self.boot_id)
             for _ in range(READERS):
-                self._readers.put(file.connect_reader(path))
+                self._readers.put(self._sealed(file.connect_reader(path)))
         except BaseException as error:
             self.close(unit)
             if isinstance(error, apsw.Error | OSError):
@@ -63,7 +68,18 @@ class Files:
     def give_up(self) -> None:
         self._given_up.set()
 
-    def read(self, work: Callable[[apsw.Connection], T]) -> T:
+    def rebuild(self) -> None:
+        """Leave nothing in the files of what was deleted; called in the executor, while nobody writes."""
+        try:
+            file.rebuild(file.resolve(self._path))
+        except apsw.Error as error:
+            raise file.unavailable(error) from error
+
+    def _sealed(self, connection: Connection) -> Connection:
+        connection.sealer = self._sealer
+        return connection
+
+    def read(self, work: Callable[[Connection], T]) -> T:
         """Run ``work`` in a read transaction; called in the executor, which has a connection per thread."""
         connection = self._readers.get()
         try:

@@ -10,12 +10,11 @@ import logging
 from typing import Any, NamedTuple
 from zlib import crc32
 
-import apsw
-
 from app.domain.errors import SnapshotUnreadable
 from app.domain.idempotency import Binding
 from app.domain.ids import to_id_bytes
 from app.domain.turn import Turn
+from app.stores.sqlite.connection import Connection
 from app.stores.sqlite.rows import is_committed
 
 _FIND = (
@@ -47,7 +46,7 @@ class Bound(NamedTuple):
     fingerprint: bytes
 
 
-def bind(connection: apsw.Connection, session: int, turn: Turn) -> None:
+def bind(connection: Connection, session: int, turn: Turn) -> None:
     """Bind the turn's key, unless a committed turn has it: the commit counts, not the key."""
     if turn.binding is None:
         return
@@ -60,7 +59,7 @@ def bind(connection: apsw.Connection, session: int, turn: Turn) -> None:
     take(connection, session, turn)
 
 
-def take(connection: apsw.Connection, session: int, turn: Turn) -> None:
+def take(connection: Connection, session: int, turn: Turn) -> None:
     """Bind the turn's key, whoever has it."""
     if turn.binding is None:
         return
@@ -70,11 +69,11 @@ def take(connection: apsw.Connection, session: int, turn: Turn) -> None:
     connection.execute(_BIND, (owner, key, fingerprint, session, bound.turn_id, turn.started_at, sealed))
 
 
-def release(connection: apsw.Connection, session: int, turn_id: bytes) -> None:
+def release(connection: Connection, session: int, turn_id: bytes) -> None:
     connection.execute(_RELEASE, (session, turn_id))
 
 
-def find(connection: apsw.Connection, owner: str, key: str) -> Bound | None:
+def find(connection: Connection, owner: str, key: str) -> Bound | None:
     """Return what the key is bound to.
 
     Raises:
@@ -84,7 +83,7 @@ def find(connection: apsw.Connection, owner: str, key: str) -> Bound | None:
     return None if row is None else _read(owner, key, row)
 
 
-def list_bindings(connection: apsw.Connection, session: int) -> dict[bytes, Binding]:
+def list_bindings(connection: Connection, session: int) -> dict[bytes, Binding]:
     """Return what is bound to turns of a session, by their ids.
 
     Raises:

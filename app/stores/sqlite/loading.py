@@ -1,20 +1,27 @@
 """What a store in SQLite takes in from another, as works of the writer."""
 
 from collections import Counter
+from typing import Any
 
 from app.domain.dump import RestDump, SessionDump
+from app.domain.ids import to_id_bytes
 from app.domain.turn import JsonObject
 from app.stores.buckets import PREFIX
 from app.stores.codec import to_json_text, to_turn_body
-from app.stores.side_rows import to_checkpoint_row, to_fact_row, to_id
+from app.stores.side_rows import to_checkpoint_row, to_fact_row
 from app.stores.sqlite import keys, notes, records, states
 from app.stores.sqlite.checkpoints import ADD_CHECKPOINT
 from app.stores.sqlite.dumping import TOTALS, totals_of_sessions
 from app.stores.sqlite.journal import ADD_FACT
 from app.stores.sqlite.notes import Noted
+from app.stores.sqlite.rows import Home
 from app.stores.sqlite.unit import Unit
-from app.stores.sqlite.writes import FIND_NUMBER, add_turn
+from app.stores.sqlite.writes import add_turn
 
+# It may be broken, and its times no numbers.
+_FIND_LIFE = (
+    "SELECT id, CAST(last_accessed - created_at AS INTEGER) FROM sessions WHERE owner = ? AND session_id = ?"
+)
 _ADD_USAGE = (
     "INSERT INTO usage_days (owner, user_id, day, turns, prompt_tokens, completion_tokens)"
     " VALUES (?, ?, ?, ?, ?, ?)"
@@ -43,16 +50,19 @@ class _States:
 
 
 def load_session(unit: Unit, dump: SessionDump) -> None:
-    known = unit.connection.execute(FIND_NUMBER, dump.session.key).get
+    known: Any = unit.connection.execute(_FIND_LIFE, dump.session.key).fetchone()
     if known is not None:
-        records.remove(unit, known)
+        records.remove(unit, known[0])
+        unit.count("created", -1)
+        unit.count("lifetime_ms", -known[1])
     states = _States()
     root = states.keep(dump.root_state)
     at_turns = [states.keep(dumped.state or {}) for dumped in dump.turns]
     at_checkpoints = [states.keep(one.state) for one in dump.checkpoints]
     number = records.add(unit, dump.session, state_number=states.keep(dump.session.state), root_state=root)
+    home = Home(number, to_id_bytes(dump.session.uid), has_user=False)
     for dumped, state in zip(dump.turns, at_turns, strict=True):
-        add_turn(unit, number, dumped.turn, to_turn_body(dumped.turn), state)
+        add_turn(unit, home, dumped.turn, to_turn_body(dumped.turn), state)
         keys.take(unit.connection, number, dumped.turn)
     _load_beside(unit, number, dump, states, at_checkpoints)
 
@@ -80,13 +90,16 @@ def load_rest(unit: Unit, rest: RestDump) -> None:
 def _load_beside(
     unit: Unit, number: int, dump: SessionDump, states: _States, at_checkpoints: list[int | None]
 ) -> None:
-    connection, uid = unit.connection, to_id(dump.session.uid) or b""
+    connection, uid = unit.connection, to_id_bytes(dump.session.uid)
     for state_number, state in states.kept.items():
         records.add_state(unit, number, uid, state_number, state)
     depths = {dumped.turn.turn_id: dumped.turn.depth for dumped in dump.turns}
     notes.copy_notes(unit, number, uid, [Noted(note, depths[note.turn_id], 0) for note in dump.notes])
-    connection.executemany(ADD_FACT, [(*to_fact_row(uid, logged), number) for logged in dump.facts])
+    connection.executemany(
+        ADD_FACT, [(*to_fact_row(unit.sealer, uid, logged), number) for logged in dump.facts]
+    )
     named = zip(dump.checkpoints, at_checkpoints, strict=True)
     connection.executemany(
-        ADD_CHECKPOINT, [(*to_checkpoint_row(uid, one.checkpoint, state), number) for one, state in named]
+        ADD_CHECKPOINT,
+        [(*to_checkpoint_row(unit.sealer, uid, one.checkpoint, state), number) for one, state in named],
     )

@@ -10,13 +10,12 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import TypeVar
 
-import apsw
-
 from app.domain.dump import RestDump, SessionDump
 from app.domain.errors import StoreUnavailable
 from app.domain.ids import SessionKey
 from app.stores.alone import Alone
 from app.stores.sqlite import dumping, loading
+from app.stores.sqlite.connection import Connection
 from app.stores.sqlite.keeper import Files
 from app.stores.sqlite.starts import Starts
 from app.stores.sqlite.writer import Writer
@@ -55,7 +54,11 @@ class SqliteMoving(Alone, ABC):
         work = partial(loading.load_rest, rest=rest)
         await _wait(self._get_writer().submit(work, "load_rest"))
 
-    async def _look(self, work: Callable[[apsw.Connection], T]) -> T:
+    async def scrub(self) -> None:
+        files = self._get_files()
+        await _wait(asyncio.get_running_loop().run_in_executor(files.executor, files.rebuild))
+
+    async def _look(self, work: Callable[[Connection], T]) -> T:
         files = self._get_files()
         return await _wait(asyncio.get_running_loop().run_in_executor(files.executor, files.read, work))
 

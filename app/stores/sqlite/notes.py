@@ -4,8 +4,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-import apsw
-
 from app.domain.compaction import Note
 from app.domain.errors import SnapshotUnreadable
 from app.domain.ids import to_id_bytes
@@ -15,6 +13,7 @@ from app.domain.turn import Usage
 from app.stores import rules
 from app.stores.side_rows import NOTE_COLUMNS, from_id, from_note_row, to_id, to_note_row
 from app.stores.sqlite import journal, records
+from app.stores.sqlite.connection import Connection
 from app.stores.sqlite.records import marks
 from app.stores.sqlite.rows import Record
 from app.stores.sqlite.tree import Tree, find_noted, find_tree, get_record, spot_at
@@ -40,7 +39,7 @@ def add_note(unit: Unit, session: Session, note: Note, usage: Usage) -> Session:
     depth = spot_at(connection, record, note.turn_id).place.depth
     if connection.execute(_FIND, (record.number, to_id_bytes(note.note_id))).fetchone():
         return record.session
-    connection.execute(_ADD, (*to_note_row(record.uid, note, depth), record.number))
+    connection.execute(_ADD, (*to_note_row(unit.sealer, record.uid, note, depth), record.number))
     records.add_usage(unit, record.number, now // rules.MS_PER_DAY, 0, usage)
     newest = from_id(find_noted(connection, _tree_of(record.session, record.number)))
     noted = replace(record.session, note=newest, updated_at=now)
@@ -49,13 +48,13 @@ def add_note(unit: Unit, session: Session, note: Note, usage: Usage) -> Session:
     return noted
 
 
-def get_note(connection: apsw.Connection, session: Session) -> Note | None:
+def get_note(connection: Connection, session: Session) -> Note | None:
     tree = find_tree(connection, session)
     note_id = from_id(tree and find_noted(connection, _tree_of(session, tree.number)))
     return read_note(connection, tree.number, session, note_id).note if tree and note_id else None
 
 
-def read_note(connection: apsw.Connection, number: int, session: Session, note_id: str) -> Noted:
+def read_note(connection: Connection, number: int, session: Session, note_id: str) -> Noted:
     """Return a note of the session with this number.
 
     Raises:
@@ -63,13 +62,13 @@ def read_note(connection: apsw.Connection, number: int, session: Session, note_i
     """
     row: Any = connection.execute(_FIND, (number, to_id_bytes(note_id))).fetchone()
     try:
-        note = from_note_row(to_id_bytes(session.uid), row)
+        note = from_note_row(connection.sealer, to_id_bytes(session.uid), row)
     except SnapshotUnreadable as error:
         raise SnapshotUnreadable(session_id=session.key.session_id) from error
     return Noted(note, row[2], len(row[6]))
 
 
-def notes_on(connection: apsw.Connection, record: Record, turn_ids: Iterable[bytes]) -> Iterator[Noted]:
+def notes_on(connection: Connection, record: Record, turn_ids: Iterable[bytes]) -> Iterator[Noted]:
     """Yield the notes that hang on these turns, the oldest first.
 
     Raises:
@@ -82,7 +81,7 @@ def notes_on(connection: apsw.Connection, record: Record, turn_ids: Iterable[byt
             yield read_note(connection, record.number, record.session, str(from_id(row[0])))
 
 
-def list_notes(connection: apsw.Connection, session: Session) -> tuple[Note, ...]:
+def list_notes(connection: Connection, session: Session) -> tuple[Note, ...]:
     tree = find_tree(connection, session)
     rows: list[Any] = connection.execute(_LIST, (tree.number,)).fetchall() if tree else []
     noted = (read_note(connection, tree.number, session, str(from_id(row[0]))) for row in rows if tree)
@@ -91,7 +90,7 @@ def list_notes(connection: apsw.Connection, session: Session) -> tuple[Note, ...
 
 def copy_notes(unit: Unit, number: int, uid: bytes, notes: Iterable[Noted]) -> None:
     """Give these notes to another session, too."""
-    rows = [(*to_note_row(uid, noted.note, noted.depth), number) for noted in notes]
+    rows = [(*to_note_row(unit.sealer, uid, noted.note, noted.depth), number) for noted in notes]
     unit.connection.executemany(_ADD, rows)
 
 

@@ -2,9 +2,8 @@
 
 import logging
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
-
-import apsw
 
 from app.domain.errors import SnapshotUnreadable, TurnNotFound
 from app.domain.ids import SessionKey, to_id_bytes
@@ -13,16 +12,19 @@ from app.domain.stats import DayUsage, UserUsage
 from app.domain.turn import BoundTurn, Turn, TurnPage
 from app.stores import rules
 from app.stores.cursor import from_cursor, to_cursor
-from app.stores.sqlite import keys, notes
+from app.stores.sqlite import keys, notes, search
+from app.stores.sqlite.connection import Connection
 from app.stores.sqlite.rows import (
     SESSION_COLUMNS,
     TURN_COLUMNS,
     Names,
-    check_turn_row,
+    Whose,
     from_session_row,
     from_turn_row,
     messages_of_row,
+    open_turn_row,
     show_turn,
+    whose,
 )
 from app.stores.sqlite.tree import (
     Tree,
@@ -36,11 +38,12 @@ from app.stores.sqlite.tree import (
 )
 
 _FIND_SESSION = f"SELECT {SESSION_COLUMNS} FROM sessions WHERE owner = ? AND session_id = ?"  # noqa: S608
+_GET_SESSION = f"SELECT {SESSION_COLUMNS}, id FROM sessions WHERE id = ?"  # noqa: S608
 _LIST_OLDEST = (
     f"SELECT {SESSION_COLUMNS}, id FROM sessions WHERE user_id = ? AND +owner = ?"  # noqa: S608
     " ORDER BY last_accessed, id LIMIT ?"
 )
-_FIND_TREE_OF = "SELECT id, head, depth, session_id FROM sessions WHERE id = ?"
+_FIND_TREE_OF = "SELECT id, head, depth, uid, session_id FROM sessions WHERE id = ?"
 _COUNT_TURNS = "SELECT count(*) FROM turns WHERE session = ?"
 _LIST_TURNS = (
     f"SELECT {TURN_COLUMNS} FROM turns WHERE session = :session"  # noqa: S608
@@ -70,12 +73,12 @@ _NO_ID = bytes(16)
 _log = logging.getLogger(__name__)
 
 
-def find_session(connection: apsw.Connection, key: SessionKey) -> Session | None:
+def find_session(connection: Connection, key: SessionKey) -> Session | None:
     row = connection.execute(_FIND_SESSION, key).fetchone()
-    return None if row is None else from_session_row(row)
+    return None if row is None else from_session_row(connection.sealer, row)
 
 
-def list_sessions(connection: apsw.Connection, query: SessionQuery, life: LifeSpan) -> SessionPage:
+def list_sessions(connection: Connection, query: SessionQuery, life: LifeSpan) -> SessionPage:
     time_ms, number = _session_position(query.cursor)
     idle_line = rules.idle_line(query.now, life)
     values = {
@@ -92,6 +95,8 @@ def list_sessions(connection: apsw.Connection, query: SessionQuery, life: LifeSp
         "limit": query.limit + 1,
         "most": rules.TOTAL_LIMIT + 1,
     }
+    if query.text is not None and connection.sealer.encrypts:
+        return _search(connection, query, query.text, values)
     terms = _terms_of(query)
     rows: list[Any] = connection.execute(
         f"SELECT {SESSION_COLUMNS}, id FROM sessions"  # noqa: S608
@@ -101,16 +106,25 @@ def list_sessions(connection: apsw.Connection, query: SessionQuery, life: LifeSp
     ).fetchall()
     page = rows[: query.limit]
     cursor = to_cursor("s", page[-1][19], str(page[-1][-1])) if len(rows) > len(page) else None
-    return SessionPage(tuple(_readable(page)), _total(connection, query, terms, values), cursor)
+    return SessionPage(tuple(_readable(connection, page)), _total(connection, query, terms, values), cursor)
 
 
-def list_oldest(connection: apsw.Connection, owner: str, user_id: str, limit: int) -> tuple[Session, ...]:
+def _search(connection: Connection, query: SessionQuery, text: str, values: dict[str, Any]) -> SessionPage:
+    where = " AND ".join(_terms_of(replace(query, text=None)))
+    hits = search.search(connection, where, values, text, query.limit)
+    rows = [connection.execute(_GET_SESSION, (number,)).fetchone() for _, number in hits.positions]
+    following = hits.following and to_cursor("s", hits.following[0], str(hits.following[1]))
+    total = search.count(connection, where, values, text)
+    return SessionPage(tuple(_readable(connection, rows)), total, following)
+
+
+def list_oldest(connection: Connection, owner: str, user_id: str, limit: int) -> tuple[Session, ...]:
     rows: list[Any] = connection.execute(_LIST_OLDEST, (user_id, owner, limit)).fetchall()
-    return tuple(_readable(rows))
+    return tuple(_readable(connection, rows))
 
 
 def list_keys(
-    connection: apsw.Connection, owner: str | None, user_id: str | None, agent_id: str | None, limit: int
+    connection: Connection, owner: str | None, user_id: str | None, agent_id: str | None, limit: int
 ) -> tuple[SessionKey, ...]:
     query = SessionQuery(owner=owner, now=0, user_id=user_id, agent_id=agent_id)
     # No order is asked for, so the agent's own index may be chosen, as in counting.
@@ -122,22 +136,22 @@ def list_keys(
     return tuple(SessionKey(*row) for row in rows)
 
 
-def load_path(connection: apsw.Connection, session: Session) -> Path:
-    number, session_id = get_tree(connection, session).number, session.key.session_id
+def load_path(connection: Connection, session: Session) -> Path:
+    number, of_session = get_tree(connection, session).number, whose(connection, session)
     noted = session.note and notes.read_note(connection, number, session, session.note)
     if not noted:
         rows = walk_whole(connection, number, session, None, 0)
     else:
         rows = walk_whole(connection, number, session, to_id_bytes(noted.note.turn_id), noted.depth)
     rows.reverse()
-    messages = tuple([message for row in rows for message in messages_of_row(row, session_id)])
+    messages = tuple([message for row in rows for message in messages_of_row(row, of_session)])
     stored_bytes = sum(len(row[12]) for row in rows)
     if not noted:
         return Path(session.head, None, messages, stored_bytes)
     return Path(session.head, session.note, messages, stored_bytes + noted.stored_bytes, noted.note.summary)
 
 
-def find_bound(connection: apsw.Connection, names: Names, owner: str, key: str) -> BoundTurn | None:
+def find_bound(connection: Connection, names: Names, owner: str, key: str) -> BoundTurn | None:
     """Return the committed turn that the key is bound to.
 
     Raises:
@@ -149,21 +163,21 @@ def find_bound(connection: apsw.Connection, names: Names, owner: str, key: str) 
     if not bound or not found or not row:
         return None
     on_branch = row[0] in branch_ids(connection, Tree(*found[:3]), [row])
-    turn = from_turn_row(row, connection, names, found[3], on_branch=on_branch)
-    return BoundTurn(found[3], bound.fingerprint, turn) if turn.is_committed else None
+    turn = from_turn_row(row, connection, names, Whose(connection.sealer, *found[3:]), on_branch=on_branch)
+    return BoundTurn(found[4], bound.fingerprint, turn) if turn.is_committed else None
 
 
-def get_turn(connection: apsw.Connection, names: Names, session: Session, turn_id: str) -> Turn:
+def get_turn(connection: Connection, names: Names, session: Session, turn_id: str) -> Turn:
     tree = find_tree(connection, session)
     row = tree and find_turn_row(connection, tree.number, turn_id)
     if not row or not tree:
         raise TurnNotFound(session_id=session.key.session_id, turn_id=turn_id)
     on_branch = row[0] in branch_ids(connection, tree, [row])
-    return from_turn_row(row, connection, names, session.key.session_id, on_branch=on_branch)
+    return from_turn_row(row, connection, names, whose(connection, session), on_branch=on_branch)
 
 
 def list_turns(
-    connection: apsw.Connection, names: Names, session: Session, limit: int, cursor: str | None
+    connection: Connection, names: Names, session: Session, limit: int, cursor: str | None
 ) -> TurnPage:
     time_ms, last_id = _turn_position(cursor)
     tree = find_tree(connection, session)
@@ -172,8 +186,8 @@ def list_turns(
     values = {"session": tree.number, "time": time_ms, "turn_id": last_id, "limit": limit + 1}
     rows = connection.execute(_LIST_TURNS, values).fetchall()
     page = rows[:limit]
-    branch, session_id = branch_ids(connection, tree, page), session.key.session_id
-    turns = [show_turn(row, connection, names, session_id, on_branch=row[0] in branch) for row in page]
+    branch, of_session = branch_ids(connection, tree, page), whose(connection, session)
+    turns = [show_turn(row, connection, names, of_session, on_branch=row[0] in branch) for row in page]
     shown = tuple(turn for turn in turns if turn is not None)
     # The last entry, unless its row is too broken to say where it stands.
     places = [(turn.started_at, turn.turn_id) for turn in shown if turn.started_at]
@@ -182,9 +196,9 @@ def list_turns(
 
 
 def list_branch(
-    connection: apsw.Connection, names: Names, session: Session, limit: int, before: str | None
+    connection: Connection, names: Names, session: Session, limit: int, before: str | None
 ) -> tuple[Turn, ...]:
-    session_id = session.key.session_id
+    of_session = whose(connection, session)
     tree = find_tree(connection, session)
     start = tree.head if tree else None
     if before is not None:
@@ -193,23 +207,23 @@ def list_branch(
         return ()
     rows = walk(connection, tree.number, start, limit)
     if len(rows) < limit and (not rows or rows[-1][1] is not None):
-        raise SnapshotUnreadable(session_id=session_id)
-    return tuple(from_turn_row(row, connection, names, session_id, on_branch=True) for row in reversed(rows))
+        raise SnapshotUnreadable(session_id=of_session.session_id)
+    return tuple(from_turn_row(row, connection, names, of_session, on_branch=True) for row in reversed(rows))
 
 
-def get_usage(connection: apsw.Connection, owner: str, user_id: str, limit: int) -> UserUsage:
+def get_usage(connection: Connection, owner: str, user_id: str, limit: int) -> UserUsage:
     turns, read, written = connection.execute(_TOTAL_USAGE, (owner, user_id)).fetchone() or (0, 0, 0)
     days: list[Any] = connection.execute(_LIST_USAGE, (owner, user_id, limit)).fetchall()
     return UserUsage(turns, read, written, tuple(DayUsage(*row) for row in days))
 
 
 def _parent_on_branch(
-    connection: apsw.Connection, tree: Tree | None, session: Session, turn_id: str
+    connection: Connection, tree: Tree | None, session: Session, turn_id: str
 ) -> bytes | None:
     row = tree and find_turn_row(connection, tree.number, turn_id)
     if not row or not tree or row[0] not in branch_ids(connection, tree, [row]):
         raise TurnNotFound(session_id=session.key.session_id, turn_id=turn_id)
-    check_turn_row(row, session.key.session_id)
+    open_turn_row(row, whose(connection, session))
     parent: bytes | None = row[1]
     return parent
 
@@ -236,7 +250,7 @@ def _terms_of(query: SessionQuery) -> list[str]:
 
 
 def _total(
-    connection: apsw.Connection, query: SessionQuery, terms: list[str], values: dict[str, Any]
+    connection: Connection, query: SessionQuery, terms: list[str], values: dict[str, Any]
 ) -> int | None:
     if rules.has_exact_total(query) and query.owner is not None and None in (query.user_id, query.agent_id):
         return _kept_total(connection, query)
@@ -252,7 +266,7 @@ def _total(
     return counted if counted <= rules.TOTAL_LIMIT else None
 
 
-def _kept_total(connection: apsw.Connection, query: SessionQuery) -> int:
+def _kept_total(connection: Connection, query: SessionQuery) -> int:
     if query.user_id is not None:
         kind, name = "u", query.user_id
     else:
@@ -260,11 +274,11 @@ def _kept_total(connection: apsw.Connection, query: SessionQuery) -> int:
     return connection.execute(_KEPT_TOTAL, (query.owner, kind, name)).get or 0
 
 
-def _readable(rows: list[Any]) -> Iterable[Session]:
+def _readable(connection: Connection, rows: list[Any]) -> Iterable[Session]:
     """Yield the sessions in ``rows``; a broken one is left out, so that its neighbours stay listed."""
     for row in rows:
         try:
-            yield from_session_row(row[:-1])
+            yield from_session_row(connection.sealer, row[:-1])
         except SnapshotUnreadable as error:
             _log.error("session %r is unreadable and left out of a listing", error.session_id)
 

@@ -64,7 +64,7 @@ def add(
         SessionExists: its key is taken.
     """
     phase = _phase_of(unit, session, session.last_accessed)
-    row = to_session_row(session, state_number, root_state)
+    row = to_session_row(unit.sealer, session, state_number, root_state)
     try:
         unit.connection.execute(_ADD, (*row, phase))
     except apsw.ConstraintError as error:
@@ -87,7 +87,7 @@ def save(unit: Unit, record: Record, session: Session, now: int, *, state_number
         connection.execute(_SET_ACTIVITY, (*activity, record.number))
         row = record.row
     else:
-        row = to_session_row(session, state_number, record.root_state)
+        row = to_session_row(unit.sealer, session, state_number, record.root_state)
         connection.execute(_SET, (*row, phase, record.number))
     unit.note(session.key, weigh(session, json_chars(row)))
     unit.count("lifetime_ms", session.last_accessed - was.last_accessed)
@@ -120,7 +120,7 @@ def keep_state(unit: Unit, record: Record) -> int | None:
 
 
 def add_state(unit: Unit, session: int, uid: bytes, number: int, state: JsonObject) -> None:
-    unit.connection.execute(_ADD_STATE, (session, number, to_state_body(uid, number, state)))
+    unit.connection.execute(_ADD_STATE, (session, number, to_state_body(unit.sealer, uid, number, state)))
 
 
 def add_usage(unit: Unit, number: int, day: int, turns: int, usage: Usage) -> None:

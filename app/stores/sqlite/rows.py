@@ -5,24 +5,20 @@ import struct
 from typing import Any, NamedTuple
 from zlib import crc32
 
-import apsw
-
 from app.domain.errors import SnapshotUnreadable
 from app.domain.ids import SessionKey, from_id_bytes, to_id_bytes
 from app.domain.session import Session
 from app.domain.turn import Activation, ContextMessage, Turn, TurnError, TurnStatus
 from app.stores.codec import (
     TurnColumns,
-    check_seal,
-    from_json_text,
     from_turn_value,
     messages_of,
-    seal,
     session_seal,
-    to_json_text,
-    unseal,
 )
+from app.stores.sealing import Sealer
+from app.stores.session_texts import Stored, from_text, from_title, to_texts
 from app.stores.side_rows import Row, from_id, to_id
+from app.stores.sqlite.connection import Connection
 
 SESSION_COLUMNS = (
     "owner, session_id, uid, app_name, user_id, window_id, agent_id, title, title_folded, provider, model,"
@@ -43,9 +39,7 @@ RUNNING = 0
 STATUSES = (TurnStatus.RUNNING, TurnStatus.FINISHED, TurnStatus.FAILED, TurnStatus.CANCELLED)
 CODES = {status: code for code, status in enumerate(STATUSES)}
 
-_TEXTS = slice(11, 14)
-_STATE = 25
-_COVER = struct.Struct(">16s16sqBBqqqqqqq")
+_COVER = struct.Struct(">16s16s16sqBBqqqqqqq")
 _NO_ID = bytes(16)
 
 
@@ -59,6 +53,14 @@ class TurnNames(NamedTuple):
     provider: int
     model: int
     boot: int
+
+
+class Home(NamedTuple):
+    """The session that a turn is written to; ``has_user``: what it takes is counted for somebody."""
+
+    number: int
+    uid: bytes
+    has_user: bool
 
 
 class Record(NamedTuple):
@@ -77,7 +79,20 @@ class Record(NamedTuple):
 
     @property
     def uid(self) -> bytes:
-        return to_id_bytes(self.session.uid)
+        uid: bytes = self.row[2]
+        return uid
+
+    @property
+    def home(self) -> Home:
+        return Home(self.number, self.uid, self.session.user_id is not None)
+
+
+class Whose(NamedTuple):
+    """Whose turns are read, and what opens them."""
+
+    sealer: Sealer
+    uid: bytes
+    session_id: str
 
 
 class Names:
@@ -86,7 +101,7 @@ class Names:
     def __init__(self) -> None:
         self._texts: dict[int, str] = {}
 
-    def get_text(self, connection: apsw.Connection, number: int) -> str:
+    def get_text(self, connection: Connection, number: int) -> str:
         """Return the string.
 
         Raises:
@@ -101,21 +116,26 @@ class Names:
         return text
 
 
-def to_session_row(session: Session, state_number: int | None, root_state: int | None) -> tuple[Any, ...]:
+def whose(connection: Connection, session: Session) -> Whose:
+    return Whose(connection.sealer, to_id_bytes(session.uid), session.key.session_id)
+
+
+def to_session_row(
+    sealer: Sealer, session: Session, state_number: int | None, root_state: int | None
+) -> tuple[Any, ...]:
     """Return the values of ``SESSION_COLUMNS``."""
-    folded = session.title and session.title.casefold()
-    params = to_json_text(session.params) if session.params else None
-    metadata = to_json_text(session.metadata) if session.metadata else None
-    template = None if session.template is None else to_json_text(session.template)
-    state = to_json_text(session.state) if session.state else None
+    uid = to_id_bytes(session.uid)
+    # What is encrypted is searched by opening it.
+    folded = None if sealer.encrypts else session.title and session.title.casefold()
+    title, params, metadata, template, state = texts = to_texts(sealer, session, uid)
     numbers = state_number, root_state
     return (
-        *session.key, to_id_bytes(session.uid), session.app_name, session.user_id, session.window_id,
-        session.agent_id, session.title, None if folded == session.title else folded, session.provider,
+        *session.key, uid, session.app_name, session.user_id, session.window_id,
+        session.agent_id, title, None if folded == session.title else folded, session.provider,
         session.model, params, metadata, template, session.ttl_s, session.archived, session.marked_idle,
         session.created_at, session.updated_at, session.last_accessed, session.expires_at,
         to_id(session.head), to_id(session.note), session.depth, session.rev, state, session.state_rev,
-        *numbers, session_seal(session, (params, metadata, template, state), numbers),
+        *numbers, session_seal(session, texts, numbers),
     )  # fmt: skip
 
 
@@ -124,25 +144,29 @@ def to_activity_row(
 ) -> tuple[Any, ...]:
     """Return the values of ``ACTIVITY_COLUMNS`` for ``session``, which was ``record`` before.
 
-    Its JSON has not changed.
+    Its texts have not changed.
     """
-    texts = (*record.row[_TEXTS], record.row[_STATE])
     return (
         to_id(session.head), to_id(session.note), session.depth, session.updated_at, session.last_accessed,
         session.expires_at, session.marked_idle, state_number, phase,
-        session_seal(session, texts, (state_number, record.root_state)),
+        session_seal(session, texts_of(record.row), (state_number, record.root_state)),
     )  # fmt: skip
 
 
-def from_session_row(row: Row) -> Session:
+def texts_of(row: Row) -> tuple[Stored, ...]:
+    """Return those of the values of ``SESSION_COLUMNS`` that people wrote, as they are stored."""
+    return row[7], row[11], row[12], row[13], row[25]
+
+
+def from_session_row(sealer: Sealer, row: Row) -> Session:
     """Return the session in the values of ``SESSION_COLUMNS``.
 
     Raises:
         SnapshotUnreadable: the row is broken.
     """
     try:
-        session = _read_session(row)
-        sealed = session_seal(session, (*row[_TEXTS], row[_STATE]), row[27:29])
+        session = _read_session(sealer, row)
+        sealed = session_seal(session, texts_of(row), row[27:29])
     except (TypeError, ValueError, AttributeError, SnapshotUnreadable) as error:
         raise SnapshotUnreadable(session_id=str(row[1])) from error
     if sealed != row[29]:
@@ -150,23 +174,24 @@ def from_session_row(row: Row) -> Session:
     return session
 
 
-def from_record_row(row: Row) -> Record:
+def from_record_row(sealer: Sealer, row: Row) -> Record:
     """Return the record in the values of ``SESSION_COLUMNS``, its phase and its number.
 
     Raises:
         SnapshotUnreadable: the row is broken.
     """
-    return Record(from_session_row(row), row[27], row[28], row[30], row[31], row)
+    return Record(from_session_row(sealer, row), row[27], row[28], row[30], row[31], row)
 
 
-def _read_session(row: Row) -> Session:
+def _read_session(sealer: Sealer, row: Row) -> Session:
     (
         owner, session_id, uid, app_name, user_id, window_id, agent_id, title, _, provider, model,
         params, metadata, template, ttl_s, archived, marked_idle, created_at, updated_at, last_accessed,
         expires_at, head, note, depth, rev, state, state_rev, *_,
     ) = row  # fmt: skip
+    key = SessionKey(owner, session_id)
     return Session(
-        key=SessionKey(owner, session_id),
+        key=key,
         uid=from_id_bytes(uid),
         app_name=app_name,
         agent_id=agent_id,
@@ -176,12 +201,12 @@ def _read_session(row: Row) -> Session:
         expires_at=expires_at,
         user_id=user_id,
         window_id=window_id,
-        title=title,
+        title=from_title(sealer, key, uid, title),
         provider=provider,
         model=model,
-        params=from_json_text(params) if params else {},
-        metadata=from_json_text(metadata) if metadata else {},
-        template=None if template is None else from_json_text(template),
+        params=from_text(sealer, key, uid, "params", params) if params else {},
+        metadata=from_text(sealer, key, uid, "metadata", metadata) if metadata else {},
+        template=from_text(sealer, key, uid, "template", template),
         ttl_s=ttl_s,
         archived=bool(archived),
         marked_idle=bool(marked_idle),
@@ -189,27 +214,42 @@ def _read_session(row: Row) -> Session:
         note=from_id(note),
         depth=depth,
         rev=rev,
-        state=from_json_text(state) if state else {},
+        state=from_text(sealer, key, uid, "state", state) if state else {},
         state_rev=state_rev,
     )
 
 
 def json_chars(row: Row) -> int:
     """Return how much JSON the values of ``SESSION_COLUMNS`` hold."""
-    return sum(len(text) for text in (*row[_TEXTS], row[_STATE]) if text)
+    return sum(len(text) for text in texts_of(row)[1:] if text)
 
 
-def to_turn_row(turn: Turn, body: bytes, names: TurnNames, state: int | None) -> tuple[Any, ...]:
-    """Return the values of ``TURN_COLUMNS``; ``body`` is ``codec.to_turn_body(turn)``."""
+def to_turn_row(
+    sealer: Sealer, uid: bytes, turn: Turn, body: bytes, names: TurnNames, state: int | None
+) -> tuple[Any, ...]:
+    """Return the values of ``TURN_COLUMNS`` of a turn of the session ``uid``.
+
+    ``body`` is ``codec.to_turn_body(turn)``.
+    """
     columns = (
         to_id_bytes(turn.turn_id), to_id(turn.parent), turn.depth, CODES[turn.status], int(turn.kept),
         *names, turn.started_at, turn.finished_at, state,
     )  # fmt: skip
-    return (*columns, seal(body, _cover(columns)))
+    return (*columns, sealer.seal(body, _cover(uid, columns)))
+
+
+def to_turn_row_of(whose: Whose, uid: bytes, row: Row) -> tuple[Any, ...]:
+    """Return the values of ``TURN_COLUMNS`` for the session ``uid``, too.
+
+    Raises:
+        SnapshotUnreadable: the row is broken.
+    """
+    body = open_turn_row(row, whose)
+    return (*row[:12], whose.sealer.seal(body, _cover(uid, row)))
 
 
 def from_turn_row(
-    row: Row, connection: apsw.Connection, names: Names, session_id: str, *, on_branch: bool = False
+    row: Row, connection: Connection, names: Names, whose: Whose, *, on_branch: bool = False
 ) -> Turn:
     """Return the turn in the values of ``TURN_COLUMNS``.
 
@@ -217,7 +257,7 @@ def from_turn_row(
         SnapshotUnreadable: the row is broken.
     """
     try:
-        value = unseal(row[12], _cover(row))
+        value = whose.sealer.open(row[12], _cover(whose.uid, row))
         columns = TurnColumns(
             turn_id=from_id_bytes(row[0]),
             parent=from_id(row[1]),
@@ -233,7 +273,7 @@ def from_turn_row(
         )
         return from_turn_value(columns, value, on_branch=on_branch)
     except (SnapshotUnreadable, struct.error, TypeError, ValueError, IndexError) as error:
-        raise SnapshotUnreadable(session_id=session_id, turn_id=_shown(row[0])) from error
+        raise SnapshotUnreadable(session_id=whose.session_id, turn_id=_shown(row[0])) from error
 
 
 def unreadable_turn(row: Row, *, on_branch: bool = False) -> Turn | None:
@@ -264,38 +304,38 @@ def unreadable_turn(row: Row, *, on_branch: bool = False) -> Turn | None:
 
 
 def show_turn(
-    row: Row, connection: apsw.Connection, names: Names, session_id: str, *, on_branch: bool = False
+    row: Row, connection: Connection, names: Names, whose: Whose, *, on_branch: bool = False
 ) -> Turn | None:
     """Return the turn for a listing; a broken one as failed, so that its neighbours stay listed."""
     try:
-        return from_turn_row(row, connection, names, session_id, on_branch=on_branch)
+        return from_turn_row(row, connection, names, whose, on_branch=on_branch)
     except SnapshotUnreadable as error:
         _log.error("turn %s of session %r is unreadable", error.turn_id, error.session_id)
         return unreadable_turn(row, on_branch=on_branch)
 
 
-def messages_of_row(row: Row, session_id: str) -> tuple[ContextMessage, ...]:
+def messages_of_row(row: Row, whose: Whose) -> tuple[ContextMessage, ...]:
     """Return the messages in the values of ``TURN_COLUMNS``, without the turn around them.
 
     Raises:
         SnapshotUnreadable: the row is broken.
     """
     try:
-        return messages_of(unseal(row[12], _cover(row)))
+        return messages_of(whose.sealer.open(row[12], _cover(whose.uid, row)))
     except (SnapshotUnreadable, struct.error, TypeError) as error:
-        raise SnapshotUnreadable(session_id=session_id, turn_id=_shown(row[0])) from error
+        raise SnapshotUnreadable(session_id=whose.session_id, turn_id=_shown(row[0])) from error
 
 
-def check_turn_row(row: Row, session_id: str) -> None:
-    """Refuse the values of ``TURN_COLUMNS`` if any of them has changed.
+def open_turn_row(row: Row, whose: Whose) -> bytes:
+    """Return the body in the values of ``TURN_COLUMNS``, none of which has changed.
 
     Raises:
-        SnapshotUnreadable
+        SnapshotUnreadable: one has, or the key of the body is missing.
     """
     try:
-        check_seal(row[12], _cover(row))
+        return whose.sealer.open_body(row[12], _cover(whose.uid, row))
     except (SnapshotUnreadable, struct.error, TypeError) as error:
-        raise SnapshotUnreadable(session_id=session_id, turn_id=_shown(row[0])) from error
+        raise SnapshotUnreadable(session_id=whose.session_id, turn_id=_shown(row[0])) from error
 
 
 def is_committed(status: int, kept: int) -> bool:
@@ -305,11 +345,11 @@ def is_committed(status: int, kept: int) -> bool:
     )
 
 
-def _cover(row: Row) -> bytes:
-    """Return what the checksum of ``body`` vouches for beside it: every other column of the turn."""
+def _cover(uid: bytes, row: Row) -> bytes:
+    """Return what ``body`` is sealed with: whose it is, and every other column of the turn."""
     turn_id, parent, *others, finished_at, state = row[:12]
     return _COVER.pack(
-        turn_id, _NO_ID if parent is None else parent, *others,
+        uid, turn_id, _NO_ID if parent is None else parent, *others,
         -1 if finished_at is None else finished_at, 0 if state is None else state,
     )  # fmt: skip
 

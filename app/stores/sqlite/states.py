@@ -1,7 +1,5 @@
 """State in SQLite: how a session's is patched, and that of users and applications."""
 
-import apsw
-
 from app.domain.errors import PreconditionFailed
 from app.domain.ids import SessionKey
 from app.domain.journal import StateChanged
@@ -11,6 +9,7 @@ from app.domain.turn import JsonObject
 from app.stores import rules
 from app.stores.side_rows import from_shared_row, to_shared_body
 from app.stores.sqlite import journal, records
+from app.stores.sqlite.connection import Connection
 from app.stores.sqlite.tree import get_by_key
 from app.stores.sqlite.unit import Unit
 
@@ -37,14 +36,14 @@ def patch_state(
     return patched
 
 
-def get_shared(connection: apsw.Connection, scope: StateScope) -> SharedState:
+def get_shared(connection: Connection, scope: StateScope) -> SharedState:
     """Return the state.
 
     Raises:
         SnapshotUnreadable: its row is broken.
     """
     row = connection.execute(_FIND_SHARED, _to_key(scope)).fetchone()
-    return SharedState() if row is None else from_shared_row(scope, row)
+    return SharedState() if row is None else from_shared_row(connection.sealer, scope, row)
 
 
 def patch_shared(
@@ -59,7 +58,7 @@ def patch_shared(
 
 
 def set_shared(unit: Unit, scope: StateScope, shared: SharedState, now: int) -> None:
-    body = to_shared_body(scope, shared, now)
+    body = to_shared_body(unit.sealer, scope, shared, now)
     unit.connection.execute(_SET_SHARED, (*_to_key(scope), shared.rev, now, body))
 
 

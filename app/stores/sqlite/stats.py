@@ -2,12 +2,11 @@
 
 from collections import Counter
 
-import apsw
-
 from app.domain.stats import SessionStats
 from app.domain.turn import Turn, TurnStatus
 from app.stores import rules
 from app.stores.buckets import P95, PREFIX, bucket_of, percentile
+from app.stores.sqlite.connection import Connection
 from app.stores.sqlite.records import PHASES
 from app.stores.sqlite.unit import Unit
 
@@ -22,7 +21,7 @@ def count_turn(unit: Unit, turn: Turn) -> None:
         unit.count(f"{PREFIX}{bucket_of(turn.duration_ms)}", 1)
 
 
-def get_session_stats(connection: apsw.Connection) -> SessionStats:
+def get_session_stats(connection: Connection) -> SessionStats:
     counts = Counter(dict[str, int](connection.execute("SELECT name, value FROM counters")))
     buckets = {
         int(name.removeprefix(PREFIX)): count for name, count in counts.items() if name.startswith(PREFIX)

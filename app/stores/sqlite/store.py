@@ -13,9 +13,7 @@ new session while the disk is full, refuses writes, or does not answer.
 import asyncio
 from collections.abc import Callable, Sequence
 from math import inf
-from typing import Concatenate, ParamSpec, TypeVar
-
-import apsw
+from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
 
 from app.domain.branch import HeadTarget
 from app.domain.checkpoint import AutoCheckpoint, Checkpoint, CheckpointPage
@@ -30,13 +28,18 @@ from app.domain.stats import SessionStats, UserUsage
 from app.domain.turn import BoundTurn, JsonObject, Turn, TurnPage, Usage
 from app.stores import rules
 from app.stores.codec import to_turn_body
+from app.stores.sealing import Sealer
 from app.stores.sqlite import branches, checkpoints, file, journal, notes, reads, states, stats, sweep, writes
+from app.stores.sqlite.connection import Connection
 from app.stores.sqlite.keeper import Files
 from app.stores.sqlite.moving import SqliteMoving
 from app.stores.sqlite.starts import Starts
 from app.stores.sqlite.unit import Unit
 from app.stores.sqlite.users import SqliteUsers
 from app.stores.sqlite.writer import Writer
+
+if TYPE_CHECKING:
+    from app.stores.keyring import KeyRing
 
 READ_TIMEOUT_S = 10.0
 WRITE_TIMEOUT_S = 10.0
@@ -49,13 +52,16 @@ T = TypeVar("T")
 class SqliteStore(SqliteMoving, SqliteUsers):
     """Sessions in the file ``path``; ``<path>.lock`` keeps every other process away.
 
-    With ``wait_for_lock`` ``open`` waits until the other process is gone. A store
-    that was closed may be opened again.
+    With ``wait_for_lock`` ``open`` waits until the other process is gone. With ``keys`` what
+    people and models said is encrypted. A store that was closed may be opened again.
     """
 
-    def __init__(self, path: str, life: LifeSpan, *, wait_for_lock: bool = False) -> None:
+    def __init__(
+        self, path: str, life: LifeSpan, *, wait_for_lock: bool = False, keys: "KeyRing | None" = None
+    ) -> None:
         self._path = path
         self._life = life
+        self._sealer = Sealer(keys)
         self._wait_for_lock = wait_for_lock
         self._files: Files | None = None
         self._writer: Writer | None = None
@@ -77,7 +83,8 @@ class SqliteStore(SqliteMoving, SqliteUsers):
             if self._writer is ending:
                 self._writer = None
         if self._writer is None:
-            self._files = Files(self._path, boot_id, self._life, wait_for_lock=self._wait_for_lock)
+            waits = self._wait_for_lock
+            self._files = Files(self._path, boot_id, self._life, self._sealer, wait_for_lock=waits)
             self._writer = Writer(self._files)
             self._starts = Starts(self._writer)
             self._writer.start()
@@ -345,11 +352,11 @@ class SqliteStore(SqliteMoving, SqliteUsers):
             patience.cancel()
 
     async def _read(
-        self, work: Callable[Concatenate[apsw.Connection, P], T], *args: P.args, **kwargs: P.kwargs
+        self, work: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs
     ) -> T:
         files = self._get_files()
 
-        def bound(connection: apsw.Connection) -> T:
+        def bound(connection: Connection) -> T:
             return work(connection, *args, **kwargs)
 
         try:

@@ -3,21 +3,21 @@
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
-import apsw
-
 from app.domain.errors import SessionNotFound, SnapshotUnreadable, TurnNotFound
 from app.domain.ids import SessionKey, to_id_bytes
 from app.domain.session import Session
 from app.domain.turn import JsonObject
 from app.stores import rules
 from app.stores.side_rows import Row, from_id, from_state_body
+from app.stores.sqlite.connection import Connection
 from app.stores.sqlite.rows import (
     SESSION_COLUMNS,
     TURN_COLUMNS,
     Record,
-    check_turn_row,
     from_record_row,
     is_committed,
+    open_turn_row,
+    whose,
 )
 
 _FIND_RECORD = f"SELECT {SESSION_COLUMNS}, phase, id FROM sessions WHERE owner = ? AND session_id = ?"  # noqa: S608
@@ -56,7 +56,7 @@ class Spot(NamedTuple):
     state_number: int | None
 
 
-def get_by_key(connection: apsw.Connection, key: SessionKey) -> Record:
+def get_by_key(connection: Connection, key: SessionKey) -> Record:
     """Return the record.
 
     Raises:
@@ -68,20 +68,22 @@ def get_by_key(connection: apsw.Connection, key: SessionKey) -> Record:
     return record
 
 
-def find_by_key(connection: apsw.Connection, key: SessionKey) -> Record | None:
+def find_by_key(connection: Connection, key: SessionKey) -> Record | None:
     """Return the record, of whatever incarnation."""
     row = connection.execute(_FIND_RECORD, key).fetchone()
-    return None if row is None else from_record_row(row)
+    return None if row is None else from_record_row(connection.sealer, row)
 
 
-def find_record(connection: apsw.Connection, session: Session) -> Record | None:
+def find_record(connection: Connection, session: Session) -> Record | None:
     """Return the record of this very incarnation."""
     row = connection.execute(_FIND_RECORD, session.key).fetchone()
     # Before it is read: a broken one of another incarnation is no concern of this.
-    return from_record_row(row) if row is not None and row[2] == to_id_bytes(session.uid) else None
+    if row is None or row[2] != to_id_bytes(session.uid):
+        return None
+    return from_record_row(connection.sealer, row)
 
 
-def get_record(connection: apsw.Connection, session: Session) -> Record:
+def get_record(connection: Connection, session: Session) -> Record:
     """Return the record of this very incarnation.
 
     Raises:
@@ -93,32 +95,32 @@ def get_record(connection: apsw.Connection, session: Session) -> Record:
     return record
 
 
-def find_tree(connection: apsw.Connection, session: Session) -> Tree | None:
+def find_tree(connection: Connection, session: Session) -> Tree | None:
     row = connection.execute(_FIND_TREE, (*session.key, to_id_bytes(session.uid))).fetchone()
     return None if row is None else Tree(*row)
 
 
-def get_tree(connection: apsw.Connection, session: Session) -> Tree:
+def get_tree(connection: Connection, session: Session) -> Tree:
     tree = find_tree(connection, session)
     if tree is None:
         raise SessionNotFound(session_id=session.key.session_id)
     return tree
 
 
-def find_turn_row(connection: apsw.Connection, number: int, turn_id: str | bytes) -> Row | None:
+def find_turn_row(connection: Connection, number: int, turn_id: str | bytes) -> Row | None:
     """Return the values of ``TURN_COLUMNS``, ``None`` if there is no such turn."""
     raw_id = to_raw_id(turn_id) if isinstance(turn_id, str) else turn_id
     return raw_id and connection.execute(_FIND_TURN, (number, raw_id)).fetchone()
 
 
-def walk(connection: apsw.Connection, number: int, start: bytes, limit: int) -> list[Any]:
+def walk(connection: Connection, number: int, start: bytes, limit: int) -> list[Any]:
     """Return up to ``limit`` rows from ``start`` towards the root. The limit also ends a broken circle."""
     values = {"session": number, "start": start, "limit": limit}
     return connection.execute(_WALK, values).fetchall()
 
 
 def walk_whole(
-    connection: apsw.Connection, number: int, session: Session, end: bytes | None, end_depth: int
+    connection: Connection, number: int, session: Session, end: bytes | None, end_depth: int
 ) -> list[Any]:
     """Return the rows from the head of ``session`` to below ``end``, a turn or the root.
 
@@ -138,13 +140,13 @@ def walk_whole(
     return rows
 
 
-def branch_ids(connection: apsw.Connection, tree: Tree, rows: Iterable[Row]) -> set[bytes]:
+def branch_ids(connection: Connection, tree: Tree, rows: Iterable[Row]) -> set[bytes]:
     """Return the ids of the current branch, from the head as far up as ``rows`` reach."""
     depths = [row[2] for row in rows if isinstance(row[2], int)]
     return set(walk_ids(connection, tree, min(depths))) if depths else set()
 
 
-def walk_ids(connection: apsw.Connection, tree: Tree, least: int) -> Iterator[bytes]:
+def walk_ids(connection: Connection, tree: Tree, least: int) -> Iterator[bytes]:
     """Return the ids from the tree's head up to the depth ``least``, as far as they are taken."""
     # The limit ends a broken circle.
     values = {"session": tree.number, "start": tree.head, "least": least, "limit": tree.depth + 1}
@@ -152,7 +154,7 @@ def walk_ids(connection: apsw.Connection, tree: Tree, least: int) -> Iterator[by
         yield turn_id
 
 
-def find_noted(connection: apsw.Connection, tree: Tree) -> bytes | None:
+def find_noted(connection: Connection, tree: Tree) -> bytes | None:
     """Return the id of the newest note on the path to the tree's head; without notes that costs nothing."""
     noted: list[Any] = connection.execute(_LIST_NOTED, (tree.number, tree.depth)).fetchall()
     if not noted:
@@ -162,7 +164,7 @@ def find_noted(connection: apsw.Connection, tree: Tree) -> bytes | None:
     return next((newest[turn_id] for turn_id in ids if turn_id in newest), None)
 
 
-def get_state(connection: apsw.Connection, record: Record, number: int | None) -> JsonObject:
+def get_state(connection: Connection, record: Record, number: int | None) -> JsonObject:
     """Return the state that is kept under ``number``.
 
     Raises:
@@ -171,14 +173,13 @@ def get_state(connection: apsw.Connection, record: Record, number: int | None) -
     if not number:
         return {}
     try:
-        return from_state_body(
-            record.uid, number, connection.execute(_FIND_STATE, (record.number, number)).get
-        )
+        body = connection.execute(_FIND_STATE, (record.number, number)).get
+        return from_state_body(connection.sealer, record.uid, number, body)
     except SnapshotUnreadable as error:
         raise SnapshotUnreadable(session_id=record.session.key.session_id) from error
 
 
-def spot_at(connection: apsw.Connection, record: Record, turn_id: str | None) -> Spot:
+def spot_at(connection: Connection, record: Record, turn_id: str | None) -> Spot:
     """Return the place right after a committed turn, or before the first.
 
     Raises:
@@ -192,7 +193,7 @@ def spot_at(connection: apsw.Connection, record: Record, turn_id: str | None) ->
     row = find_turn_row(connection, record.number, turn_id)
     if row is None:
         raise TurnNotFound(session_id=session_id, turn_id=turn_id)
-    check_turn_row(row, session_id)
+    open_turn_row(row, whose(connection, record.session))
     if not is_committed(row[3], row[4]):
         raise TurnNotFound(session_id=session_id, turn_id=turn_id)
     note = from_id(find_noted(connection, Tree(record.number, row[0], row[2])))

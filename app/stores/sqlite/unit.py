@@ -5,11 +5,11 @@ from dataclasses import dataclass, field
 from itertools import chain
 from zlib import crc32
 
-import apsw
-
 from app.domain.ids import SessionKey
 from app.domain.session import LifeSpan
+from app.stores.sealing import Sealer
 from app.stores.sqlite.cache import Changes, Saved
+from app.stores.sqlite.connection import Connection
 
 ADD_TO_COUNTERS = (
     "INSERT INTO counters (name, value) VALUES {rows}"
@@ -25,7 +25,7 @@ class Unit:
     in ``totals`` only after the commit. ``note`` notes what became of a record.
     """
 
-    connection: apsw.Connection
+    connection: Connection
     life: LifeSpan
     totals: Counter[str] = field(default_factory=Counter)
     _names: dict[str, int] = field(default_factory=dict)
@@ -33,6 +33,10 @@ class Unit:
     _of_work: list[tuple[str, int]] = field(default_factory=list)  # to take back what the work counted
     _noted_by_work: Changes = field(default_factory=dict)
     _noted: Changes = field(default_factory=dict)
+
+    @property
+    def sealer(self) -> Sealer:
+        return self.connection.sealer
 
     def intern(self, text: str) -> int:
         """Return the number that stands for ``text``; it is stored with this work if it is new."""

@@ -13,7 +13,7 @@ from app.domain.turn import Turn, TurnStatus
 from app.stores import rules
 from app.stores.sqlite import checkpoints, keys, records, stats
 from app.stores.sqlite.records import marks, settings
-from app.stores.sqlite.rows import RUNNING, TURN_COLUMNS, Record, TurnNames, is_committed, to_turn_row
+from app.stores.sqlite.rows import RUNNING, TURN_COLUMNS, Home, Record, TurnNames, is_committed, to_turn_row
 from app.stores.sqlite.tree import find_by_key, find_record, get_by_key, get_record, spot_at
 from app.stores.sqlite.unit import Unit
 
@@ -92,7 +92,7 @@ def start_turn(unit: Unit, session: Session, turn: Turn, body: bytes) -> None:
     record = find_record(unit.connection, session)
     if record is None or _status_of(unit, record.number, turn) is not None:
         return
-    add_turn(unit, record.number, turn, body, None)
+    add_turn(unit, record.home, turn, body, None)
     keys.bind(unit.connection, record.number, turn)
     _touch(unit, record, turn.started_at)
 
@@ -114,10 +114,7 @@ def commit_turn(
     rules.check_unmoved(record.session, session, turn.turn_id)
     parent, state_number = _parent_of(unit, record, turn, resets_state)
     rules.check_depth(turn, parent)
-    has_user = record.session.user_id is not None
-    end_turn(
-        unit, record.number, turn, body, state=state_number, is_known=known is not None, has_user=has_user
-    )
+    end_turn(unit, record.home, turn, body, state=state_number, is_known=known is not None)
     moved = rules.after_commit(record.session, turn, unit.life)
     if turn.parent != session.head:
         moved = replace(moved, note=parent.note)
@@ -136,33 +133,30 @@ def record_turn(unit: Unit, session: Session, turn: Turn, body: bytes) -> None:
     known = _status_of(unit, record.number, turn)
     if known is not None and known[0] != RUNNING:
         return
-    has_user = record.session.user_id is not None
-    end_turn(unit, record.number, turn, body, state=None, is_known=known is not None, has_user=has_user)
+    end_turn(unit, record.home, turn, body, state=None, is_known=known is not None)
     _touch(unit, record, rules.end_of(turn))
 
 
-def end_turn(
-    unit: Unit, number: int, turn: Turn, body: bytes, *, state: int | None, is_known: bool, has_user: bool
-) -> None:
+def end_turn(unit: Unit, home: Home, turn: Turn, body: bytes, *, state: int | None, is_known: bool) -> None:
     """Store the turn as it ended, ``state`` being the number of the session's state, and count it."""
     assert turn.status is not TurnStatus.RUNNING
     if is_known:
-        values = _turn_row(unit, turn, body, state)
-        unit.connection.execute(_SET_TURN, (*values, number, values[0]))
+        values = _turn_row(unit, home.uid, turn, body, state)
+        unit.connection.execute(_SET_TURN, (*values, home.number, values[0]))
     else:
-        add_turn(unit, number, turn, body, state)
+        add_turn(unit, home, turn, body, state)
     if turn.is_committed:
-        keys.bind(unit.connection, number, turn)
+        keys.bind(unit.connection, home.number, turn)
     else:
-        keys.release(unit.connection, number, to_id_bytes(turn.turn_id))
+        keys.release(unit.connection, home.number, to_id_bytes(turn.turn_id))
     stats.count_turn(unit, turn)
-    if has_user:
-        records.add_usage(unit, number, rules.day_of(turn), 1, turn.usage)
+    if home.has_user:
+        records.add_usage(unit, home.number, rules.day_of(turn), 1, turn.usage)
 
 
-def add_turn(unit: Unit, number: int, turn: Turn, body: bytes, state: int | None) -> None:
+def add_turn(unit: Unit, home: Home, turn: Turn, body: bytes, state: int | None) -> None:
     """Store the turn as it is; nothing is counted and no key bound."""
-    unit.connection.execute(ADD_TURN, (*_turn_row(unit, turn, body, state), number))
+    unit.connection.execute(ADD_TURN, (*_turn_row(unit, home.uid, turn, body, state), home.number))
 
 
 def make_room(unit: Unit, session: Session, cap: SessionCap) -> None:
@@ -211,6 +205,6 @@ def _status_of(unit: Unit, number: int, turn: Turn) -> Any:
     return unit.connection.execute(_FIND_TURN_STATUS, (number, to_id_bytes(turn.turn_id))).fetchone()
 
 
-def _turn_row(unit: Unit, turn: Turn, body: bytes, state: int | None) -> tuple[Any, ...]:
+def _turn_row(unit: Unit, uid: bytes, turn: Turn, body: bytes, state: int | None) -> tuple[Any, ...]:
     strings = (turn.agent_id, turn.provider, turn.model, turn.boot_id)
-    return to_turn_row(turn, body, TurnNames(*map(unit.intern, strings)), state)
+    return to_turn_row(unit.sealer, uid, turn, body, TurnNames(*map(unit.intern, strings)), state)

@@ -264,9 +264,11 @@ async def test_cors_reaches_refusals_too() -> None:
     assert wire.status == 415
     assert wire.headers["access-control-allow-origin"] == "https://a.example"
     exposed = wire.headers["access-control-expose-headers"].split(", ")
-    assert {"X-Request-ID", "X-Session-ID", "X-Turn-ID", "ETag", "Link", "Location", "Retry-After"} == set(
-        exposed
-    )
+    limits = {f"RateLimit-{name}" for name in ("Limit", "Remaining", "Reset", "Policy")}
+    assert set(exposed) == limits | {
+        *("X-Request-ID", "X-Session-ID", "X-Turn-ID", "ETag", "Link", "Location", "Retry-After")
+    }
+
     other, _ = await run(http_scope(headers={"origin": "https://evil.example"}), **options)
     assert "access-control-allow-origin" not in other.headers
 

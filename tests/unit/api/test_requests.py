@@ -6,8 +6,12 @@ from pydantic import TypeAdapter, ValidationError
 from app.api.native.fields import Flag, Limit, Params, check_message, is_blank
 from app.api.native.requests import ChatBody, NewSessionBody, SessionPatch
 from app.api.native.times import parse_time, to_time
+from app.api.owner import namespace_of
 from app.domain.errors import InvalidInput
+from app.domain.principal import ANYONE
 from app.domain.session import UNSET, SessionStatus
+
+HERE = namespace_of(ANYONE, None)
 
 
 def fields_of(error: ValidationError) -> list[str]:
@@ -65,10 +69,10 @@ def test_unfit_chat_bodies(body: dict, field: str) -> None:
 def test_names_of_the_other_documents() -> None:
     """``conversation_id`` and ``model_name`` mean what ours mean; the same value twice is fine."""
     body = {"message": "x", "conversation_id": "c", "session_id": "c", "model_name": "m", "model": "m"}
-    request = ChatBody.model_validate(body).to_request("", redact_keys=True)
+    request = ChatBody.model_validate(body).to_request(HERE, redact_keys=True)
     assert (request.session_id, request.model) == ("c", "m")
     request = ChatBody.model_validate({"message": "x", "conversation_id": "c", "model_name": "m"}).to_request(
-        "", redact_keys=True
+        HERE, redact_keys=True
     )
     assert (request.session_id, request.model) == ("c", "m")
 
@@ -81,10 +85,10 @@ def test_null_and_empty_mean_left_out() -> None:
     )  # fmt: skip
     full = ChatBody.model_validate({"message": "x", "session_id": "", **nothing})
     empty = ChatBody.model_validate({"message": "x"})
-    assert full.to_request("o", redact_keys=True) == empty.to_request("o", redact_keys=True)
+    assert full.to_request(HERE, redact_keys=True) == empty.to_request(HERE, redact_keys=True)
     assert (
         ChatBody.model_validate({"message": "x", "session_id": "", "conversation_id": "c"})
-        .to_request("", redact_keys=True)
+        .to_request(HERE, redact_keys=True)
         .session_id
         == "c"
     )
@@ -93,8 +97,8 @@ def test_null_and_empty_mean_left_out() -> None:
 def test_secrets_are_redacted_unless_switched_off() -> None:
     """``redact_keys`` decides what is stored."""
     body = ChatBody.model_validate({"message": "x", "metadata": {"api_key": "k"}})
-    assert body.to_request("", redact_keys=True).metadata == {"api_key": "[redacted]"}
-    assert body.to_request("", redact_keys=False).metadata == {"api_key": "k"}
+    assert body.to_request(HERE, redact_keys=True).metadata == {"api_key": "[redacted]"}
+    assert body.to_request(HERE, redact_keys=False).metadata == {"api_key": "k"}
 
 
 def test_params_keep_what_was_given() -> None:
@@ -157,7 +161,9 @@ def test_flags_are_spelt_out() -> None:
 
 def test_a_patch_changes_what_it_names() -> None:
     """What is left out stays; ``null`` takes away."""
-    change = SessionPatch.model_validate({"title": None, "status": "archived"}).to_change(redact_keys=True)
+    change = SessionPatch.model_validate({"title": None, "status": "archived"}).to_change(
+        HERE, redact_keys=True
+    )
     assert change.title is None
     assert change.status is SessionStatus.ARCHIVED
     assert change.metadata is UNSET
@@ -168,7 +174,7 @@ def test_a_patch_changes_what_it_names() -> None:
 def test_a_patch_keeps_deletions_in_metadata() -> None:
     """``null`` reaches the merge, even under a key that names a secret."""
     change = SessionPatch.model_validate({"metadata": {"a": None, "token": None, "password": "p"}}).to_change(
-        redact_keys=True
+        HERE, redact_keys=True
     )
     assert change.metadata == {"a": None, "token": None, "password": "[redacted]"}
 
@@ -199,18 +205,18 @@ def test_unfit_patches(patch: dict, field: str) -> None:
 
 def test_an_empty_body_makes_a_session() -> None:
     """Everything about a new session may be left out; 0 seconds means for ever."""
-    assert NewSessionBody().to_new_session("o", redact_keys=True).owner == "o"
-    assert NewSessionBody.model_validate({"ttl_s": 0}).to_new_session("", redact_keys=True).ttl_s == 0
+    assert NewSessionBody().to_new_session(HERE, redact_keys=True).owner == ""
+    assert NewSessionBody.model_validate({"ttl_s": 0}).to_new_session(HERE, redact_keys=True).ttl_s == 0
 
 
 def test_a_template_in_a_patch() -> None:
     """What is left out of it stays, ``null`` reaches the merge; an empty one makes no template."""
     patch = {"template": {"system_prompt": None, "context": {"token": "t", "a": None}}}
-    change = SessionPatch.model_validate(patch).to_change(redact_keys=True)
+    change = SessionPatch.model_validate(patch).to_change(HERE, redact_keys=True)
     assert change.template == {"system_prompt": None, "context": {"token": "[redacted]", "a": None}}
-    assert SessionPatch.model_validate({"template": None}).to_change(redact_keys=True).template is None
+    assert SessionPatch.model_validate({"template": None}).to_change(HERE, redact_keys=True).template is None
     body = NewSessionBody.model_validate({"template": {"context": None}})
-    assert body.to_new_session("", redact_keys=True).template is None
+    assert body.to_new_session(HERE, redact_keys=True).template is None
 
 
 @pytest.mark.parametrize(

@@ -30,11 +30,10 @@ from app.stores.codec import (
     from_json_text,
     from_turn_value,
     messages_of,
-    seal,
     to_json_text,
     to_turn_body,
-    unseal,
 )
+from app.stores.sealing import NO_KEYS
 
 COVER = b"cover"
 
@@ -84,7 +83,7 @@ def _columns(turn: Turn) -> TurnColumns:
 @settings(max_examples=300, deadline=None, database=None, derandomize=True)
 def test_any_turn_comes_back(turn: Turn) -> None:
     """Whatever its fields hold, lone surrogates too, a turn is read as it was written."""
-    value = unseal(seal(to_turn_body(turn), COVER), COVER)
+    value = NO_KEYS.open(NO_KEYS.seal(to_turn_body(turn), COVER), COVER)
     assert from_turn_value(_columns(turn), value) == turn
     assert messages_of(value) == turn.messages
 
@@ -104,35 +103,35 @@ def test_nothing_is_stored_twice() -> None:
 
 def test_every_flipped_bit_is_noticed() -> None:
     """No single bit of the stored bytes can change unseen, nor one of what they vouch for."""
-    raw = seal(to_turn_body(_short_turn()), COVER)
+    raw = NO_KEYS.seal(to_turn_body(_short_turn()), COVER)
     for bit in range(len(raw) * 8):
         broken = bytearray(raw)
         broken[bit // 8] ^= 1 << bit % 8
         with pytest.raises(SnapshotUnreadable):
-            unseal(bytes(broken), COVER)
+            NO_KEYS.open(bytes(broken), COVER)
     with pytest.raises(SnapshotUnreadable):
-        unseal(raw, b"caver")
+        NO_KEYS.open(raw, b"caver")
 
 
 @pytest.mark.parametrize("length", [0, 1, 4, 5, 6, -1])
 def test_cut_bytes_are_noticed(length: int) -> None:
     """Bytes that end early are unreadable, wherever they end."""
     with pytest.raises(SnapshotUnreadable):
-        unseal(seal(to_turn_body(_short_turn()), COVER)[:length], COVER)
+        NO_KEYS.open(NO_KEYS.seal(to_turn_body(_short_turn()), COVER)[:length], COVER)
 
 
 @pytest.mark.parametrize("raw", [None, "text", 5, 1.5])
 def test_what_is_no_bytes_is_unreadable(raw: Any) -> None:
     """A value of another type than bytes is unreadable."""
     with pytest.raises(SnapshotUnreadable):
-        unseal(raw, COVER)
+        NO_KEYS.open(raw, COVER)
 
 
 def test_an_unknown_format_is_unreadable() -> None:
     """A format number that this version does not know is refused though its checksum fits."""
     for number in set(range(256)) - {COMPACT, PLAIN}:
         with pytest.raises(SnapshotUnreadable):
-            unseal(seal(bytes([number]) + b"[[]]", COVER), COVER)
+            NO_KEYS.open(NO_KEYS.seal(bytes([number]) + b"[[]]", COVER), COVER)
 
 
 class _Bomb:
@@ -144,7 +143,7 @@ def test_stored_code_is_never_run() -> None:
     """A pickle in place of the JSON is unreadable, and nothing in it runs."""
     for number in (COMPACT, PLAIN):
         with pytest.raises(SnapshotUnreadable):
-            unseal(seal(bytes([number]) + pickle.dumps(_Bomb()), COVER), COVER)
+            NO_KEYS.open(NO_KEYS.seal(bytes([number]) + pickle.dumps(_Bomb()), COVER), COVER)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 -- Text that people write is bytea in UTF-8: PostgreSQL's text refuses U+0000, and bytes sort by code point
--- whatever the database's collation. To read it: convert_from(title, 'UTF8').
+-- whatever the database's collation. To read it: convert_from(title, 'UTF8'). With keys, bodies and what people
+-- write into sessions are encrypted; of the latter such a value begins with FF, which is in no UTF-8.
 -- Turn rows are found by (session, turn_id), never by turn_id alone: a forked session keeps the ids of the
 -- path that it shares with its origin.
 --
@@ -64,7 +65,7 @@ CREATE TABLE sessions (
     window_id bytea,
     agent_id bytea NOT NULL,
     title bytea,
-    title_folded bytea,  -- for searching, where folding changes the title
+    title_folded bytea,  -- for searching, where folding changes the title; not of an encrypted one
     provider bytea,
     model bytea,
     ttl_s bigint,

@@ -1,0 +1,23 @@
+"""What an admin did, as the audit log keeps it."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class AuditRecord:
+    """One change: who, what, and what became of it. Nothing in it is secret.
+
+    ``credential`` and ``user_id`` say who; ``action`` is a method and a route, or a command, and
+    ``path`` what it was asked of; ``owner`` is the user who was named. ``status`` is that of the
+    answer, ``None`` if there was none; ``code`` that of the error.
+    """
+
+    credential: str
+    user_id: str | None
+    action: str
+    path: str | None = None
+    owner: str | None = None
+    session_id: str | None = None
+    status: int | None = None
+    code: str | None = None
+    request_id: str | None = None

@@ -1,0 +1,199 @@
+"""What a user may have: turns at a time, tokens per day, and requests whose counter may be away."""
+
+import asyncio
+import logging
+
+import pytest
+
+from app.domain.errors import RateLimited, StoreUnavailable
+from app.domain.quota import Quota
+from app.domain.stats import DayUsage, UserUsage
+from app.ports import Count
+from app.services.quota import COMPLAIN_S, DAY_S, KNOWN_S, PAUSE_S, RequestQuota, TurnQuota
+from app.stores.counting import MemoryCounter, open_counter
+from tests.fakes import FakeClock
+
+ALICE, BOB = ("", "alice"), ("", "bob")
+
+
+class Books:
+    """The store's sums; ``asked`` counts how often they were read. ``gate`` holds readers back."""
+
+    def __init__(self, clock: FakeClock) -> None:
+        self.clock = clock
+        self.tokens = 0
+        self.asked = 0
+        self.is_asked = asyncio.Event()
+        self.gate = asyncio.Event()
+        self.gate.set()
+
+    async def read(self, owner: str, user_id: str, limit: int) -> UserUsage:
+        self.asked += 1
+        self.is_asked.set()
+        today = self.clock.now_ms() // (1000 * DAY_S)
+        days = (DayUsage(today, 1, self.tokens, 0), DayUsage(today - 1, 9, 10**6, 0))
+        await self.gate.wait()
+        return UserUsage(1, self.tokens, 0, days[:limit])
+
+
+def turn_quota(**limits: int) -> tuple[TurnQuota, Books]:
+    clock = FakeClock()
+    books = Books(clock)
+    return TurnQuota(clock, books.read, **limits), books
+
+
+def test_so_many_turns_at_a_time() -> None:
+    """Exactly so many, for each user alone; one that ends makes room; nobody's turns are not counted."""
+    quota, _ = turn_quota(concurrent=2)
+    assert quota.admit(ALICE, 0) == (Quota(2, 1, 1, None, "turns"),)
+    assert quota.admit(ALICE, 0) == (Quota(2, 0, 1, None, "turns"),)
+    with pytest.raises(RateLimited) as refusal:
+        quota.admit(ALICE, 0)
+    assert refusal.value.quota == Quota(2, 0, 1, None, "turns")
+    quota.admit(BOB, 0)
+    assert [quota.admit(None, 0) for _ in range(5)] == [()] * 5
+    quota.release(ALICE)
+    quota.admit(ALICE, 0)
+    with pytest.raises(RateLimited):
+        quota.check(ALICE, 0)
+
+
+async def test_tokens_of_the_day_are_the_stores_and_what_ended_since() -> None:
+    """Below the limit a turn begins, at the limit none does, and it says when the day is over."""
+    quota, books = turn_quota(tokens_per_day=100)
+    books.tokens = 60
+    quota.admit(ALICE, await quota.learn(ALICE))
+    quota.release(ALICE, 39)
+    assert quota.admit(ALICE, await quota.learn(ALICE))[0].remaining == 1
+    quota.release(ALICE, 500)
+    with pytest.raises(RateLimited) as refusal:
+        quota.admit(ALICE, await quota.learn(ALICE))
+    assert books.asked == 1
+    assert refusal.value.quota.remaining == 0
+    assert refusal.value.retry_after_s == DAY_S - books.clock.now_ms() / 1000 % DAY_S
+
+
+async def test_the_store_is_asked_again_after_a_while() -> None:
+    """So other nodes' turns are seen; until then it is not asked, however many turns begin."""
+    quota, books = turn_quota(tokens_per_day=100)
+    for _ in range(50):
+        assert await quota.learn(ALICE) == 0
+    books.tokens = 70
+    books.clock.advance(KNOWN_S + 1)
+    assert await quota.learn(ALICE) == 70
+    quota.forget(ALICE)
+    books.tokens = 80
+    assert await quota.learn(ALICE) == 80
+    assert books.asked == 3
+
+
+async def test_a_new_day_begins_at_midnight_utc() -> None:
+    """What was known of yesterday does not count today."""
+    quota, books = turn_quota(tokens_per_day=100)
+    books.tokens = 100
+    books.clock.advance(DAY_S - books.clock.now_ms() / 1000 % DAY_S - 0.5)
+    assert await quota.learn(ALICE) == 100
+    books.tokens = 0
+    books.clock.advance(1)
+    assert await quota.learn(ALICE) == 0
+
+
+async def test_what_ends_while_the_store_is_asked_counts() -> None:
+    """Its answer may be of before: no turn's tokens are lost between it and what is remembered."""
+    quota, books = turn_quota(tokens_per_day=100)
+    books.gate.clear()
+    learning = asyncio.ensure_future(quota.learn(ALICE))
+    await books.is_asked.wait()
+    quota.release(ALICE, 30)
+    books.gate.set()
+    assert await learning == 30
+    assert await quota.learn(ALICE) == 30
+
+
+async def test_without_limits_nothing_is_asked_or_counted() -> None:
+    """The defaults: no turn costs a look at the store, and none is refused."""
+    quota, books = turn_quota()
+    for _ in range(100):
+        assert quota.admit(ALICE, await quota.learn(ALICE)) == ()
+        quota.release(ALICE, 10**9)
+    assert books.asked == 0
+
+
+async def test_requests_of_a_minute() -> None:
+    """Exactly so many at once, each user's own; a minute later the half of them, when half is in sight."""
+    clock = FakeClock(monotonic_s=6000.0)
+    quota = RequestQuota(MemoryCounter(clock), clock, 10)
+    left = [(await quota.take("alice")) for _ in range(10)]
+    assert [q.remaining for q in left if q] == list(range(9, -1, -1))
+    with pytest.raises(RateLimited) as refusal:
+        await quota.take("alice")
+    assert 0 < refusal.value.retry_after_s <= 60
+    assert await quota.take("bob") is not None
+    clock.advance(90)
+    assert [(await quota.take("alice")).remaining for _ in range(5)] == [4, 3, 2, 1, 0]
+    with pytest.raises(RateLimited):
+        await quota.take("alice")
+    clock.advance(1000)
+    assert (await quota.take("alice")).remaining == 9
+
+
+async def test_who_waits_as_told_gets_in() -> None:
+    """``reset_s`` is long enough for one more, wherever in the minute it was said."""
+    for start in range(6000, 6060, 7):
+        clock = FakeClock(monotonic_s=float(start))
+        quota = RequestQuota(MemoryCounter(clock), clock, 3)
+        for _ in range(20):
+            try:
+                await quota.take("alice")
+            except RateLimited as refusal:
+                clock.advance(refusal.retry_after_s + 0.001)
+        taken = 0
+        for _ in range(6):
+            try:
+                await quota.take("alice")
+                taken += 1
+            except RateLimited as refusal:
+                clock.advance(refusal.retry_after_s + 0.001)
+        assert taken >= 2
+
+
+class Silent:
+    """A counter that fails as told, and counts how often it was asked."""
+
+    def __init__(self, *, hangs: bool) -> None:
+        self.asked = 0
+        self._hangs = hangs
+
+    async def count(self, user_id: str, limit: int, window_s: int) -> Count:
+        self.asked += 1
+        if self._hangs:
+            await asyncio.Event().wait()
+        raise StoreUnavailable()
+
+    async def close(self) -> None: ...
+
+
+@pytest.mark.parametrize("hangs", [False, True], ids=["refused", "silent"])
+async def test_a_counter_that_is_away_stops_nobody(hangs: bool, caplog: pytest.LogCaptureFixture) -> None:
+    """Requests get in, it is not asked each time, and the log says so once a minute."""
+    clock, counter = FakeClock(), Silent(hangs=hangs)
+    quota = RequestQuota(counter, clock, 1)
+    with caplog.at_level(logging.WARNING):
+        assert [await quota.take("alice") for _ in range(5)] == [None] * 5
+        assert counter.asked == 1
+        clock.advance(PAUSE_S)
+        assert await quota.take("alice") is None
+        assert counter.asked == 2
+        assert len(caplog.records) == 1
+        clock.advance(COMPLAIN_S)
+        await quota.take("alice")
+    assert len(caplog.records) == 2
+
+
+@pytest.mark.parametrize("url", ["memory", "sqlite:///a.db", "http://secret", ""])
+def test_a_counter_is_memory_or_redis(url: str) -> None:
+    """Anything else is refused without being repeated, since it may hold a password."""
+    with pytest.raises(ValueError) as refusal:
+        open_counter(url, FakeClock())
+    assert "redis://" in str(refusal.value)
+    assert "secret" not in str(refusal.value)
