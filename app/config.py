@@ -12,6 +12,7 @@ from dotenv import dotenv_values
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from app.api.hosts import Hosts
 from app.domain.catalog import parse_context_policy
 from app.domain.session import LifeSpan
 from app.models.providers import DEMO, Provider, demo_provider, make_provider
@@ -28,6 +29,7 @@ Names = Annotated[tuple[str, ...], NoDecode]
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 _ENV_FILE = ".env"
 _HOST = r"(\[[0-9A-Fa-f:.]+\]|[^\s:/?#@\[\]\\]+)"
+_ORIGIN = r"https?://(\[[0-9a-f:.]+\]|[a-z0-9_.-]+)(:[0-9]{1,5})?"
 JWT_SECRET_MIN_BYTES = 32
 """As long as what HMAC with SHA-256 makes (RFC 7518, 3.2)."""
 _KNOWN_VENDORS = ("openai", "deepseek", "ollama")
@@ -195,6 +197,21 @@ class Settings(BaseSettings):
             raise ValueError("must be host:port")
         return address or None
 
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _check_hosts(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        Hosts(names)
+        return names
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _check_origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        if "*" in origins and len(origins) > 1:
+            raise ValueError("* stands alone: it lets every origin in")
+        if not all(origin == "*" or re.fullmatch(_ORIGIN, origin) for origin in origins):
+            raise ValueError("each is *, or as browsers write it: http(s)://host or http(s)://host:port")
+        return origins
+
     @field_validator("context_policy")
     @classmethod
     def _check_policy(cls, text: str) -> str:
@@ -259,17 +276,6 @@ class Settings(BaseSettings):
         except ValueError as error:
             raise ValueError(f"ENCRYPTION_KEYS: {error}") from None
 
-    def secrets(self) -> list[str]:
-        """Return all that must not be told: keys, passwords in URLs, each part of a ring."""
-        values = [getattr(self, name) for name in type(self).model_fields]
-        secrets = [value.get_secret_value() for value in values if isinstance(value, SecretStr)]
-        secrets += _reveal(self.encryption_keys).split(",")
-        for provider in self.providers():
-            secrets += [provider.api_key, *secrets_in_url(provider.base_url)]
-        for url in (self.store_url, self.rate_limit_url):
-            secrets += secrets_in_url(url)
-        return sorted({secret.strip() for secret in secrets} - {""})
-
     def authenticator(self, clock: "Clock") -> "Authenticator | None":
         """Return what lets callers in, ``None`` if nobody is asked.
 
@@ -295,6 +301,17 @@ class Settings(BaseSettings):
             admin_role=self.jwt_admin_role,
         )
         return Tokens(keys, rules, clock)
+
+    def secrets(self) -> list[str]:
+        """Return all that must not be told: keys, passwords in URLs, each part of a ring."""
+        values = [getattr(self, name) for name in type(self).model_fields]
+        secrets = [value.get_secret_value() for value in values if isinstance(value, SecretStr)]
+        secrets += _reveal(self.encryption_keys).split(",")
+        for provider in self.providers():
+            secrets += [provider.api_key, *secrets_in_url(provider.base_url)]
+        for url in (self.store_url, self.rate_limit_url):
+            secrets += secrets_in_url(url)
+        return sorted({secret.strip() for secret in secrets} - {""})
 
     def life_span(self) -> LifeSpan:
         return LifeSpan(

@@ -79,6 +79,7 @@ def api_options(settings: Settings) -> ApiOptions:
         redact_keys=settings.redact_keys,
         app_name=settings.app_name,
         heartbeat_s=settings.stream_heartbeat_s,
+        allowed_hosts=settings.allowed_hosts,
         cors_origins=settings.cors_origins,
         version=__version__,
         auth_mode=settings.auth_mode,

@@ -17,8 +17,14 @@ EDGE = 5  # turns at either end of a long session; one alone says little on a bu
 LOWER, HIGHER, NEITHER = "lower", "higher", "neither"
 FIGURES = {
     "turns_per_s": HIGHER,
+    "peak_per_s": HIGHER,
+    "offered_per_s": NEITHER,
+    "goodput": HIGHER,
+    "recovery_s": LOWER,
     **{f"p{p}_ms": LOWER for p in PERCENTILES},
     "max_ms": LOWER,
+    **{f"refused_p{p}_ms": LOWER for p in PERCENTILES},
+    **{f"watch_p{p}_ms": LOWER for p in PERCENTILES},
     **{f"first_token_p{p}_ms": LOWER for p in PERCENTILES},
     **{f"gap_p{p}_ms": LOWER for p in PERCENTILES},
     "deltas_per_s": NEITHER,
@@ -32,6 +38,7 @@ FIGURES = {
     "cpu_us_per_char": LOWER,
     "rss_before_mib": LOWER,
     "rss_after_mib": LOWER,
+    "rss_grown_mib": LOWER,
     "client_cpu": NEITHER,
     "errors": LOWER,
     "wrong": LOWER,

@@ -34,11 +34,13 @@ class Scenario:
     is_mixed: bool = False
 
 
+OVERLOAD = "overload"
 SCENARIOS = {
     "turns": Scenario("many sessions in random order, a tenth of the turns streamed", 200, 10, 32, 0.1),
     "streams": Scenario("streams side by side: first tokens, and the gaps between tokens", 100, 5, 100, 1.0),
     "long": Scenario("one session: its last turns against its first", 1, 200, 1, 0.0),
     "churn": Scenario("more sessions than the pool has places, one after the other", 2000, 3, 32, 0.0, True),
+    OVERLOAD: Scenario("five times what the server carries, and whether it goes on", 2000, 10, 256, 1.0),
     "mixed": Scenario("English and Chinese messages of log-normal lengths", 200, 10, 32, 0.5, is_mixed=True),
 }
 

@@ -2,6 +2,7 @@
 
     python3 scripts/dev.py load-test [turns|streams|long|churn|mixed] [--url URL] [--pid PID]
         [--rate 200] [--rounds 3] [--json FILE] [--fail-over p99_ms=250]
+    python3 scripts/dev.py load-test overload [--pid PID] [--times 5] [--seconds 60] [--peak-seconds 10]
     python3 scripts/dev.py load-test --compare A.json B.json
 
 Every answer is checked: its name and its counts must be the session's own (``load_session``).
@@ -26,11 +27,12 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import aiohttp
+import load_overload
 import load_process
 from load_client import Client, open_client
 from load_figures import Figures, Threshold, Used, figures_of, spreads_of
 from load_report import compare, show, show_comparison
-from load_scenario import SCENARIOS, Load, Tally
+from load_scenario import OVERLOAD, SCENARIOS, Load, Tally
 from load_session import MAX_SESSIONS, SessionMaker
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -41,6 +43,7 @@ WRONG_SHOWN = 5
 ASKED = (
     *("sessions", "turns", "concurrency", "rate", "rounds", "warm_up", "seed"),
     *("stream_share", "in_order", "is_mixed", "length_median", "length_sigma", "expect_echo"),
+    *("times", "seconds"),
 )
 
 
@@ -55,6 +58,8 @@ async def drive(options: argparse.Namespace) -> dict[str, Any]:
     """
     maker = SessionMaker(f"{int(time.time() * 1000):x}{random.randrange(16**3):03x}")
     total = options.sessions * options.turns * options.rounds + options.concurrency * options.warm_up
+    if options.scenario == OVERLOAD:
+        return await drive_overload(options, maker)
     async with open_client(options) as client:
         before = await client.find_stats()
         with make_progress(options) as progress:
@@ -62,6 +67,17 @@ async def drive(options: argparse.Namespace) -> dict[str, Any]:
             tallies, rounds = await run_rounds(options, client, maker, advance)
         after = await client.find_stats()
     return make_report(options, tallies, rounds, pool_change(before, after) if before and after else None)
+
+
+async def drive_overload(options: argparse.Namespace, maker: SessionMaker) -> dict[str, Any]:
+    client_s = time.process_time()
+    async with aiohttp.ClientSession() as http:
+        stages, figures, errors = await load_overload.run(options, maker, http)
+    measured_s = sum(stage.duration_s for stage in stages)
+    figures |= {"client_cpu": (time.process_time() - client_s) / measured_s}
+    tally = Tally(errors=errors, wrong=[sentence for stage in stages for sentence in stage.wrong])
+    report = make_report(options, [tally], [figures], None)
+    return report | {"turns": sum(len(stage.finished) for stage in stages)}
 
 
 async def run_rounds(
@@ -156,6 +172,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         options.thresholds = uppers + [Threshold.parse(text, is_upper=False) for text in options.fail_under]
     except ValueError as error:
         parser.error(str(error))
+    if options.scenario == OVERLOAD:
+        options.thresholds = options.thresholds or list(load_overload.PROMISED)
     scenario = SCENARIOS[options.scenario]
     for name in ("sessions", "turns", "concurrency", "stream_share"):
         if getattr(options, name) is None:
@@ -216,6 +234,9 @@ def add_load(parser: argparse.ArgumentParser) -> None:
     add("--stream", dest="stream_share", action="store_const", const=1.0, help="stream every turn")
     add("--length-median", type=float, default=80, help="mixed: characters (%(default)s)")
     add("--length-sigma", type=float, default=1.2, help="mixed: of their logarithm (%(default)s)")
+    add("--times", type=float, default=5, help="overload: so many times the peak (%(default)s)")
+    add("--seconds", type=float, default=60, help="overload: for so long (%(default)s)")
+    add("--peak-seconds", type=float, default=10, help="overload: the peak is measured for (%(default)s)")
     add("--rounds", type=int, default=3, help="each with fresh sessions (%(default)s)")
     add("--warm-up", type=int, default=3, help="unmeasured turns of each client at first (%(default)s)")
     add("--seed", type=int, default=1, help="of order, arrivals and lengths (%(default)s)")

@@ -1,5 +1,7 @@
 """What belongs in the audit log: noted before it is done, written before it is answered."""
 
+from dataclasses import replace
+
 from starlette.requests import Request
 
 from app.api.exchange import Deed, Exchange, exchange_of
@@ -27,6 +29,13 @@ def note_deed(request: Request, owner: str | None = None) -> None:
     exchange.deed = Deed(f"{request.method} {request.scope['route'].path}", owner)
 
 
+def note_receipt(request: Request, receipt_id: str) -> None:
+    """Have the audit log name the receipt for what was noted as a deed."""
+    exchange = exchange_of(request.scope)
+    if exchange.deed is not None:
+        exchange.deed = replace(exchange.deed, receipt_id=receipt_id)
+
+
 def record_of(exchange: Exchange, deed: Deed, status: int | None) -> AuditRecord:
     """Return what the audit log is to be told of ``deed`` now that the request is answered."""
     return AuditRecord(
@@ -39,4 +48,5 @@ def record_of(exchange: Exchange, deed: Deed, status: int | None) -> AuditRecord
         status=status,
         code=exchange.code,
         request_id=exchange.request_id,
+        receipt_id=deed.receipt_id,
     )

@@ -36,6 +36,8 @@ class BodyHeaders:
                 self.encoding = value.strip().lower()
             elif name == b"transfer-encoding":
                 self.is_chunked = True
+                if value.strip().lower() != b"chunked":
+                    self.encoding = value
             elif name == b"expect":
                 self.expects_continue = True
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from fastapi import Depends, Path, Request
+from starlette.convertors import StringConvertor, register_url_convertor
 from starlette.types import Receive
 
 from app.api.audit import note_deed
@@ -15,8 +16,32 @@ from app.api.exchange import Exchange, exchange_of
 from app.api.options import ApiOptions
 from app.api.owner import Namespace, namespace_of
 from app.domain.errors import Forbidden
-from app.domain.ids import SESSION_ID_PATTERN, SessionKey, parse_name, parse_session_id, parse_uuid
+from app.domain.ids import (
+    NAME_MAX_CHARS,
+    NAME_PATTERN,
+    RESERVED_SESSION_IDS,
+    SESSION_ID_PATTERN,
+    SessionKey,
+    parse_name,
+    parse_session_id,
+    parse_uuid,
+)
 from app.services import Services
+
+NAME_SCHEMA = {"minLength": 1, "maxLength": NAME_MAX_CHARS, "pattern": NAME_PATTERN}
+
+
+def _leave(name: str, *words: str) -> None:
+    """Let ``{…:name}`` in a path match anything but ``words``, which are paths of their own.
+
+    Those then say themselves which methods they have.
+    """
+    pattern = rf"(?!(?:{'|'.join(sorted(words))})(?:/|$))[^/]+"
+    register_url_convertor(name, type(name, (StringConvertor,), {"regex": pattern})())
+
+
+_leave("session", *RESERVED_SESSION_IDS)
+_leave("checkpoint", "latest")
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +149,9 @@ async def _turn_id(
 
 
 async def _user_id(
-    user_id: Annotated[str, Path(description="The user's id.", examples=["alice"])],
+    user_id: Annotated[
+        str, Path(description="The user's id.", examples=["alice"], json_schema_extra=NAME_SCHEMA)
+    ],
 ) -> str:
     return parse_name(user_id, "user_id")
 
@@ -143,7 +170,9 @@ async def _checkpoint_id(
 
 
 async def _app_name(
-    app_name: Annotated[str, Path(description="The application's name.", examples=["default"])],
+    app_name: Annotated[
+        str, Path(description="The application's name.", examples=["default"], json_schema_extra=NAME_SCHEMA)
+    ],
 ) -> str:
     return parse_name(app_name, "app_name")
 

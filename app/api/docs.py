@@ -1,6 +1,9 @@
 """The OpenAPI schema, and pages that show it without fetching anything from elsewhere."""
 
+import re
+from base64 import b64encode
 from collections.abc import Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +11,7 @@ import fastapi_offline
 from fastapi import FastAPI, Request
 from fastapi.openapi.docs import get_redoc_html, get_swagger_ui_html
 from pydantic import BaseModel, ConfigDict, Field
-from starlette.responses import HTMLResponse
+from starlette.responses import HTMLResponse, Response
 from starlette.staticfiles import StaticFiles
 
 from app.api.errors import PROBLEM_JSON, TABLE, problem_type
@@ -23,6 +26,13 @@ EVERYWHERE = (
 )
 WITH_BODY = ("MALFORMED_JSON", "PAYLOAD_TOO_LARGE", "UNSUPPORTED_MEDIA_TYPE")
 _STATIC_DIR = Path(fastapi_offline.__file__).parent / "static"
+_INLINE_SCRIPT = re.compile(r"<script>(.*?)</script>", re.DOTALL)
+# Both bundles make style elements of their own, and have images in them. ReDoc's search is a worker that it
+# makes from a string. Its logo, which it would fetch from elsewhere, is not shown.
+_POLICY = (
+    "default-src 'none'; script-src 'self'{hashes}; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
+    "connect-src 'self'; worker-src blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
 
 
 class FieldProblem(BaseModel):
@@ -86,7 +96,7 @@ def install_docs(app: FastAPI, auth_mode: AuthMode = "none") -> None:
 
     ``app`` must have been made without FastAPI's own pages, which need a CDN.
     """
-    app.mount(STATIC_PATH, StaticFiles(directory=_STATIC_DIR), name="static-offline-docs")
+    app.mount(STATIC_PATH, _Bundle(directory=_STATIC_DIR), name="static-offline-docs")
     app.add_api_route("/docs", _swagger_page, include_in_schema=False)
     app.add_api_route("/redoc", _redoc_page, include_in_schema=False)
     make_schema = app.openapi
@@ -107,6 +117,23 @@ def _completed(schema: dict[str, Any]) -> dict[str, Any]:
     components.update(problem.pop("$defs"))
     components["Problem"] = problem
     return schema
+
+
+class _Bundle(StaticFiles):
+    """Large files that are no secret: kept by browsers, which ask whether they are still the same."""
+
+    def file_response(self, *args: Any, **options: Any) -> Response:
+        response = super().file_response(*args, **options)
+        response.headers["Cache-Control"] = "no-cache"
+        return response
+
+
+def _only_ours(page: HTMLResponse) -> HTMLResponse:
+    """Let ``page`` run its own scripts and the bundled ones, and talk to this server; nothing else."""
+    scripts = _INLINE_SCRIPT.findall(bytes(page.body).decode())
+    hashes = [f" 'sha256-{b64encode(sha256(script.encode()).digest()).decode()}'" for script in scripts]
+    page.headers["Content-Security-Policy"] = _POLICY.format(hashes="".join(hashes))
+    return page
 
 
 def _secure(schema: dict[str, Any], auth_mode: AuthMode) -> None:
@@ -131,21 +158,23 @@ def _secure(schema: dict[str, Any], auth_mode: AuthMode) -> None:
 
 async def _swagger_page(request: Request) -> HTMLResponse:
     root = request.scope.get("root_path", "").rstrip("/")
-    return get_swagger_ui_html(
+    page = get_swagger_ui_html(
         openapi_url=f"{root}{request.app.openapi_url}",
         title=request.app.title,
         swagger_js_url=f"{root}{STATIC_PATH}/swagger-ui-bundle.js",
         swagger_css_url=f"{root}{STATIC_PATH}/swagger-ui.css",
         swagger_favicon_url=f"{root}{STATIC_PATH}/favicon.png",
     )
+    return _only_ours(page)
 
 
 async def _redoc_page(request: Request) -> HTMLResponse:
     root = request.scope.get("root_path", "").rstrip("/")
-    return get_redoc_html(
+    page = get_redoc_html(
         openapi_url=f"{root}{request.app.openapi_url}",
         title=request.app.title,
         redoc_js_url=f"{root}{STATIC_PATH}/redoc.standalone.js",
         redoc_favicon_url=f"{root}{STATIC_PATH}/favicon.png",
         with_google_fonts=False,
     )
+    return _only_ours(page)

@@ -31,6 +31,10 @@ _log = logging.getLogger(__name__)
 TABLE: dict[str, tuple[int, str]] = {
     "VALIDATION_ERROR": (422, "The request does not fit"),
     "MALFORMED_JSON": (400, "The body is not acceptable JSON"),
+    "MALFORMED_REQUEST": (400, "The request is not acceptable HTTP"),
+    "REQUEST_TIMEOUT": (408, "The request did not arrive in time"),
+    "URI_TOO_LONG": (414, "The address is too long"),
+    "HEAD_TOO_LARGE": (431, "The request's header is too large"),
     "UNSUPPORTED_MEDIA_TYPE": (415, "The body must be JSON"),
     "PAYLOAD_TOO_LARGE": (413, "The body is too large"),
     "UNAUTHENTICATED": (401, "A valid credential is needed"),
@@ -94,6 +98,30 @@ class MalformedJson(AgentPoolError):
     """The body is not valid JSON."""
 
     code = "MALFORMED_JSON"
+
+
+class MalformedRequest(AgentPoolError):
+    """The request is not valid HTTP/1.1."""
+
+    code = "MALFORMED_REQUEST"
+
+
+class RequestTimeout(AgentPoolError):
+    """The rest of the request did not come in time."""
+
+    code = "REQUEST_TIMEOUT"
+
+
+class UriTooLong(AgentPoolError):
+    """The address of the request is longer than this server accepts."""
+
+    code = "URI_TOO_LONG"
+
+
+class HeadTooLarge(AgentPoolError):
+    """The request has more header fields, or larger ones, than this server accepts."""
+
+    code = "HEAD_TOO_LARGE"
 
 
 class UnsupportedMediaType(AgentPoolError):

@@ -5,6 +5,8 @@ import re
 from app.domain.errors import InvalidInput
 from app.domain.session import UNSET, Unset
 
+ETAG_PATTERN = r"^[^,]*$"
+"""What ``If-Match`` must be to name no more than one."""
 NO_REV = -1
 """A revision that nothing ever has."""
 

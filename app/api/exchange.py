@@ -22,10 +22,11 @@ MISSING: Final = Missing()
 
 @dataclass(frozen=True, slots=True)
 class Deed:
-    """What belongs in the audit log: an admin's change, and of whose sessions, where one is named."""
+    """What belongs in the audit log: an admin's change, or a user's erasure, and whose data it was about."""
 
     action: str
     owner: str | None
+    receipt_id: str | None = None
 
 
 @dataclass(slots=True)

@@ -1,10 +1,10 @@
 """What every request passes before FastAPI sees it, and every response on its way out.
 
-Outwards: a request id on every response, no exception that reaches the server, and
-no answer to an admin's change before that is in the audit log.
-Inwards: the alias prefix is taken off, who asks is known (``Exchange.caller``), the path can
-name a resource, the body is small enough and is JSON, parsed here once (``Exchange.body``).
-A request without a body costs a few microseconds.
+Outwards: the headers of ``app.api.safety`` and a request id on every response, no exception that
+reaches the server, and no answer to an admin's change before that is in the audit log.
+Inwards: the alias prefix is taken off, the request is meant for this server, who asks is known
+(``Exchange.caller``), the path can name a resource, the body is small enough and is JSON, parsed
+here once (``Exchange.body``). A request without a body costs a few microseconds.
 """
 
 import re
@@ -20,9 +20,11 @@ from app.api.auth import challenge, identify
 from app.api.body import BodyHeaders, drain, read_body, replaying
 from app.api.departure import ClientLeft
 from app.api.errors import NotFound, PayloadTooLarge, problem_response, unexpected_response
-from app.api.exchange import SCOPE_KEY, Exchange
+from app.api.exchange import HOPS_KEY, SCOPE_KEY, Exchange
+from app.api.hosts import Hosts
 from app.api.options import ApiOptions
 from app.api.quota import count_request, quota_headers
+from app.api.safety import with_safety
 from app.api.shedding import Shedding
 from app.api.strict_json import parse_json
 from app.domain.errors import AgentPoolError, Unauthenticated
@@ -74,6 +76,7 @@ class Guard:
         self._authenticator = authenticator
         self._quota = quota
         self._limit = options.max_body_bytes
+        self._hosts = Hosts(options.allowed_hosts)
         self._prefixes = options.alias_prefixes
         # CORS stands outside of the checks: a browser may read the refusals too.
         admit = self._admit if gate is None else Shedding(self._admit, gate)
@@ -92,9 +95,10 @@ class Guard:
             if message["type"] == "http.response.start":
                 exchange.is_answered = True
                 self._tell_audit(exchange, message["status"])
-                message["headers"] = [*message.get("headers", ()), *exchange.response_headers()]
+                headers = [*message.get("headers", ()), *exchange.response_headers()]
                 if exchange.quotas:
-                    message["headers"] += quota_headers(exchange.quotas)
+                    headers += quota_headers(exchange.quotas)
+                message["headers"] = with_safety(headers)
             await send(message)
 
         try:
@@ -134,6 +138,8 @@ class Guard:
             await self._pass_on(scope, receive, send)
 
     async def _check(self, scope: Scope, receive: Receive, exchange: Exchange) -> Receive:
+        if HOPS_KEY not in scope:  # a node asks by another name, and has checked what it was asked by
+            self._hosts.check(scope, scope["path"].removeprefix(scope.get("root_path", "")))
         if self._authenticator is not None:
             exchange.caller = identify(self._authenticator, scope)
             if self._quota is not None:

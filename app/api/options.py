@@ -12,8 +12,9 @@ class ApiOptions:
 
     ``alias_prefixes`` are further mounts of the same routes, hidden from the schema.
     ``app_name`` is the application that is meant where none is named.
-    ``max_message_chars`` counts characters, ``max_body_bytes`` bytes as received. ``auth_mode`` is for
-    the schema; who may come in is for the authenticator to say.
+    ``max_message_chars`` counts characters, ``max_body_bytes`` bytes as received. ``allowed_hosts``
+    are for ``app.api.hosts``; without any, all are. ``auth_mode`` is for the schema; who may come in
+    is for the authenticator to say.
     """
 
     alias_prefixes: tuple[str, ...] = ("/api", "/agent_backend")
@@ -22,6 +23,7 @@ class ApiOptions:
     redact_keys: bool = True
     app_name: str = "default"
     heartbeat_s: float = 15.0
+    allowed_hosts: tuple[str, ...] = ()
     cors_origins: tuple[str, ...] = ()
     version: str = "0.0.0"
     auth_mode: AuthMode = "none"

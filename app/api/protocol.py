@@ -2,7 +2,7 @@
 
 A client that does not read is closed; until then it holds a few tens of KiB here and at
 most 256 KB in the kernel. uvicorn alone would wait for ever, with up to 4 MB of kernel
-memory for each connection.
+memory for each connection. How its requests have to arrive is in ``app.api.arrival``.
 
 These limits come with ``app.server``, which gives this class to uvicorn and passes its
 listener to ``limit_send_buffer``. Under someone else's uvicorn (an embedded
@@ -17,8 +17,9 @@ import weakref
 from functools import partial
 from typing import Any, cast
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
+from app.api.arrival import ArrivalProtocol
 from app.api.push import PUSH_KEY
 from app.api.shedding import is_refused_at_once
 from app.services.overload import Gate
@@ -31,7 +32,7 @@ _RESET = struct.pack("ii", 1, 0)
 _log = logging.getLogger(__name__)
 
 
-class BoundedProtocol(HttpToolsProtocol):
+class BoundedProtocol(ArrivalProtocol):
     """A connection that is cut when its client stalls.
 
     While writing is paused the client has to take ``WRITE_BUFFER_BYTES`` in every
@@ -93,6 +94,7 @@ class SheddingProtocol(BoundedProtocol):
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         if (
             self._gate is None
+            or self.pipeline  # its answer would begin the next one: as deep as the pipeline is long
             or cycle.flow.write_paused
             or not is_refused_at_once(cast(dict[str, Any], cycle.scope), self._gate)
         ):

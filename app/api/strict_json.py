@@ -8,6 +8,7 @@ pair, NUL) is invalid, wherever in the document it stands.
 import json
 import re
 from collections.abc import Iterator
+from itertools import chain
 from typing import Any
 
 from app.api.errors import MalformedJson
@@ -16,6 +17,9 @@ from app.domain.errors import InvalidInput
 
 MAX_DEPTH = 64
 MAX_INTEGER = 2**53
+MAX_KEYS = 4_096
+"""Of one object: four times what any may have that is kept. To say of each of 90,000 unknown keys that it is
+not known took 1.5 s, in which nobody else was served."""
 
 _TOO_LARGE = MAX_INTEGER * 2
 _HALF_PAIR = re.compile("[\ud800-\udfff]")
@@ -31,7 +35,8 @@ def parse_json(raw: bytes) -> Any:
     Raises:
         MalformedJson: not UTF-8, a byte order mark, not JSON, a number that is not
             finite, a key given twice, or deeper than ``MAX_DEPTH``.
-        InvalidInput: an integer beyond ``MAX_INTEGER``, a lone surrogate or a NUL.
+        InvalidInput: an integer beyond ``MAX_INTEGER``, a lone surrogate, a NUL, or an object of
+            more than ``MAX_KEYS``.
     """
     try:
         value = _DECODER.decode(raw.decode("utf-8"))
@@ -49,6 +54,8 @@ def parse_json(raw: bytes) -> Any:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(pairs) > MAX_KEYS:
+        raise InvalidInput("body", f"must have no object with more than {MAX_KEYS} keys in it")
     members = dict(pairs)
     if len(members) != len(pairs):
         raise MalformedJson("A key is given twice in one object.")
@@ -79,16 +86,16 @@ _DECODER = json.JSONDecoder(
 
 def _depth(value: Any) -> int:
     """Return how many containers enclose the innermost, itself counted; stops past the limit."""
-    deepest, level = 0, [value]
+    deepest, level = 0, [value] if _is_container(value) else []
     while level and deepest <= MAX_DEPTH:
-        level = [container for container in level if isinstance(container, dict | list)]
-        deepest += bool(level)
-        level = [
-            child
-            for container in level
-            for child in (container.values() if isinstance(container, dict) else container)
-        ]
+        deepest += 1
+        children = chain.from_iterable(each.values() if type(each) is dict else each for each in level)
+        level = [child for child in children if _is_container(child)]
     return deepest
+
+
+def _is_container(value: Any) -> bool:
+    return type(value) is dict or type(value) is list
 
 
 def _check_scalars(document: Any) -> None:

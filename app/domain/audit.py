@@ -9,7 +9,8 @@ class AuditRecord:
 
     ``credential`` and ``user_id`` say who; ``action`` is a method and a route, or a command, and
     ``path`` what it was asked of; ``owner`` is the user who was named. ``status`` is that of the
-    answer, ``None`` if there was none; ``code`` that of the error.
+    answer, ``None`` if there was none; ``code`` that of the error. ``receipt_id`` is that of a
+    user's erasure.
     """
 
     credential: str
@@ -21,3 +22,4 @@ class AuditRecord:
     status: int | None = None
     code: str | None = None
     request_id: str | None = None
+    receipt_id: str | None = None

@@ -13,6 +13,8 @@ from app.domain.errors import InvalidInput
 SESSION_ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._:@~-]{0,127}$"
 RESERVED_SESSION_IDS = frozenset({"stats", "batch", "batch-delete", "resume"})
 NAME_MAX_CHARS = 128
+NAME_PATTERN = r"^(?!\.{1,2}$)[^/\u0000-\u001f\u007f-\u009f\u2028\u2029]+$"
+"""What ``parse_name`` accepts, for those who read it in the documentation; beside the length."""
 _UUID_BYTES = 16
 
 _SESSION_ID = re.compile(SESSION_ID_PATTERN.removesuffix("$") + r"\Z")

@@ -5,7 +5,6 @@ Then what belongs to no session goes, and then it is looked whether anything has
 erased is not brought back by a turn, since each needs the session that it began in.
 """
 
-import logging
 from collections.abc import Sequence
 
 from app.domain.erasure import Erased, Receipt
@@ -16,8 +15,6 @@ from app.services.records import DELETE_PAGE, SessionRecords
 
 SPARE_PAGES = 100
 """Pages of sessions that may come while those go that there were: a user who makes more has to stop first."""
-
-_audit = logging.getLogger("agentpool.audit")
 
 
 class SessionErasure(SessionRecords):
@@ -44,14 +41,12 @@ class SessionErasure(SessionRecords):
                 raise SessionBusy("The user goes on making sessions.", retry_after_s=1)
             pages_left -= 1
             erased += await self._erase_page(keys)
-        receipt = Receipt(
+        return Receipt(
             receipt_id=self._admission.new_id(),
             user_id=user_id,
             erased_at=self._admission.clock.now_ms(),
             erased=erased,
         )
-        _audit.info("erased user %r of owner %r: %s, receipt %s", user_id, owner, erased, receipt.receipt_id)
-        return receipt
 
     async def forget_here(self, keys: Sequence[SessionKey]) -> None:
         """End the turns of these sessions, and drop what is in memory of those that are gone."""

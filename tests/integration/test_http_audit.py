@@ -53,6 +53,7 @@ def test_an_admins_changes_are_in_it(client: httpx2.Client, audit: Path, keys: d
         "status": 200,
         "code": None,
         "request_id": "r-1",
+        "receipt_id": None,
     }
     assert [{k: v for k, v in line.items() if k != "at"} for line in lines_of(audit)] == [expected]
     client.patch("/sessions/s?user_id=alice", json={"title": CANARY}, headers=chief)

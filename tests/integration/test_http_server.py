@@ -23,14 +23,22 @@ Json = dict[str, Any]
 
 
 class HttpServer:
-    """The application behind uvicorn, in a thread, on a free port. ``settings`` as environment names."""
+    """The application behind uvicorn, in a thread, on a free port. ``settings`` as environment names.
 
-    def __init__(self, app: ASGIApp | None = None, **settings: Any) -> None:
+    ``http`` is what uvicorn is to parse with.
+    """
+
+    def __init__(self, app: ASGIApp | None = None, *, http: Any = "auto", **settings: Any) -> None:
         self.app = app or create_app(
             Settings(**{"store_url": "memory://", "model_provider": "demo", **settings})
         )
         config = uvicorn.Config(
-            self.app, port=0, log_config=None, access_log=False, timeout_graceful_shutdown=1
+            self.app,
+            http=http,
+            port=0,
+            log_config=None,
+            access_log=False,
+            timeout_graceful_shutdown=1,
         )
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._server.run)

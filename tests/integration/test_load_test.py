@@ -19,7 +19,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 from load_client import Timed
 from load_figures import Spread, Threshold
-from load_scenario import SCENARIOS, Load
+from load_scenario import OVERLOAD, SCENARIOS, Load
 from load_session import ANY_NAME, Answer, SessionMaker, make_name
 
 from tests.modelserver import ModelServer
@@ -315,7 +315,7 @@ def load(*arguments: str) -> "subprocess.CompletedProcess[str]":
     )
 
 
-@pytest.mark.parametrize("scenario", SCENARIOS)
+@pytest.mark.parametrize("scenario", [name for name in SCENARIOS if name != OVERLOAD])
 def test_every_scenario_passes(server: ServerProcess, scenario: str) -> None:
     """The real server with the demo model answers every scenario without an error or a wrong answer."""
     options = ("--url", server.url, "--json", "-", *SMALL)
@@ -328,6 +328,30 @@ def test_every_scenario_passes(server: ServerProcess, scenario: str) -> None:
     if scenario == "streams":
         figures = {name: each["median"] for name, each in report["figures"].items()}
         assert figures["chars_per_s"] >= figures["deltas_per_s"] > 0
+
+
+def test_overload_is_measured_against_its_bounds(server: ServerProcess) -> None:
+    """A server that is asked for less than it can passes; bounds that it cannot keep give exit code 3."""
+    options = ("overload", "--url", server.url, "--pid", str(server.pid), "--concurrency", "4", "--json", "-")
+    short = ("--sessions", "50", "--seconds", "1", "--peak-seconds", "1", "--warm-up", "0", "--times", "0.1")
+    kept = (
+        "--fail-under",
+        "offered_per_s=1",
+        "--fail-over",
+        "recovery_s=5",
+        "--fail-over",
+        "watch_p99_ms=5000",
+    )
+    ended = load(*options, *short, *kept)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    report = json.loads(ended.stdout)
+    assert (report["errors"], report["wrong_answers"]) == ({}, 0)
+    assert 0 < report["figures"]["goodput"]["median"] < 0.5
+    ended = load(*options, *short)
+    assert ended.returncode == 3
+    over = json.loads(ended.stdout)["over"]
+    assert any(fault.startswith("goodput is") for fault in over)
+    assert "refused_p99_ms was not measured" in over
 
 
 def test_reports_are_written_and_compared(server: ServerProcess, tmp_path: Path) -> None:

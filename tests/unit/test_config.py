@@ -72,6 +72,17 @@ def test_arguments_win_over_environment_over_file(tmp_path, monkeypatch):
         ("NODE_LISTEN", "host"),
         ("NODE_LISTEN", "http://host:1"),
         ("NODE_LISTEN", "::1:8000"),
+        ("ALLOWED_HOSTS", "*"),
+        ("ALLOWED_HOSTS", "good.example,http://host"),
+        ("ALLOWED_HOSTS", "host:8000"),
+        ("CORS_ORIGINS", "*,https://a.example"),
+        ("CORS_ORIGINS", "https://a.example/"),
+        ("CORS_ORIGINS", "https://user:secret@a.example"),
+        ("CORS_ORIGINS", "https://*.a.example"),
+        ("CORS_ORIGINS", "a.example"),
+        ("CORS_ORIGINS", "null"),
+        ("CORS_ORIGINS", "https://A.example"),
+        ("CORS_ORIGINS", "file:///a"),
         ("MODEL_PROVIDERS", "{"),
         ("MODEL_PROVIDERS", '{"x": {"base_url": "http://127.0.0.1"}}'),
     ],
@@ -96,6 +107,13 @@ def test_wrong_value_is_refused_by_name(monkeypatch, name, value):
 def test_node_url_is_a_host_and_a_port(url, kept):
     """Where other nodes reach this one is kept without a slash at its end."""
     assert Settings(node_url=url).node_url == kept
+
+
+def test_origins_are_as_browsers_write_them():
+    """A scheme, a host and perhaps a port; or all of them."""
+    origins = ("https://a.example", "http://localhost:5173", "http://[::1]:8000")
+    assert Settings(cors_origins=",".join(origins)).cors_origins == origins
+    assert Settings(cors_origins="*").cors_origins == ("*",)
 
 
 def test_error_never_shows_a_secret(monkeypatch):

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Body, Depends, Header, Query, Request, Response
 from app.api.departure import client_watched
 from app.api.deps import Call, CallDep, call_of
 from app.api.docs import WITH_BODY, problems
-from app.api.etag import parse_expected_head
+from app.api.etag import ETAG_PATTERN, parse_expected_head
 from app.api.native.encoder import NativeEncoder
 from app.api.native.fields import NoQuery, check_message
 from app.api.native.kinds import EVENT_TYPES, to_json
@@ -18,7 +18,7 @@ from app.api.sse import MEDIA_TYPE, EventStream, StoredEvents
 from app.domain.chat import ChatReply, PastTurn
 from app.domain.errors import Draining
 from app.domain.events import TurnCancelled
-from app.domain.idempotency import parse_key
+from app.domain.idempotency import KEY_PATTERN, parse_key
 from app.domain.replay import replay
 from app.domain.turn import CancelReason
 from app.services.turns import Flight
@@ -99,7 +99,9 @@ STREAM_DOC = {
 IdempotencyKeyHeader = Annotated[
     str | None,
     Header(
-        description="A repeat of the request with the same key gets the same turn.", examples=["5f0c1a4e"]
+        description="A repeat of the request with the same key gets the same turn.",
+        examples=["5f0c1a4e"],
+        json_schema_extra={"pattern": KEY_PATTERN},
     ),
 ]
 HeadHeader = Annotated[
@@ -107,6 +109,7 @@ HeadHeader = Annotated[
     Header(
         description="Go on only if the session's head is that of this ETag when it is this request's turn.",
         examples=['"0.1"'],
+        json_schema_extra={"pattern": ETAG_PATTERN},
     ),
 ]
 

@@ -166,7 +166,7 @@ async def get_latest_checkpoint(
 
 
 @router.get(
-    "/sessions/{session_id}/checkpoints/{checkpoint_id}",
+    "/sessions/{session_id}/checkpoints/{checkpoint_id:checkpoint}",
     summary="Get a checkpoint",
     responses=problems("CHECKPOINT_NOT_FOUND", *_SESSION_PROBLEMS),
 )
@@ -179,7 +179,7 @@ async def get_checkpoint(
 
 
 @router.delete(
-    "/sessions/{session_id}/checkpoints/{checkpoint_id}",
+    "/sessions/{session_id}/checkpoints/{checkpoint_id:checkpoint}",
     summary="Delete a checkpoint",
     responses=problems("CHECKPOINT_NOT_FOUND", *_SESSION_PROBLEMS),
 )

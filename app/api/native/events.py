@@ -1,5 +1,6 @@
 """A session's story: what happened in its turns and between them, in order."""
 
+import re
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Response
@@ -30,6 +31,8 @@ _Since = Annotated[
     int, BeforeValidator(parse_time), WithJsonSchema({"type": "string", "format": "date-time"})
 ]
 
+_TYPES = "|".join(re.escape(name) for name in CLASS_OF_TYPE)
+
 
 class EventQuery(SessionQuery):
     """Which events: without a position the newest."""
@@ -51,6 +54,7 @@ class EventQuery(SessionQuery):
         + ", ".join(f"`{name}`" for name in CLASS_OF_TYPE)
         + ".",
         examples=["turn.finished,turn.failed"],
+        json_schema_extra={"pattern": f"^({_TYPES})(,({_TYPES}))*$"},
     )
 
     @field_validator("before")

@@ -20,7 +20,14 @@ from app.domain.branch import ROOT
 from app.domain.checkpoint import check_data
 from app.domain.errors import InvalidInput
 from app.domain.free_object import OBJECT_MAX_DEPTH, check_free_object
-from app.domain.ids import NAME_MAX_CHARS, SESSION_ID_PATTERN, parse_name, parse_session_id, parse_uuid
+from app.domain.ids import (
+    NAME_MAX_CHARS,
+    NAME_PATTERN,
+    SESSION_ID_PATTERN,
+    parse_name,
+    parse_session_id,
+    parse_uuid,
+)
 from app.domain.state import check_keys
 
 TITLE_MAX_CHARS = 200
@@ -134,7 +141,9 @@ def _as_list(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
-_NAME_SCHEMA = WithJsonSchema({"type": "string", "minLength": 1, "maxLength": NAME_MAX_CHARS})
+_NAME_SCHEMA = WithJsonSchema(
+    {"type": "string", "minLength": 1, "maxLength": NAME_MAX_CHARS, "pattern": NAME_PATTERN}
+)
 
 SessionIdField = Annotated[
     str, _checked(parse_session_id), WithJsonSchema({"type": "string", "pattern": SESSION_ID_PATTERN})
@@ -157,6 +166,8 @@ TtlSeconds = Annotated[int, Field(ge=0, le=TTL_MAX_S)]
 Limit = Annotated[int, Field(ge=1, le=200), BeforeValidator(_count)]
 Position = Annotated[int, Field(ge=0), BeforeValidator(_count)]
 Flag = Annotated[bool, BeforeValidator(_flag)]
+_Stop = Annotated[str, Field(min_length=1, max_length=STOP_MAX_CHARS)]
+_Stops = Annotated[list[_Stop], Field(min_length=1, max_length=STOP_MAX)]
 Cursor = Annotated[str, Field(min_length=1, max_length=1024)]
 
 
@@ -174,9 +185,8 @@ class Params(Body):
     seed: int | None = Field(default=None, description="For repeatable answers.", examples=[7])
     stop: (
         Annotated[
-            list[Annotated[str, Field(min_length=1, max_length=STOP_MAX_CHARS)]],
-            Field(min_length=1, max_length=STOP_MAX),
-            BeforeValidator(_as_list, json_schema_input_type=str | list[str]),
+            _Stops,
+            BeforeValidator(_as_list, json_schema_input_type=_Stop | _Stops),
         ]
         | None
     ) = Field(default=None, description="Texts at which the answer ends.", examples=[["END"]])

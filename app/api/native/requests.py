@@ -1,12 +1,13 @@
 """What clients send: the bodies and queries of the native face."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     Field,
     ValidationError,
     ValidationInfo,
     ValidatorFunctionWrapHandler,
+    WithJsonSchema,
     WrapValidator,
     field_validator,
 )
@@ -41,6 +42,8 @@ from app.services.sessions import NewSession
 BATCH_MAX = 1000
 
 StatusName = Literal["active", "idle", "archived", "expired"]
+StatusChange = Literal["active", "idle", "archived"]
+_STATUS_SCHEMA = {"type": "string", "enum": list(get_args(StatusChange))}  # nor is there none
 
 
 def _agree(value: Any, other: Any, name: str) -> Any:
@@ -275,7 +278,7 @@ class SessionPatch(Body):
         description="Merged into the metadata; `null` takes a key away.",
         examples=[{"tier": "premium"}],
     )
-    status: Literal["active", "idle", "archived"] | None = Field(
+    status: Annotated[StatusChange | None, WithJsonSchema(_STATUS_SCHEMA)] = Field(
         default=None,
         description="`active` restarts the expiry clock, too; `archived` stops it, and stops chat.",
         examples=["archived"],

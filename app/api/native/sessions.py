@@ -7,7 +7,7 @@ from fastapi import APIRouter, Body, Header, Query, Response
 
 from app.api.deps import Call, CallDep, SessionKeyDep
 from app.api.docs import WITH_BODY, problems
-from app.api.etag import parse_if_match
+from app.api.etag import ETAG_PATTERN, parse_if_match
 from app.api.native.cursor import open_cursor, seal_cursor
 from app.api.native.fields import NoQuery, SessionQuery
 from app.api.native.requests import (
@@ -159,8 +159,8 @@ async def list_sessions(call: CallDep, query: Annotated[SessionListQuery, Query(
     return SessionList.of(page, seal_cursor(page.next_cursor, *filters))
 
 
-@router.head("/sessions/{session_id}", include_in_schema=False)
-@router.get("/sessions/{session_id}", summary="Get a session", responses=_GET_DOC)
+@router.head("/sessions/{session_id:session}", include_in_schema=False)
+@router.get("/sessions/{session_id:session}", summary="Get a session", responses=_GET_DOC)
 async def get_session(
     key: SessionKeyDep,
     response: Response,
@@ -175,7 +175,7 @@ async def get_session(
 
 
 @router.patch(
-    "/sessions/{session_id}",
+    "/sessions/{session_id:session}",
     summary="Change a session",
     responses={
         200: {"headers": ETAG_DOC},
@@ -197,7 +197,12 @@ async def change_session(
     query: Annotated[SessionQuery, Query()],
     body: Annotated[SessionPatch, Body(openapi_examples=_PATCH_EXAMPLES)],
     if_match: Annotated[
-        str | None, Header(description="Change it only if this is its ETag.", examples=['"0.1"'])
+        str | None,
+        Header(
+            description="Change it only if this is its ETag.",
+            examples=['"0.1"'],
+            json_schema_extra={"pattern": ETAG_PATTERN},
+        ),
     ] = None,
 ) -> SessionAnswer:
     """Change a session by a JSON merge patch; a running turn goes on as it began."""
@@ -209,7 +214,7 @@ async def change_session(
 
 
 @router.delete(
-    "/sessions/{session_id}",
+    "/sessions/{session_id:session}",
     summary="Delete a session",
     responses=problems("SESSION_NOT_FOUND", "STORE_UNAVAILABLE"),
 )

@@ -8,7 +8,7 @@ from pydantic import BaseModel, Field
 
 from app.api.deps import AdminDep, AppNameDep, Call, CallDep, SessionKeyDep, UserIdDep
 from app.api.docs import WITH_BODY, problems
-from app.api.etag import parse_expected_rev
+from app.api.etag import ETAG_PATTERN, parse_expected_rev
 from app.api.native.fields import Body, JsonObject, Name, NoQuery, SessionQuery, State
 from app.api.native.redact import redact
 from app.api.route import StrictRoute
@@ -30,7 +30,11 @@ _EXAMPLES = {
 }
 _IfMatch = Annotated[
     str | None,
-    Header(description="Change it only if this is its ETag; without, what it is then.", examples=['"3"']),
+    Header(
+        description="Change it only if this is its ETag; without, what it is then.",
+        examples=['"3"'],
+        json_schema_extra={"pattern": ETAG_PATTERN},
+    ),
 ]
 
 

@@ -104,7 +104,11 @@ async def watch_turn(
     call: CallDep,
     query: Annotated[WatchQuery, Query()],
     last_event_id: Annotated[
-        str | None, Header(description="The id of the last event that was seen: `<turn_id>:<seq>`.")
+        str | None,
+        Header(
+            description="The id of the last event that was seen: `<turn_id>:<seq>`.",
+            json_schema_extra={"pattern": r"^[0-9a-f-]{36}:[0-9]{1,9}$"},
+        ),
     ] = None,
 ) -> Response:
     """The turn's events behind a position: live while it runs and for a while after, later as stored."""

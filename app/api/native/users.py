@@ -8,7 +8,8 @@ from fastapi import APIRouter, Depends, Path, Query, Response
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, Field
 
-from app.api.deps import AdminDep, CallDep, UserIdDep
+from app.api.audit import note_deed, note_receipt
+from app.api.deps import NAME_SCHEMA, AdminDep, CallDep, UserIdDep
 from app.api.docs import problems
 from app.api.native.cursor import open_cursor, seal_cursor
 from app.api.native.export import MEDIA_TYPE, to_lines
@@ -82,7 +83,10 @@ class ReceiptAnswer(BaseModel):
 
 
 async def _agent_id(
-    agent_id: Annotated[str, Path(description="The agent profile's id.", examples=["assistant"])],
+    agent_id: Annotated[
+        str,
+        Path(description="The agent profile's id.", examples=["assistant"], json_schema_extra=NAME_SCHEMA),
+    ],
 ) -> str:
     return parse_name(agent_id, "agent_id")
 
@@ -139,9 +143,12 @@ async def erase_user(user_id: UserIdDep, call: CallDep, _query: Annotated[NoQuer
     """Remove all that is stored of a user: sessions with all that belongs to them, state, usage.
 
     Running turns are cancelled. What is counted of all users together stays. Erasing again removes
-    nothing. The receipt is not kept by the server.
+    nothing. Only the audit log keeps the receipt's id.
     """
-    return ReceiptAnswer.of(await call.services.sessions.erase_user(call.namespace.owner, user_id))
+    note_deed(call.request, user_id)  # whoever asks for it: nothing else tells of it afterwards
+    receipt = await call.services.sessions.erase_user(call.namespace.owner, user_id)
+    note_receipt(call.request, receipt.receipt_id)
+    return ReceiptAnswer.of(receipt)
 
 
 @router.get(

@@ -116,3 +116,22 @@ def test_values_that_look_like_placeholders_name_nothing() -> None:
     """What a user puts into state or context makes no session read shared state."""
     session = make_session(state={"a": "{user:x}"}, template={"context": {"b": "{app:x}"}})
     assert not names_shared(AgentProfile("a", "A", "", "{a} {b}"), session)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("{0.__class__.__mro__}", "{0.__class__.__mro__}"),
+        ("{{7*7}}", "{{7*7}}"),
+        ("${7*7} #{7*7} <%= 7*7 %> {% raw %}", "${7*7} #{7*7} <%= 7*7 %> {% raw %}"),
+        ("{!r} {:>10} {name!r} {name:>10} {name[0]}", "{!r} {:>10} {name!r} {name:>10} {name[0]}"),
+        ("{name.__class__}", ""),
+        ("{__class__}{__globals__}", ""),
+        ("%s %(name)s $name", "%s %(name)s $name"),
+    ],
+)
+def test_no_template_language_is_spoken(text: str, shown: str) -> None:
+    """Nothing is computed, and no attribute read: neither in a prompt nor in a value for one."""
+    state = {"name": "Ann", "value": text}
+    assert rendered(text, state=state) == shown
+    assert rendered("{value}", state=state) == text

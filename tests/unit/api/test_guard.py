@@ -5,9 +5,10 @@ import logging
 
 import pytest
 
-from app.api.exchange import Missing, exchange_of
+from app.api.exchange import HOPS_KEY, Missing, exchange_of
 from app.api.guard import Guard
 from app.api.options import ApiOptions
+from app.api.safety import DEFAULTS
 from tests.unit.api.wire import GONE, Wire, http_scope, part
 
 JSON = {"content-type": "application/json"}
@@ -60,6 +61,33 @@ async def test_every_response_carries_a_request_id() -> None:
     assert first.headers["x-own"] == "1"
     assert len(first.headers["x-request-id"]) == 32
     assert first.headers["x-request-id"] != second.headers["x-request-id"]
+
+
+async def test_every_response_is_safe() -> None:
+    """Good answers, refusals and crashes tell browsers not to keep, guess, show or embed them."""
+    for scope, inner in (
+        (http_scope(), None),
+        (http_scope(path="/a%2Fb"), None),
+        (http_scope("POST", headers=JSON | {"content-length": "9" * 9}), None),
+        (http_scope(), Inner(ValueError())),
+    ):
+        wire, _ = await run(scope, inner=inner)
+        assert {name: wire.headers[name.decode()].encode() for name, _ in DEFAULTS} == dict(DEFAULTS)
+
+
+async def test_a_request_for_another_host_is_refused() -> None:
+    """But not one that another node passes on, which asks by an address of its own."""
+    wire, inner = await run(http_scope(headers={"host": "evil.example"}), allowed_hosts=("good.example",))
+    assert (wire.status, wire.problem["code"]) == (400, "MALFORMED_REQUEST")
+    assert b"evil" not in wire.body
+    assert inner.scope is None
+    for scope in (
+        http_scope(headers={"host": "good.example"}),
+        http_scope(path="/api/health"),
+        http_scope(**{HOPS_KEY: 1}),
+    ):
+        wire, _ = await run(scope, allowed_hosts=("good.example",))
+        assert wire.status == 200
 
 
 @pytest.mark.parametrize(
@@ -271,6 +299,19 @@ async def test_cors_reaches_refusals_too() -> None:
 
     other, _ = await run(http_scope(headers={"origin": "https://evil.example"}), **options)
     assert "access-control-allow-origin" not in other.headers
+
+
+async def test_any_origin_never_comes_with_credentials() -> None:
+    """No answer lets a browser send what it holds for this server; so ``*`` lets nobody in by itself."""
+    for origins in (("*",), ("https://a.example",)):
+        preflight = {"origin": "https://a.example", "access-control-request-method": "POST"}
+        for scope in (
+            http_scope("OPTIONS", headers=preflight),
+            http_scope(headers=preflight | {"cookie": "a=b"}),
+        ):
+            wire, _ = await run(scope, cors_origins=origins)
+            assert wire.headers["access-control-allow-origin"] in ("*", "https://a.example")
+            assert "access-control-allow-credentials" not in wire.headers
 
 
 async def test_a_preflight_names_what_is_allowed() -> None:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.api.errors import MalformedJson
-from app.api.strict_json import MAX_DEPTH, MAX_INTEGER, parse_json
+from app.api.strict_json import MAX_DEPTH, MAX_INTEGER, MAX_KEYS, parse_json
 from app.domain.errors import InvalidInput
 
 
@@ -75,6 +75,19 @@ def test_limits_are_inclusive() -> None:
     assert parse_json(nested(MAX_DEPTH))
     assert parse_json(b"[9007199254740992,-9007199254740992]") == [MAX_INTEGER, -MAX_INTEGER]
     assert parse_json(rb'"\ud83d\ude00"') == "😀"
+    assert len(parse_json(keys(MAX_KEYS))) == MAX_KEYS
+
+
+def keys(number: int) -> bytes:
+    return b"{" + b",".join(b'"%d":1' % key for key in range(number)) + b"}"
+
+
+def test_an_object_of_too_many_keys_is_invalid() -> None:
+    """Wherever it stands; nobody has to be told of each key that it is not known."""
+    for raw in (keys(MAX_KEYS + 1), b'{"a":[' + keys(MAX_KEYS + 1) + b"]}"):
+        with pytest.raises(InvalidInput) as caught:
+            parse_json(raw)
+        assert caught.value.field == "body"
 
 
 def test_a_wide_document_is_not_a_deep_one() -> None:

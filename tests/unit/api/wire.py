@@ -21,7 +21,9 @@ def http_scope(method: str = "GET", path: str = "/x", headers: dict[str, str] | 
         "raw_path": raw.encode("latin-1"),
         "query_string": query.encode(),
         "root_path": "",
-        "headers": [(k.lower().encode(), v.encode("latin-1")) for k, v in (headers or {}).items()],
+        "headers": [
+            (k.lower().encode(), v.encode("latin-1")) for k, v in {"host": "x", **(headers or {})}.items()
+        ],
         **more,
     }
 

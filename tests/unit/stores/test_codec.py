@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import sys
 from typing import Any
 
 import pytest
@@ -30,6 +31,7 @@ from app.stores.codec import (
     from_json_text,
     from_turn_value,
     messages_of,
+    to_body,
     to_json_text,
     to_turn_body,
 )
@@ -144,6 +146,26 @@ def test_stored_code_is_never_run() -> None:
     for number in (COMPACT, PLAIN):
         with pytest.raises(SnapshotUnreadable):
             NO_KEYS.open(NO_KEYS.seal(bytes([number]) + pickle.dumps(_Bomb()), COVER), COVER)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"provider": "tests.never", "component_type": "tool", "config": {}},
+        {"py/object": "tests.never.Bomb", "py/reduce": []},
+        {"lc": 1, "type": "constructor", "id": ["tests", "never"], "kwargs": {}},
+        {"__class__": "tests.never.Bomb", "__reduce__": ["os.system", ["false"]]},
+        {"$type": "tests.never.Bomb, tests"},
+    ],
+)
+def test_what_names_a_class_is_data(value: Any) -> None:
+    """Where it is free data it comes back as it was, elsewhere it is unreadable; nothing is imported."""
+    assert from_json_text(to_json_text(value)) == value
+    for body in ([[value], {}], [[["u", value]], {}], [[["c", [value]]], {}], value):
+        opened = NO_KEYS.open(NO_KEYS.seal(to_body(body), COVER), COVER)
+        with pytest.raises(SnapshotUnreadable):
+            messages_of(opened[0] if isinstance(opened, list) else opened)
+    assert "tests.never" not in sys.modules
 
 
 @pytest.mark.parametrize(

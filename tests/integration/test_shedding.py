@@ -1,0 +1,142 @@
+"""What a refusal because of an overload is like over HTTP, on our server's connections and on stock ones."""
+
+import json
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import httpx2
+import pytest
+
+from app.api.protocol import PushingProtocol
+from app.config import Settings
+from app.main import create_app
+from app.services.overload import RETRY_S, START
+from tests.integration.test_http_server import HttpServer, problem
+
+BODY = {"session_id": "s", "message": "hi"}
+ORIGIN = "https://page.example"
+TURNS = ("/chat", "/chat/stream", "/sessions/s/regenerate", "/sessions/s/compact")
+PROTOCOLS = {"ours": PushingProtocol, "httptools": "httptools", "h11": "h11"}
+
+
+@pytest.fixture(scope="module", params=PROTOCOLS)
+def server(request: pytest.FixtureRequest) -> Iterator[HttpServer]:
+    """A server with one session, which was answered before there was too much to do."""
+    settings = Settings(
+        store_url="memory://", model_provider="demo", cors_origins=(ORIGIN,), overload_lag_ms=60_000
+    )
+    running = HttpServer(create_app(settings))
+    running._server.config.http = PROTOCOLS[request.param]
+    running._server.config.proxy_headers = False  # as our own server has it: nothing stands before the app
+    with running:
+        assert running.client.post("/chat", json=BODY).status_code == 200
+        yield running
+
+
+@pytest.fixture
+def choked(server: HttpServer) -> Iterator[HttpServer]:
+    """The server while its gate lets no turn in."""
+    server.app.state.gate.limit = 0  # type: ignore[attr-defined]
+    try:
+        yield server
+    finally:
+        server.app.state.gate.limit = START  # type: ignore[attr-defined]
+
+
+def test_turns_are_refused(choked: HttpServer) -> None:
+    """Each kind of turn, under every prefix, with what a client and its user need to know."""
+    for path in (*TURNS, "/api/chat", "/agent_backend/chat/stream"):
+        headers = {"Origin": ORIGIN, "X-Request-ID": "mine"}
+        refused = choked.client.post(path, json=BODY if "chat" in path else {}, headers=headers)
+        document = problem(refused, 503, "OVERLOADED")
+        assert document["instance"] == path
+        assert document["request_id"] == "mine"
+        assert 1 <= document["retry_after_s"] <= RETRY_S
+        assert refused.headers["access-control-allow-origin"] == ORIGIN
+
+
+def test_all_else_goes_on(choked: HttpServer) -> None:
+    """Probes, admin routes, cancels and reads are answered, and so is who asks what is allowed."""
+    client = choked.client
+    before = client.get("/agent-stats").json()["rejections"].get("OVERLOADED", 0)
+    client.post("/chat", json=BODY)
+    for path in ("/health", "/ready", "/api/health", "/agent-sessions", "/sessions", "/sessions/s/history"):
+        assert client.get(path).status_code == 200
+    problem(client.post("/sessions/s/cancel", json={}), 409, "NO_ACTIVE_TURN")
+    assert client.post("/agent-cleanup", json={}).status_code == 200
+    asked = {"Origin": ORIGIN, "Access-Control-Request-Method": "POST"}
+    assert client.options("/chat", headers=asked).status_code == 200
+    assert client.get("/agent-stats").json()["rejections"]["OVERLOADED"] == before + 1
+    assert client.get("/sessions/s").json()["turn_count"] == 1
+
+
+def test_a_refusal_says_nothing_of_who_may(choked: HttpServer) -> None:
+    """It comes before the body is looked at: wrong ones and those of nobody's sessions get the same."""
+    for content in (b"", b"{", b"\xff" * 300_000):
+        problem(choked.client.post("/chat", content=content), 503, "OVERLOADED")
+
+
+def test_a_choked_loop_refuses_the_rest_too(choked: HttpServer) -> None:
+    """Reads as well, but never what looks after the process."""
+    gate = choked.app.state.gate  # type: ignore[attr-defined]
+    gate._is_choked = True
+    try:
+        problem(choked.client.get("/sessions"), 503, "OVERLOADED")
+        assert choked.client.get("/health").status_code == 200
+        assert choked.client.get("/agent-stats").status_code == 200
+    finally:
+        gate._is_choked = False
+
+
+def request(path: str = "/chat", body: Any = BODY, more: str = "") -> bytes:
+    content = json.dumps(body).encode()
+    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n{more}"
+    return f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content
+
+
+def answers(server: HttpServer, *parts: bytes, count: int) -> list[httpx2.Response]:
+    """Send ``parts`` on one connection and return so many answers."""
+    found = []
+    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
+        for part in parts:
+            connection.sendall(part)
+        reader = connection.makefile("rb")
+        while len(found) < count:
+            status = int(reader.readline().split()[1])
+            headers = {}
+            while line := reader.readline().strip():
+                name, _, value = line.partition(b":")
+                headers[name.decode().lower()] = value.strip().decode()
+            body = reader.read(int(headers["content-length"]))
+            found.append(httpx2.Response(status, headers=headers, content=body))
+    return found
+
+
+def test_the_connection_goes_on(choked: HttpServer) -> None:
+    """After a refusal, whose body is still on its way, the next request is answered on it."""
+    whole = request()
+    health = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
+    found = answers(choked, whole[:-5], whole[-5:], whole, health, count=3)
+    assert [answer.status_code for answer in found] == [503, 503, 200]
+
+
+def test_a_pipeline_is_answered_in_order(choked: HttpServer) -> None:
+    """Hundreds of refusals and other answers in one write, each in its place."""
+    health = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
+    found = answers(choked, (request() + health + request("/chat/stream")) * 200, count=600)
+    assert [answer.status_code for answer in found] == [503, 200, 503] * 200
+
+
+@pytest.mark.parametrize("more", ["Connection: close\r\n", "Expect: 100-continue\r\n"])
+def test_a_refusal_of_one_that_leaves_or_waits(choked: HttpServer, more: str) -> None:
+    """Who wants the connection closed, and who waits before it sends its body, gets the refusal, too."""
+    head = request(more=more).partition(b"\r\n\r\n")[0] + b"\r\n\r\n"
+    [refused] = answers(choked, head, count=1)
+    problem(refused, 503, "OVERLOADED")
+
+
+def test_normal_again(server: HttpServer) -> None:
+    """When the gate is open, nothing is left of it."""
+    assert server.client.post("/chat", json={**BODY, "session_id": "later"}).status_code == 200
+    assert server.app.state.gate.in_flight == 0  # type: ignore[attr-defined]
