@@ -223,7 +223,7 @@ class Runtime:
         self._timers.spawn(self._sweep_for_ever(), "sweep")
         self._timers.spawn(self._probe_lag_for_ever(), "lag")
         if self.gate is not None:
-            self._lag_probe = LagProbe(self._clock, self.gate.note_lag)
+            self._lag_probe = LagProbe(self._clock, self.gate)
         return self
 
     async def __aexit__(self, *_: object) -> None:

@@ -233,7 +233,7 @@ class Watch:
 
     async def look_for_ever(self) -> None:
         while True:
-            for route in ("/health", "/ready", "/agent-stats"):
+            for route in ("/health", "/agent-stats"):
                 await self._ask(route)
             if self._pid:
                 self.most_mib = max(self.most_mib, load_process.read_rss_mib(self._pid))

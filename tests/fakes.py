@@ -15,9 +15,12 @@ from app.domain.compaction import summary_messages
 from app.domain.errors import AgentNotFound, InvalidInput, UnknownModel
 from app.domain.events import TextDelta
 from app.domain.ids import SessionKey
+from app.domain.quota import Quota, UserKey
 from app.domain.session import LifeSpan, Path, Session, Stamp
 from app.domain.state import Surroundings
 from app.domain.turn import Answer, AssistantText, ContextMessage, Summary, Usage, UserText
+from app.ports import Clock
+from app.services.quota import TurnQuota
 from app.stores.memory.store import MemoryStore
 
 EPOCH_MS = 1_800_000_000_000
@@ -335,3 +338,20 @@ async def fill(store: FakeStore | MemoryStore, *session_ids: str) -> None:
     await inner.open("boot-1")
     for session_id in session_ids:
         await inner.create_session(make_session(session_id))
+
+
+class CountAll(TurnQuota):
+    """Counts every turn for one user, and refuses none."""
+
+    def __init__(self, clock: Clock) -> None:
+        super().__init__(clock, concurrent=10**6)
+
+    def admit(self, user: UserKey | None, spent: int) -> tuple[Quota, ...]:
+        return super().admit(("", "everybody"), spent)
+
+    def release(self, user: UserKey | None, tokens: int = 0) -> None:
+        super().release(("", "everybody"), tokens)
+
+    @property
+    def under_way(self) -> int:
+        return self._turns.total()

@@ -22,7 +22,8 @@ from statistics import median
 from app.domain.errors import Overloaded
 from app.ports import Clock
 
-TICK_S = 0.01
+TICK_S, SLOW_TICK_S = 0.01, 0.1
+"""How often the lag is looked at: each look wakes the process, for up to 60 us."""
 WINDOW_S = 0.1
 SAMPLES = 3
 """A window has at least so many of the loop's lag, and its lag is their median: one stall is no overload."""
@@ -41,7 +42,7 @@ START = 2 * LEAST
 BACKOFF = 0.9
 GROWTH = 0.02
 CALM_WINDOWS = 20
-"""After so many in a row the bound doubles again, and its least is as it was."""
+"""After so many in a row all is as at the start: the bound is no less, and doubles again."""
 RETRY_S = 3
 """Those who are refused together are sent away for one to so many seconds, by turns."""
 
@@ -94,6 +95,11 @@ class Gate:
             return self.in_flight >= self.limit
         return self._is_choked and burden is Burden.OTHER
 
+    @property
+    def tick_s(self) -> float:
+        """In how many seconds to look at the lag again: soon only if there are turns to refuse."""
+        return TICK_S if self.in_flight >= LEAST_OF_ALL else SLOW_TICK_S
+
     def leave(self) -> None:
         """Note that a turn which was let in has been answered."""
         self.in_flight -= 1
@@ -127,20 +133,17 @@ class Gate:
             return
         self._windows = max(0, self._windows) + 1
         if self._windows == CALM_WINDOWS:
-            self._is_slow_start, self._least = True, LEAST
+            self._is_slow_start, self._least, self.limit = True, LEAST, max(START, self.limit)
         if 2 * self.in_flight > self.limit:
             self.limit = 2 * self.in_flight if self._is_slow_start else self.limit * (1 + GROWTH)
 
 
 class LagProbe:
-    """Tells the running event loop's lag some hundred times a second, until it is stopped.
+    """Tells ``gate`` of the running event loop's lag, until it is stopped."""
 
-    ``tell`` gets it in seconds, and the time of the monotonic clock.
-    """
-
-    def __init__(self, clock: Clock, tell: Callable[[float, float], None]) -> None:
+    def __init__(self, clock: Clock, gate: Gate) -> None:
         self._clock = clock
-        self._tell = tell
+        self._gate = gate
         self._loop = asyncio.get_running_loop()
         self._wait()
 
@@ -148,10 +151,11 @@ class LagProbe:
         self._timer.cancel()
 
     def _wait(self) -> None:
-        self._due = self._clock.monotonic() + TICK_S
-        self._timer = self._loop.call_later(TICK_S, self._look)
+        tick_s = self._gate.tick_s
+        self._due = self._clock.monotonic() + tick_s
+        self._timer = self._loop.call_later(tick_s, self._look)
 
     def _look(self) -> None:
         now = self._clock.monotonic()
-        self._tell(max(0.0, now - self._due), now)
+        self._gate.note_lag(max(0.0, now - self._due), now)
         self._wait()

@@ -75,7 +75,7 @@ def test_five_times_what_it_carries(tmp_path: Path) -> None:
         assert len(crowd.sessions) == SESSIONS
 
         assert watch.errors == {}
-        assert len(watch.answers) >= 6
+        assert len(watch.answers) >= 4
         assert watch.most_mib - before_mib < MORE_MIB
 
         answered = {each.session_id: each.turns for each in crowd.sessions if each.turns}
@@ -95,7 +95,7 @@ def test_without_a_gate_nothing_is_refused_for_it(tmp_path: Path) -> None:
     async def ask_at_once() -> Stage:
         crowd = Crowd(options_of(server), SessionMaker("many"))
         await crowd.connect(700)
-        stage = await crowd.run_closed(700, 0.1)
+        stage = await crowd.run_closed(700, 2.0)
         crowd.close()
         return stage
 

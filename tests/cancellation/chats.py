@@ -19,7 +19,7 @@ from app.services.compaction import Compactor
 from app.services.conductor import Conductor
 from app.services.sessions import SessionManager
 from app.services.turns import Flight, Turns
-from tests.fakes import FakeAgent, FakeFactory, FakeStore, Gate, LoopClock, Script, fill, new_ids
+from tests.fakes import CountAll, FakeAgent, FakeFactory, FakeStore, Gate, LoopClock, Script, fill, new_ids
 
 KEY = SessionKey("", "a")
 
@@ -33,7 +33,8 @@ class Chats:
         clock, new_id = LoopClock(), new_ids()
         self.factory = FakeFactory(self._script_for)
         self.pool = AgentManager(store, self.factory, PoolLimits(**limits), clock)
-        self.turns = Turns(clock)
+        self.quota = CountAll(clock)
+        self.turns = Turns(clock, quota=self.quota)
         admission = Admission(store, self.factory, clock, new_id, LifeSpan())
         self.compactor = Compactor(store, self.factory, clock, new_id)
         self.conductor = Conductor(
@@ -109,6 +110,7 @@ class Chats:
         await asyncio.sleep(200)
         assert len(self.turns) == len(self.conductor._tasks) == len(self.pool._tasks) == 0
         assert not self.running()
+        assert self.quota.under_way == 0
         expected = tuple(message for turn in self.path() for message in turn.messages)
         seen: list[tuple[Any, ...]] = []
         self._script_for = lambda agent, _: seen.append(tuple(agent.messages)) or Script()

@@ -27,6 +27,7 @@ from app.services.sessions import SessionManager
 from app.services.turns import CANCEL_GRACE_S, Flight, FlightState, Turns
 from app.stores.memory.store import MemoryStore
 from tests.fakes import (
+    CountAll,
     FakeAgent,
     FakeFactory,
     FakeStore,
@@ -101,7 +102,8 @@ class TurnWorld:
         self.factory = factory = FakeFactory(self._script)
         self.pool = pool = AgentManager(store, factory, self.limits, clock)
         pool._table = self.table  # type: ignore[assignment]
-        self.turns = turns = Turns(clock, replay_s=30)
+        self.quota = CountAll(clock)
+        self.turns = turns = Turns(clock, replay_s=30, quota=self.quota)
         admission = Admission(store, factory, clock, new_id, life)
         self.compactor = compactor = Compactor(
             store, factory, clock, new_id, after_tokens=self.compacts_after, timeout_s=5
@@ -133,6 +135,7 @@ class TurnWorld:
         for entry in self.table.entries:
             self.book.entered(entry)
         self.table.entries.clear()
+        assert self.quota.under_way >= len(self.turns)  # and those who compact
         for key, flights in self.turns._by_session.items():
             under_way = [f for f in flights if f.state in (FlightState.RUNNING, FlightState.COMMITTING)]
             assert len(under_way) <= 1, f"two turns at once in {key.session_id}"
@@ -408,6 +411,7 @@ class TurnWorld:
         assert len(self.turns) == 0
         assert not self.turns._by_session
         assert not self.turns._claims
+        assert self.quota.under_way == 0
         assert len(self.conductor._tasks) == len(self.pool._tasks) == len(self.compactor._tasks) == 0
         assert not self.compactor._running
         assert not self.pool._futures
