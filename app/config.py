@@ -29,7 +29,7 @@ Names = Annotated[tuple[str, ...], NoDecode]
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 _ENV_FILE = ".env"
 _HOST = r"(\[[0-9A-Fa-f:.]+\]|[^\s:/?#@\[\]\\]+)"
-_ORIGIN = r"https?://(\[[0-9a-f:.]+\]|[a-z0-9_.-]+)(:[0-9]{1,5})?"
+_ORIGIN = r"[a-z][a-z0-9+.-]*://(\[[0-9a-f:.]+\]|[a-z0-9_.-]+)(:[0-9]{1,5})?"
 JWT_SECRET_MIN_BYTES = 32
 """As long as what HMAC with SHA-256 makes (RFC 7518, 3.2)."""
 _KNOWN_VENDORS = ("openai", "deepseek", "ollama")
@@ -209,7 +209,7 @@ class Settings(BaseSettings):
         if "*" in origins and len(origins) > 1:
             raise ValueError("* stands alone: it lets every origin in")
         if not all(origin == "*" or re.fullmatch(_ORIGIN, origin) for origin in origins):
-            raise ValueError("each is *, or as browsers write it: http(s)://host or http(s)://host:port")
+            raise ValueError("each is *, or as browsers write it: scheme://host or scheme://host:port")
         return origins
 
     @field_validator("context_policy")

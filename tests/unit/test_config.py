@@ -111,7 +111,7 @@ def test_node_url_is_a_host_and_a_port(url, kept):
 
 def test_origins_are_as_browsers_write_them():
     """A scheme, a host and perhaps a port; or all of them."""
-    origins = ("https://a.example", "http://localhost:5173", "http://[::1]:8000")
+    origins = ("https://a.example", "http://localhost:5173", "http://[::1]:8000", "tauri://localhost")
     assert Settings(cors_origins=",".join(origins)).cors_origins == origins
     assert Settings(cors_origins="*").cors_origins == ("*",)
 
