@@ -75,7 +75,10 @@ def test_half_open_connections(tmp_path: Path) -> None:
             over.set()
             return ends, await others
 
-    with many_files(), ServerProcess(tmp_path, STORE_URL="memory://", MODEL_PROVIDER="demo") as server:
+    with (
+        many_files(),
+        ServerProcess(tmp_path, STORE_URL="memory://", MODEL_PROVIDER="demo", OVERLOAD_LAG_MS="0") as server,
+    ):
         ends, times = asyncio.run(attack(server))
     assert max(seconds for seconds, _ in ends) < GONE_WITHIN_S
     for number, (_, said) in enumerate(ends):

@@ -25,12 +25,12 @@ Json = dict[str, Any]
 class HttpServer:
     """The application behind uvicorn, in a thread, on a free port. ``settings`` as environment names.
 
-    ``http`` is what uvicorn is to parse with.
+    ``http`` is what uvicorn is to parse with. Nothing is refused because the machine is slow.
     """
 
     def __init__(self, app: ASGIApp | None = None, *, http: Any = "auto", **settings: Any) -> None:
         self.app = app or create_app(
-            Settings(**{"store_url": "memory://", "model_provider": "demo", **settings})
+            Settings(**{"store_url": "memory://", "model_provider": "demo", "overload_lag_ms": 0, **settings})
         )
         config = uvicorn.Config(
             self.app,

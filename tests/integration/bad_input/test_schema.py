@@ -19,7 +19,7 @@ REPLACED = "positive_data_acceptance,negative_data_rejection"  # by our own, see
 @pytest.mark.timeout(max(300, int(EXAMPLES) * 10))
 def test_the_server_keeps_to_its_schema(tmp_path: Path) -> None:
     """Whatever fits is accepted, what does not is refused, and every answer is as documented."""
-    with ServerProcess(tmp_path, STORE_URL="memory://", MODEL_PROVIDER="demo") as server:
+    with ServerProcess(tmp_path, STORE_URL="memory://", MODEL_PROVIDER="demo", OVERLOAD_LAG_MS="0") as server:
         command = [
             str(Path(sys.executable).with_name("schemathesis")),
             *(
