@@ -158,7 +158,7 @@ def rotate_keys(
     from app.telemetry.logs import configure_logs
 
     settings = read_settings({})
-    configure_logs(settings.log_format, settings.log_level)
+    configure_logs(settings.log_format, settings.log_level, settings.secrets())
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             is_good = runner.run(rotate(settings, force=force, skip_broken=skip_broken))
@@ -213,7 +213,7 @@ def key_commands() -> Iterator["KeyCommands"]:
     from app.telemetry.logs import configure_logs
 
     settings = read_settings({})
-    configure_logs(settings.log_format, settings.log_level)
+    configure_logs(settings.log_format, settings.log_level, settings.secrets())
     try:
         yield KeyCommands(settings.api_keys_file, settings.audit_file, SystemClock())
     except WrongUsage as error:

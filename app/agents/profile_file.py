@@ -108,6 +108,10 @@ def _unique(names: list[str]) -> list[str]:
     return names
 
 
+_Stop = Annotated[str, Field(min_length=1, max_length=200)]
+_Stops = Annotated[list[_Stop], Field(min_length=1, max_length=8)]
+
+
 class ParamsEntry(_Entry):
     """How the model is to answer; the rules are those of ``params`` in a request."""
 
@@ -116,14 +120,7 @@ class ParamsEntry(_Entry):
     max_tokens: int | None = Field(default=None, ge=1, le=10_000_000)
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
     seed: int | None = None
-    stop: (
-        Annotated[
-            list[Annotated[str, Field(min_length=1, max_length=200)]],
-            Field(min_length=1, max_length=8),
-            BeforeValidator(_as_list, json_schema_input_type=str | list[str]),
-        ]
-        | None
-    ) = None
+    stop: Annotated[_Stops, BeforeValidator(_as_list, json_schema_input_type=_Stop | _Stops)] | None = None
 
 
 class _AgentEntry(_Entry):

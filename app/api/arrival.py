@@ -45,6 +45,7 @@ class ArrivalProtocol(HttpToolsProtocol):
     BODY_STEP_S = 30.0
     BODY_STEPS = 10
 
+    url = b""
     _rest: asyncio.TimerHandle | None = None  # ends the wait for the rest of a request, or lingering
     _is_whole = True  # nothing of a request has come that is not all there
     _in_body = False
@@ -52,6 +53,8 @@ class ArrivalProtocol(HttpToolsProtocol):
     _slack = 0
     _piece = 0
     _steps = 0
+    _has_body = False  # what was fed last brought some
+    _barren = 0  # bytes that were fed since a body brought nothing more: its trailers, if many
     _is_upgrade = False  # the request asks for another protocol
     _refusal: AgentPoolError | None = None  # the last word on this connection; what comes after it is dropped
 
@@ -72,6 +75,7 @@ class ArrivalProtocol(HttpToolsProtocol):
         self._piece = len(data)
         self._fed += self._piece
         self._unset_keepalive_if_required()
+        self._has_body = False
         self._feed(data)
         if not self._is_whole and self._refusal is None:
             self._check_part()
@@ -115,8 +119,13 @@ class ArrivalProtocol(HttpToolsProtocol):
         if self._is_upgrade:
             return
         super().on_headers_complete()  # raises where the address is none
+        self.headers = []  # for trailers, which are dropped: they are no headers (RFC 9110, 6.5.1)
         self._in_body = True
-        self._steps = 0
+        self._steps = self._barren = 0
+
+    def on_body(self, body: bytes) -> None:
+        self._has_body = True
+        super().on_body(body)
 
     def on_message_complete(self) -> None:
         if self._is_upgrade:
@@ -131,8 +140,11 @@ class ArrivalProtocol(HttpToolsProtocol):
 
     def _check_part(self) -> None:
         """Something of a request is there, but not all of it."""
+        self._barren = 0 if self._has_body else self._barren + self._piece
         if not self._in_body and self._fed - self._slack > MAX_HEAD_BYTES + MAX_URL_BYTES:
             self._refuse(UriTooLong() if len(self.url) > MAX_URL_BYTES else HeadTooLarge())
+        elif self._in_body and self._barren > MAX_HEAD_BYTES:
+            self._refuse(HeadTooLarge())
         elif self._rest is None:
             self._await_rest()
 
@@ -180,7 +192,7 @@ class ArrivalProtocol(HttpToolsProtocol):
         """Answer the request that arrives, when it is its turn, and end the connection."""
         self._refusal = error
         self._forget_rest()
-        _log.info("refused a request: %s", error.code)
+        _log.debug("refused a request: %s", error.code)  # not louder: anybody may fill a log with these
         cycle = self.cycle
         if cycle is None or cycle.response_complete:
             self._say_no(error)

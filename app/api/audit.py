@@ -26,7 +26,7 @@ def note_deed(request: Request, owner: str | None = None) -> None:
     exchange = exchange_of(request.scope)
     if owner is None and exchange.deed is not None:
         return
-    exchange.deed = Deed(f"{request.method} {request.scope['route'].path}", owner)
+    exchange.deed = Deed(f"{request.method} {request.scope['route'].path_format}", owner)
 
 
 def note_receipt(request: Request, receipt_id: str) -> None:

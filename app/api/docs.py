@@ -21,7 +21,7 @@ STATIC_PATH = "/static-offline-docs"
 OPEN_PATHS = frozenset({"/health", "/ready", "/docs", "/redoc", "/openapi.json"})
 """What is there for everybody, beside the files below ``STATIC_PATH``."""
 EVERYWHERE = (
-    *("NOT_FOUND", "METHOD_NOT_ALLOWED", "VALIDATION_ERROR"),
+    *("MALFORMED_REQUEST", "NOT_FOUND", "METHOD_NOT_ALLOWED", "VALIDATION_ERROR"),
     *("RATE_LIMITED", "OVERLOADED", "INTERNAL_ERROR"),
 )
 WITH_BODY = ("MALFORMED_JSON", "PAYLOAD_TOO_LARGE", "UNSUPPORTED_MEDIA_TYPE")

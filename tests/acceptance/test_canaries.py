@@ -21,6 +21,7 @@ MARK = "c4n4ry"
 KEY, OTHER_KEY, BASE_PASSWORD, TOOL_KEY = (
     f"{name}-{MARK}-0123456789abcdef" for name in ("sk-main", "other", "base", "tool")
 )
+RING = f"{MARK}{'A' * 37}="  # 32 bytes in base64
 HEADERS = {
     "Authorization": f"Bearer {MARK}-bearer",
     "X-Api-Key": f"{MARK}-header",
@@ -85,6 +86,7 @@ def start(folder: Path, model: ModelServer, **settings: str) -> ServerProcess:
         OTHER_API_KEY=OTHER_KEY,
         TOOL_API_KEY=TOOL_KEY,
         MODEL_PROVIDERS=json.dumps({"other": other}),
+        JWT_SECRET=f"jwt-{MARK}-{'0' * 32}",
         PYTHONFAULTHANDLER="1",
         **settings,
     )
@@ -152,7 +154,8 @@ def found_in_files(folder: Path) -> list[str]:
 @pytest.mark.parametrize("client", ["lean", "stock"])
 def test_no_canary_is_anywhere(tmp_path: Path, model: ModelServer, log_format: str, client: str) -> None:
     """Not in logs, answers, events, the database or what an aborted process says, whatever went wrong."""
-    with start(tmp_path, model, LOG_FORMAT=log_format, MODEL_CLIENT=client) as server:
+    keys = {"ENCRYPTION_KEYS": RING} if client == "stock" else {}
+    with start(tmp_path, model, LOG_FORMAT=log_format, MODEL_CLIENT=client, **keys) as server:
         told = drive(server, model)
         server.stop(signal.SIGABRT)
         with closing(sqlite3.connect(tmp_path / "pool.db")) as database, database:

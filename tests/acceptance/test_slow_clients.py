@@ -52,6 +52,7 @@ async def ask_on(server: ServerProcess, until: asyncio.Event) -> list[float]:
             server.request, "POST", "/chat", {"session_id": "s", "message": "hello"}
         )
         assert reply.status == 200
+        assert "server" not in reply.headers
         times.append(time.monotonic() - began)
     return times
 

@@ -34,6 +34,7 @@ class App:
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         self.asked.append(scope["method"])
+        self.scope = scope
         size, more = 0, self.reads
         while more:
             event = await receive()
@@ -296,6 +297,42 @@ async def test_an_endless_head_is_cut(start: bytes, refusal: tuple[int, str]) ->
         for _ in range(200):
             client.say(b"a" * 50_000)
         assert await client.refusal() == refusal
+
+
+CHUNKED = GET[:-2] + b"Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n"
+
+
+async def test_trailers_are_no_headers() -> None:
+    """What comes behind a body changes nothing of what came before it, and is not kept."""
+    app = App()
+    async with connected(app) as client:
+        client.say(CHUNKED + b"0\r\nX-Evil: 1\r\nIf-Match: x\r\n\r\n" + GET * 2)
+        for expected in (b"3 bytes", b"0 bytes", b"0 bytes"):
+            assert await client.answer() == (200, expected)
+        client.say(CHUNKED + b"0\r\nX-Evil: 1\r\n\r\n")
+        assert await client.answer() == (200, b"3 bytes")
+    assert [name for name, _ in app.scope["headers"]] == [b"host", b"transfer-encoding"]
+
+
+@pytest.mark.parametrize("trailer", [b"X: y\r\n", b"X: " + b"y" * 997], ids=["many", "long"])
+async def test_endless_trailers_are_cut(trailer: bytes) -> None:
+    """They would be kept until the last of them has come."""
+    async with connected(App()) as client:
+        client.say(CHUNKED + b"0\r\n" + trailer)
+        await client.writer.drain()
+        for _ in range(400):
+            client.say(trailer.removeprefix(b"X: ") if len(trailer) > 100 else trailer * 100)
+            await asyncio.sleep(0)
+        assert await client.refusal() == (431, "HEAD_TOO_LARGE")
+
+
+async def test_line_ends_before_any_request_are_cut() -> None:
+    """There is no request yet, but there is an end to what may come before one."""
+    async with connected(App()) as client:
+        for _ in range(100):
+            client.say(b"\r\n" * 1000)
+            await asyncio.sleep(0)
+        assert await client.refusal() == (431, "HEAD_TOO_LARGE")
 
 
 @pytest.mark.parametrize("body", [b"", b"hello"])

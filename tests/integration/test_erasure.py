@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import pytest
 
@@ -16,6 +17,7 @@ from app.services import erasure
 from app.services.records import DELETE_PAGE
 from app.stores.memory.store import MemoryStore
 from tests.contract.builders import make_session
+from tests.contract.test_sqlite_erasure import MARK, found_in
 from tests.integration.test_http_chat import STALL, Chat, Stream, says
 from tests.integration.test_http_server import HttpServer, Json, problem
 from tests.integration.test_policies import settings_for
@@ -112,6 +114,23 @@ def test_a_receipt_is_in_the_audit_log(chat: Chat, caplog: pytest.LogCaptureFixt
     (line,) = [json.loads(one.getMessage()) for one in caplog.records if one.name == "agentpool.audit"]
     assert line["receipt_id"] == receipt["receipt_id"]
     assert (line["action"], line["owner"], line["status"]) == ("DELETE /users/{user_id}", "alice", 200)
+
+
+def test_the_files_hold_no_byte_of_who_was_erased(tmp_path: Path) -> None:
+    """When the receipt is there, neither name nor words are in the database or its WAL; others' are."""
+    with ModelServer() as models:
+        store = {"store_url": f"sqlite:///{tmp_path}/agentpool.db"}
+        with HttpServer(**{**settings_for(models), **store}) as server:
+            chat = Chat(server, models)
+            for user_id, name in ((MARK, "a"), ("Somebody-Else", "b")):
+                fill(chat, user_id, name)
+                chat.say(f"my name is {user_id}", name, user_id=user_id).raise_for_status()
+            assert found_in(tmp_path)
+            chat.client.delete(f"/users/{MARK}").raise_for_status()
+            assert found_in(tmp_path) == {}
+            assert found_in(tmp_path, "Somebody-Else")
+            chat.close()
+        assert found_in(tmp_path) == {}
 
 
 def test_names_that_a_user_may_have(chat: Chat) -> None:
