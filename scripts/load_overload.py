@@ -15,7 +15,7 @@ import argparse
 import asyncio
 import random
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import cast
@@ -116,7 +116,8 @@ class Crowd:
         self._maker = maker
         self._random = random.Random(options.seed)
         self._ready = maker.make(options.sessions)
-        self._free: list[Line] = []
+        self._free: deque[Line] = deque()  # used by turns, so that none is idle for as long as servers wait
+        self._lines: list[Line] = []
         self._under_way = 0
 
     @property
@@ -125,17 +126,28 @@ class Crowd:
         return self._ready
 
     async def connect(self, count: int) -> None:
+        """Have so many connections open."""
         loop = asyncio.get_running_loop()
-        for _ in range(count):
+        self._lines = [line for line in self._lines if line.is_open]
+        for _ in range(count - len(self._lines)):
             _, line = await loop.create_connection(Line, *self._address)
+            self._lines.append(line)
             self._free.append(line)
 
+    async def _stay_connected(self) -> None:
+        while True:  # servers close what is idle
+            await self.connect(CONNECTIONS)
+            await asyncio.sleep(LOOK_S)
+
     def close(self) -> None:
-        for line in self._free:
+        for line in self._lines:
             line.close()
+        self._lines.clear()
+        self._free.clear()
 
     async def run_closed(self, clients: int, seconds: float) -> Stage:
         """Keep ``clients`` turns running: each begins when one before it has ended."""
+        self.close()  # on fresh connections: the server may be about to close the others
         stage = Stage()
         give_up_at = stage.began + seconds
         async with asyncio.TaskGroup() as group:
@@ -149,6 +161,8 @@ class Crowd:
 
         Latencies count from when a turn is due.
         """
+        await self.connect(CONNECTIONS)
+        staying = asyncio.create_task(self._stay_connected(), name="connections")
         stage = Stage()
         due = stage.began
         while (now := time.perf_counter()) < stage.began + seconds:
@@ -159,6 +173,7 @@ class Crowd:
                 due += self._random.expovariate(rate)
             await asyncio.sleep(TICK_S)
         stage.duration_s = time.perf_counter() - stage.began
+        staying.cancel()
         while self._under_way:  # noqa: ASYNC110  # no event: a look at each answer would cost more
             await asyncio.sleep(TICK_S)
         return stage
@@ -168,13 +183,14 @@ class Crowd:
         while (now := time.perf_counter()) < give_up_at:
             if (line := self._take_line()) is None:
                 _, line = await loop.create_connection(Line, *self._address)
+                self._lines.append(line)
             ended = loop.create_future()
             self._begin(line, stage, now, lambda ended=ended: ended.set_result(None))  # type: ignore[misc]
             await ended
 
     def _take_line(self) -> Line | None:
         while self._free:
-            line = self._free.pop()
+            line = self._free.popleft()
             if line.is_open:
                 return line
         return None
@@ -257,7 +273,6 @@ async def run(
     """Find the peak, overload the server, look how it recovers; return the stages, figures and errors."""
     crowd, watch = Crowd(options, maker), Watch(options, http)
     try:
-        await crowd.connect(CONNECTIONS)
         await crowd.run_closed(options.concurrency, options.warm_up)
         peak = await crowd.run_closed(options.concurrency, options.peak_seconds)
         before_mib = load_process.read_rss_mib(options.pid) if options.pid else 0.0

@@ -33,12 +33,11 @@ QUEUED = 4
 """The shortest commit may wait so many times as long as the loop may typically lag."""
 CHOKED = 4
 """At so many times that lag other requests are refused, too: there are no turns left to refuse."""
+START = 512
+"""So many turns at once are let in before anything is felt, and always while nobody has been refused."""
 LEAST = 256
-"""So many turns are not too many for a store, and some 40 ms of work in each round of the loop."""
+"""So many keep any store busy: a queue for commits does not take the bound below."""
 LEAST_OF_ALL = 16
-STUBBORN_WINDOWS = 10
-"""After each so many in which the loop lags with the least of turns, that is halved."""
-START = 2 * LEAST
 BACKOFF = 0.9
 GROWTH = 0.02
 CALM_WINDOWS = 20
@@ -66,11 +65,11 @@ class Gate:
         self._count = count
         self.limit: float = START
         self.in_flight = 0
-        self._least = LEAST
         self._is_slow_start = True
+        self._has_refused = False
         self._is_choked = False
         self._refusals = 0
-        self._windows = 0  # in a row that were calm; below zero: that were not
+        self._calm_windows = 0  # in a row
         self._window_ends = 0.0
         self._lags: list[float] = []
         self._commit_s = self._quickest_s = inf
@@ -84,6 +83,7 @@ class Gate:
         if self.is_closed_to(burden):
             refusal = Overloaded(retry_after_s=1 + self._refusals % RETRY_S)
             self._refusals += 1
+            self._has_refused = True
             self._count(refusal)
             raise refusal
         if burden is Burden.TURN:
@@ -124,18 +124,24 @@ class Gate:
         lags = lag_s > self._lag_s
         self._is_choked = lag_s > CHOKED * self._lag_s
         if lags or has_queue:
-            self._windows = min(0, self._windows) - 1
-            if lags and self.in_flight <= self._least and self._windows % STUBBORN_WINDOWS == 0:
-                self._least = max(LEAST_OF_ALL, self._least // 2)
-            if self.in_flight < self.limit + 1:  # else the last cut is not felt yet: its turns have not ended
-                self._is_slow_start = False
-                self.limit = max(self._least, int(BACKOFF * self.in_flight))
+            self._calm_windows = 0
+            self._cut(LEAST_OF_ALL if lags else LEAST)
             return
-        self._windows = max(0, self._windows) + 1
-        if self._windows == CALM_WINDOWS:
-            self._is_slow_start, self._least, self.limit = True, LEAST, max(START, self.limit)
+        self._has_refused = False
+        self._calm_windows += 1
+        if self._calm_windows == CALM_WINDOWS:
+            self._is_slow_start, self.limit = True, max(START, self.limit)
         if 2 * self.in_flight > self.limit:
             self.limit = 2 * self.in_flight if self._is_slow_start else self.limit * (1 + GROWTH)
+
+    def _cut(self, least: int) -> None:
+        if self.in_flight >= self.limit + 1:
+            return  # the last cut is not felt yet: its turns have not ended
+        self._is_slow_start = False
+        if not self._has_refused:
+            least = START  # so few as there are do not need to be fewer
+        self.limit = max(min(least, self.limit), int(BACKOFF * self.in_flight))
+        self._has_refused = False
 
 
 class LagProbe:

@@ -14,7 +14,7 @@ from tests.serverprocess import ServerProcess
 
 TIMES = 5
 PEAK_S, OVERLOAD_S = 1.5, 6.0
-SESSIONS, CONNECTIONS, CLIENTS = 2000, 1200, 64
+SESSIONS, CLIENTS = 2000, 64
 LEFT_S = 30.0
 MORE_MIB = 256
 
@@ -39,7 +39,6 @@ async def overload(server: ServerProcess) -> tuple[Crowd, Watch, list[Stage]]:
     crowd = Crowd(options, SessionMaker("overload"))
     async with aiohttp.ClientSession() as http:
         watch = Watch(options, http)
-        await crowd.connect(CONNECTIONS)
         peak = await crowd.run_closed(CLIENTS, PEAK_S)
         watching = asyncio.create_task(watch.look_for_ever())
         async with asyncio.timeout(OVERLOAD_S + LEFT_S):
@@ -94,7 +93,6 @@ def test_without_a_gate_nothing_is_refused_for_it(tmp_path: Path) -> None:
 
     async def ask_at_once() -> Stage:
         crowd = Crowd(options_of(server), SessionMaker("many"))
-        await crowd.connect(700)
         stage = await crowd.run_closed(700, 2.0)
         crowd.close()
         return stage
