@@ -30,6 +30,7 @@ class SessionErasure(SessionRecords):
         Raises:
             SessionBusy: the user makes sessions faster than they are removed.
         """
+        spent = await self._turns.quota.learn((owner, user_id))
         erased, pages_left = Erased(), await self._count_pages(owner, user_id) + SPARE_PAGES
         while True:
             keys = await self._list_page(owner, user_id)
@@ -41,6 +42,7 @@ class SessionErasure(SessionRecords):
                 raise SessionBusy("The user goes on making sessions.", retry_after_s=1)
             pages_left -= 1
             erased += await self._erase_page(keys)
+        self._turns.quota.note_erasure((owner, user_id), spent)
         return Receipt(
             receipt_id=self._admission.new_id(),
             user_id=user_id,

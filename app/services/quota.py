@@ -106,6 +106,7 @@ class TurnQuota:
         self._turns: Counter[UserKey] = Counter()
         self._known: TTLCache[UserKey, _Spent] = TTLCache(KNOWN_USERS, KNOWN_S, timer=clock.monotonic)
         self._reading: dict[UserKey, list[_Spent]] = {}
+        self._erased: TTLCache[UserKey, _Spent] = TTLCache(KNOWN_USERS, DAY_S, timer=clock.monotonic)
 
     async def learn(self, user: UserKey | None) -> int:
         """Return how many tokens the user's turns have taken today; asks the store where that is not known.
@@ -173,6 +174,15 @@ class TurnQuota:
         if user is not None:
             self._known.pop(user, None)
 
+    def note_erasure(self, user: UserKey, spent: int) -> None:
+        """Remember that a user whom the store has forgotten had ``spent`` so many tokens today.
+
+        Else whoever erases themselves could begin the day anew. Other processes do not know of it.
+        """
+        if self._tokens_per_day:
+            self._erased[user] = _Spent(self._today(), spent)
+            self._known.pop(user, None)
+
     async def _read(self, user: UserKey, today: int, read: ReadUsage) -> _Spent:
         # What ends while the store is asked counts in either case: twice at worst, until it is asked again.
         spent = _Spent(today)
@@ -183,6 +193,9 @@ class TurnQuota:
             self._reading[user].remove(spent)
             if not self._reading[user]:
                 del self._reading[user]
+        erased = self._erased.get(user)
+        if erased is not None and erased.day == today:
+            spent.tokens += erased.tokens
         spent.tokens += sum(d.prompt_tokens + d.completion_tokens for d in usage.days if d.day == today)
         return spent
 

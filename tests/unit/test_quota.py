@@ -73,6 +73,21 @@ async def test_tokens_of_the_day_are_the_stores_and_what_ended_since() -> None:
     assert refusal.value.retry_after_s == DAY_S - books.clock.now_ms() / 1000 % DAY_S
 
 
+async def test_an_erasure_does_not_begin_the_day_anew() -> None:
+    """What a user had before the store forgot them counts until the day is over, also after a second time."""
+    quota, books = turn_quota(tokens_per_day=100)
+    books.tokens = 60
+    for had in (60, 90):
+        assert await quota.learn(ALICE) == had
+        quota.note_erasure(ALICE, had)
+        books.tokens = 0
+        assert await quota.learn(ALICE) == had
+        quota.release(ALICE, 30)
+    books.clock.advance(DAY_S)
+    books.tokens = 0
+    assert await quota.learn(ALICE) == 0
+
+
 async def test_the_store_is_asked_again_after_a_while() -> None:
     """So other nodes' turns are seen; until then it is not asked, however many turns begin."""
     quota, books = turn_quota(tokens_per_day=100)
