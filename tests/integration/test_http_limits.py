@@ -212,3 +212,13 @@ def test_tokens_per_day(tmp_path: Path) -> None:
             server.client.get("/users/alice/usage").json()["turns"]
             == server.client.get("/sessions/s").json()["turn_count"]
         )
+
+
+def test_an_erasure_does_not_begin_the_day_anew() -> None:
+    """Who has used up the day's tokens and has themselves erased has used them up."""
+    body = {"session_id": "s", "user_id": "alice", "message": "one two three four five six"}
+    with HttpServer(user_tokens_per_day=5) as server:
+        assert server.client.post("/chat", json=body).status_code == 200
+        problem(server.client.post("/chat", json=body), 429, "RATE_LIMITED")
+        assert server.client.delete("/users/alice").json()["erased"]["sessions"] == 1
+        problem(server.client.post("/chat", json=body), 429, "RATE_LIMITED")
