@@ -236,6 +236,11 @@ class Crowd:
             self._ready.append(self._maker.make(1)[0])
 
 
+def open_watch() -> aiohttp.ClientSession:
+    """Return what ``Watch`` asks with: a new connection each time, as probes do."""
+    return aiohttp.ClientSession(connector=aiohttp.TCPConnector(force_close=True))
+
+
 class Watch:
     """Asks health and admin routes all the time, and looks at the server's memory."""
 

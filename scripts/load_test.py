@@ -71,7 +71,7 @@ async def drive(options: argparse.Namespace) -> dict[str, Any]:
 
 async def drive_overload(options: argparse.Namespace, maker: SessionMaker) -> dict[str, Any]:
     client_s = time.process_time()
-    async with aiohttp.ClientSession() as http:
+    async with load_overload.open_watch() as http:
         stages, figures, errors = await load_overload.run(options, maker, http)
     measured_s = sum(stage.duration_s for stage in stages)
     figures |= {"client_cpu": (time.process_time() - client_s) / measured_s}

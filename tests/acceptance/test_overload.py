@@ -5,9 +5,8 @@ import asyncio
 import statistics
 from pathlib import Path
 
-import aiohttp
 import load_process
-from load_overload import Crowd, Stage, Watch
+from load_overload import Crowd, Stage, Watch, open_watch
 from load_session import SessionMaker
 
 from tests.serverprocess import ServerProcess
@@ -37,7 +36,7 @@ async def overload(server: ServerProcess) -> tuple[Crowd, Watch, list[Stage]]:
     """Measure the peak, send ``TIMES`` as much, then little; return what came of it."""
     options = options_of(server)
     crowd = Crowd(options, SessionMaker("overload"))
-    async with aiohttp.ClientSession() as http:
+    async with open_watch() as http:
         watch = Watch(options, http)
         peak = await crowd.run_closed(CLIENTS, PEAK_S)
         watching = asyncio.create_task(watch.look_for_ever())
