@@ -36,7 +36,14 @@ from app.services.overload import Gate
 from app.services.quota import RequestQuota
 
 CORS_METHODS: Final = ("GET", "HEAD", "POST", "PATCH", "DELETE")
-CORS_ALLOWED: Final = ("Last-Event-ID", "Idempotency-Key", "If-Match", "Authorization", "Content-Type")
+CORS_ALLOWED: Final = (
+    "Last-Event-ID",
+    "Idempotency-Key",
+    "If-Match",
+    "Authorization",
+    "X-API-Key",
+    "Content-Type",
+)
 CORS_EXPOSED: Final = (
     "X-Request-ID",
     "X-Session-ID",

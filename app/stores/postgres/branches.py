@@ -17,7 +17,7 @@ from app.stores.postgres.tree import Spot, find_record, get_record, get_state, s
 from app.stores.postgres.unit import Unit, View
 from app.stores.side_rows import Row, from_id, to_state_body
 
-ADD_TURN = f"INSERT INTO turns (session, {TURN_COLUMNS}) VALUES ({marks('x,' + TURN_COLUMNS)})"  # noqa: S608
+ADD_TURN = f"INSERT INTO turns (session, {TURN_COLUMNS}) VALUES ({marks('x,' + TURN_COLUMNS)})"
 ADD_STATE = "INSERT INTO states (session, number, body) VALUES ($1, $2, $3)"
 
 

@@ -19,10 +19,10 @@ from app.stores.postgres.unit import Unit, View
 from app.stores.sealing import Sealer
 from app.stores.side_rows import CHECKPOINT_COLUMNS, Row, from_checkpoint_row, to_checkpoint_row
 
-ADD = f"INSERT INTO checkpoints (session, {CHECKPOINT_COLUMNS}) VALUES ({marks('x,' + CHECKPOINT_COLUMNS)})"  # noqa: S608
-_FIND = f"SELECT {CHECKPOINT_COLUMNS} FROM checkpoints WHERE session = $1 AND checkpoint_id = $2"  # noqa: S608
+ADD = f"INSERT INTO checkpoints (session, {CHECKPOINT_COLUMNS}) VALUES ({marks('x,' + CHECKPOINT_COLUMNS)})"
+_FIND = f"SELECT {CHECKPOINT_COLUMNS} FROM checkpoints WHERE session = $1 AND checkpoint_id = $2"
 LIST = (
-    f"SELECT {CHECKPOINT_COLUMNS} FROM checkpoints WHERE session = $1"  # noqa: S608
+    f"SELECT {CHECKPOINT_COLUMNS} FROM checkpoints WHERE session = $1"
     " AND (created_at, checkpoint_id) < ($2, $3) ORDER BY created_at DESC, checkpoint_id DESC LIMIT $4"
 )
 _COUNT = "SELECT count(*) FROM checkpoints WHERE session = $1"

@@ -16,14 +16,14 @@ from app.stores.sealing import Sealer
 from app.stores.side_rows import FACT_COLUMNS, Row, from_fact_row, to_fact_row
 
 _FIND_LAST = "SELECT number, created_at FROM session_events WHERE session = $1 ORDER BY number DESC LIMIT 1"
-ADD = f"INSERT INTO session_events (session, {FACT_COLUMNS}) VALUES ({marks('x,' + FACT_COLUMNS)})"  # noqa: S608
+ADD = f"INSERT INTO session_events (session, {FACT_COLUMNS}) VALUES ({marks('x,' + FACT_COLUMNS)})"
 _DROP = "DELETE FROM session_events WHERE session = $1 AND number <= $2"
 LIST_FACTS = (
-    f"SELECT {FACT_COLUMNS} FROM session_events WHERE session = $1"  # noqa: S608
+    f"SELECT {FACT_COLUMNS} FROM session_events WHERE session = $1"
     " AND (created_at, number) {beyond} ($2, $3) ORDER BY created_at {order}, number {order} LIMIT $4"
 )
 LIST_TURNS = (
-    f"SELECT {TURN_COLUMNS} FROM turns WHERE session = $1"  # noqa: S608
+    f"SELECT {TURN_COLUMNS} FROM turns WHERE session = $1"
     " AND (started_at, turn_id) {beyond} ($2, $3) ORDER BY started_at {order}, turn_id {order} LIMIT $4"
 )
 _UPWARDS = {"beyond": ">", "order": "ASC"}

@@ -22,7 +22,7 @@ PURGE_SIZES = (20, 5, 1)
 """How many sessions one step of a purge removes, and with how many it goes on where that takes too long."""
 
 _LIST_OLDEST = (
-    f"SELECT {RECORD_COLUMNS} FROM sessions WHERE user_id = $1 AND owner = $2"  # noqa: S608
+    f"SELECT {RECORD_COLUMNS} FROM sessions WHERE user_id = $1 AND owner = $2"
     " ORDER BY last_accessed, id LIMIT $3"
 )
 _KEPT_TOTAL = (
@@ -38,7 +38,7 @@ COUNTERS = (
     "turns_finished", "response_ms", "prompt_tokens", "completion_tokens",
 )  # fmt: skip
 _SUMS = ", ".join(f"sum({name})::bigint AS {name}" for name in COUNTERS)
-_SUM_COUNTERS = f"SELECT {_SUMS} FROM counters"  # noqa: S608
+_SUM_COUNTERS = f"SELECT {_SUMS} FROM counters"
 _SUM_TIMES = "SELECT bucket, sum(count)::bigint FROM response_times GROUP BY bucket"
 COUNT_SESSIONS = "SELECT sum(sessions)::bigint FROM counters"
 _SWEEP = "SELECT * FROM sweep($1, $2)"
@@ -67,7 +67,7 @@ def page_of(query: SessionQuery, life: LifeSpan) -> tuple[str, list[Any]]:
     conditions = Conditions(query, life)
     after = f"(last_accessed, id) < ({conditions.mark(time_ms)}, {conditions.mark(number)})"
     return (
-        f"SELECT {RECORD_COLUMNS} FROM sessions WHERE {conditions.where} AND {after}"  # noqa: S608
+        f"SELECT {RECORD_COLUMNS} FROM sessions WHERE {conditions.where} AND {after}"
         f" ORDER BY last_accessed DESC, id DESC LIMIT {conditions.mark(query.limit + 1)}",
         conditions.values,
     )
@@ -83,7 +83,7 @@ async def list_keys(
 ) -> tuple[SessionKey, ...]:
     query = SessionQuery(owner=owner, now=0, user_id=user_id, agent_id=agent_id)
     conditions = Conditions(query, LifeSpan())
-    sql = f"SELECT owner, session_id FROM sessions WHERE {conditions.where} LIMIT {conditions.mark(limit)}"  # noqa: S608
+    sql = f"SELECT owner, session_id FROM sessions WHERE {conditions.where} LIMIT {conditions.mark(limit)}"
     rows = await view.connection.fetch(sql, *conditions.values)
     return tuple(SessionKey(row[0].decode(), row[1].decode()) for row in rows)
 
@@ -136,12 +136,12 @@ async def _total(view: View, query: SessionQuery, life: LifeSpan) -> int | None:
     conditions = Conditions(query, life)
     if is_exact:
         total: int = await view.connection.fetchval(
-            f"SELECT count(*) FROM sessions WHERE {conditions.where}",  # noqa: S608
+            f"SELECT count(*) FROM sessions WHERE {conditions.where}",
             *conditions.values,
         )
         return total
     counted: int = await view.connection.fetchval(
-        f"SELECT count(*) FROM (SELECT 1 FROM sessions WHERE {conditions.where}"  # noqa: S608
+        f"SELECT count(*) FROM (SELECT 1 FROM sessions WHERE {conditions.where}"
         f" LIMIT {conditions.mark(rules.TOTAL_LIMIT + 1)}) AS found",
         *conditions.values,
     )

@@ -47,10 +47,10 @@ _LIST_AFTER = (
     " ORDER BY owner, session_id LIMIT $3"
 )
 _LIST_FIRST = "SELECT owner, session_id FROM sessions ORDER BY owner, session_id LIMIT $1"
-_TURNS = f"SELECT {TURN_COLUMNS} FROM turns WHERE session = $1 ORDER BY turn_id"  # noqa: S608
+_TURNS = f"SELECT {TURN_COLUMNS} FROM turns WHERE session = $1 ORDER BY turn_id"
 _KEYS = "SELECT turn_id, owner, key, fingerprint, created_at, seal FROM idempotency_keys WHERE session = $1"
-_FACTS = f"SELECT {FACT_COLUMNS} FROM session_events WHERE session = $1 ORDER BY number"  # noqa: S608
-_CHECKPOINTS = f"SELECT {CHECKPOINT_COLUMNS} FROM checkpoints WHERE session = $1 ORDER BY checkpoint_id"  # noqa: S608
+_FACTS = f"SELECT {FACT_COLUMNS} FROM session_events WHERE session = $1 ORDER BY number"
+_CHECKPOINTS = f"SELECT {CHECKPOINT_COLUMNS} FROM checkpoints WHERE session = $1 ORDER BY checkpoint_id"
 _SHARED = (
     "SELECT app_name, owner, user_id, rev, updated_at, body FROM shared_state"
     " ORDER BY app_name, owner, user_id"
@@ -76,7 +76,7 @@ _UNCOUNT = (
     "UPDATE counters SET created = created - 1, lifetime_ms = lifetime_ms - s.last_accessed + s.created_at"
     " FROM sessions AS s WHERE shard = 0 AND s.owner = $1 AND s.session_id = $2"
 )
-_CLEAR_TOTALS = f"UPDATE counters SET {', '.join(f'{name} = 0' for name in _OF_ALL_TIME)}"  # noqa: S608
+_CLEAR_TOTALS = f"UPDATE counters SET {', '.join(f'{name} = 0' for name in _OF_ALL_TIME)}"
 _SCRUB = "VACUUM (FULL) sessions, turns, states, notes, checkpoints, session_events, shared_state"
 _SET_TOTALS = "UPDATE counters SET {names} WHERE shard = 0"
 

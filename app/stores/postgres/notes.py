@@ -18,9 +18,9 @@ from app.stores.postgres.unit import Unit, View
 from app.stores.sealing import Sealer
 from app.stores.side_rows import NOTE_COLUMNS, from_id, from_note_row, to_id, to_note_row
 
-ADD = f"INSERT INTO notes (session, {NOTE_COLUMNS}) VALUES ({marks('x,' + NOTE_COLUMNS)})"  # noqa: S608
-_FIND = f"SELECT {NOTE_COLUMNS} FROM notes WHERE session = $1 AND note_id = $2"  # noqa: S608
-_LIST = f"SELECT {NOTE_COLUMNS} FROM notes WHERE session = $1 ORDER BY id"  # noqa: S608
+ADD = f"INSERT INTO notes (session, {NOTE_COLUMNS}) VALUES ({marks('x,' + NOTE_COLUMNS)})"
+_FIND = f"SELECT {NOTE_COLUMNS} FROM notes WHERE session = $1 AND note_id = $2"
+_LIST = f"SELECT {NOTE_COLUMNS} FROM notes WHERE session = $1 ORDER BY id"
 
 
 class Noted(NamedTuple):

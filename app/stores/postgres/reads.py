@@ -35,7 +35,7 @@ _FIND_HOLDER = (
 _FIND_TREE_OF = "SELECT id, head, depth, session_id, owner, uid FROM sessions WHERE id = $1"
 _COUNT_TURNS = "SELECT count(*) FROM turns WHERE session = $1"
 LIST_TURNS = (
-    f"SELECT {TURN_COLUMNS} FROM turns WHERE session = $1 AND (started_at, turn_id) < ($2, $3)"  # noqa: S608
+    f"SELECT {TURN_COLUMNS} FROM turns WHERE session = $1 AND (started_at, turn_id) < ($2, $3)"
     " ORDER BY started_at DESC, turn_id DESC LIMIT $4"
 )
 _FIND_KEY = (

@@ -24,11 +24,11 @@ ROOT_STATE = 1
 
 _COUNT = len(SESSION_COLUMNS.split(","))
 _ADD = (
-    f"INSERT INTO sessions ({SESSION_COLUMNS}, stamp) VALUES ({marks('stamp,' + SESSION_COLUMNS)})"  # noqa: S608
+    f"INSERT INTO sessions ({SESSION_COLUMNS}, stamp) VALUES ({marks('stamp,' + SESSION_COLUMNS)})"
     " ON CONFLICT (owner, session_id) DO NOTHING RETURNING id"
 )
 _SET = (
-    f"UPDATE sessions SET ({SESSION_COLUMNS}) = ROW ({marks(SESSION_COLUMNS)}), stamp = ${_COUNT + 2}"  # noqa: S608
+    f"UPDATE sessions SET ({SESSION_COLUMNS}) = ROW ({marks(SESSION_COLUMNS)}), stamp = ${_COUNT + 2}"
     f" WHERE id = ${_COUNT + 1}"
 )
 _ADD_STATE = "INSERT INTO states (session, number, body) VALUES ($1, $2, $3)"

@@ -26,7 +26,7 @@ _LIST = (
     "SELECT last_accessed, id, owner, session_id, uid, title FROM sessions WHERE {where}"
     " AND (last_accessed, id) < ({time}, {number}) ORDER BY last_accessed DESC, id DESC LIMIT {step}"
 )
-_GET = f"SELECT {RECORD_COLUMNS} FROM sessions WHERE id = ANY ($1) ORDER BY last_accessed DESC, id DESC"  # noqa: S608
+_GET = f"SELECT {RECORD_COLUMNS} FROM sessions WHERE id = ANY ($1) ORDER BY last_accessed DESC, id DESC"
 
 Position = tuple[int, int]
 """The time of a session's last activity, and its number."""

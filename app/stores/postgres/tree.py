@@ -20,14 +20,14 @@ from app.stores.postgres.rows import (
 from app.stores.postgres.unit import View
 from app.stores.side_rows import Row, from_id, from_state_body
 
-FIND_RECORD = f"SELECT {RECORD_COLUMNS} FROM sessions WHERE owner = $1 AND session_id = $2"  # noqa: S608
+FIND_RECORD = f"SELECT {RECORD_COLUMNS} FROM sessions WHERE owner = $1 AND session_id = $2"
 LOCK_RECORD = f"{FIND_RECORD} FOR NO KEY UPDATE"
 _FIND_TREE = "SELECT id, head, depth FROM sessions WHERE owner = $1 AND session_id = $2 AND uid = $3"
-_FIND_TURN = f"SELECT {TURN_COLUMNS} FROM turns WHERE session = $1 AND turn_id = $2"  # noqa: S608
+_FIND_TURN = f"SELECT {TURN_COLUMNS} FROM turns WHERE session = $1 AND turn_id = $2"
 _T_COLUMNS = ", ".join(f"t.{column.strip()}" for column in TURN_COLUMNS.split(","))
 # The number of steps, not the depth, orders the rows and ends a broken circle.
 _WALK = (
-    f"WITH RECURSIVE path AS (SELECT {TURN_COLUMNS}, 1 AS step FROM turns"  # noqa: S608
+    f"WITH RECURSIVE path AS (SELECT {TURN_COLUMNS}, 1 AS step FROM turns"
     f" WHERE session = $1 AND turn_id = $2 UNION ALL SELECT {_T_COLUMNS}, path.step + 1 FROM path"
     " JOIN turns AS t ON t.session = $1 AND t.turn_id = path.parent WHERE path.step < $3)"
     f" SELECT {TURN_COLUMNS} FROM path ORDER BY step"

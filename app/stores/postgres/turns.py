@@ -41,7 +41,7 @@ _S_COLUMNS = ", ".join(f"s.{column.strip()}" for column in RECORD_COLUMNS.split(
 # The record comes with the answer if the caller needs it. It is that of the moment before the
 # function waited for somebody, so it may be old: whoever uses it says which it was.
 START = (
-    f"SELECT f.*, {_S_COLUMNS} FROM start_turn({marks('x,' * (_START_VALUES - 1))}) AS f"  # noqa: S608
+    f"SELECT f.*, {_S_COLUMNS} FROM start_turn({marks('x,' * (_START_VALUES - 1))}) AS f"
     " LEFT JOIN sessions AS s ON f.outcome = 1 AND s.owner = $1 AND s.session_id = $2"
 )
 END = f"SELECT end_turn({marks('x,' * (_END_VALUES - 1))})"

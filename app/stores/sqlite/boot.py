@@ -17,7 +17,7 @@ from app.stores.sqlite.writes import end_turn
 
 _FAILED = 2
 _ORPHANS = (
-    f"SELECT {TURN_COLUMNS}, session, id, (SELECT uid FROM sessions WHERE id = turns.session)"  # noqa: S608
+    f"SELECT {TURN_COLUMNS}, session, id, (SELECT uid FROM sessions WHERE id = turns.session)"
     " FROM turns WHERE status = 0 AND boot != ?"
 )
 _IDLE_AFTER = "idle_after_s"

@@ -24,11 +24,11 @@ from app.stores.sqlite.tree import find_tree, get_record, to_raw_id
 from app.stores.sqlite.unit import Unit
 
 ADD_CHECKPOINT = (
-    f"INSERT INTO checkpoints ({CHECKPOINT_COLUMNS}, session) VALUES ({marks(CHECKPOINT_COLUMNS)}, ?)"  # noqa: S608
+    f"INSERT INTO checkpoints ({CHECKPOINT_COLUMNS}, session) VALUES ({marks(CHECKPOINT_COLUMNS)}, ?)"
 )
-_FIND = f"SELECT {CHECKPOINT_COLUMNS} FROM checkpoints WHERE session = ? AND checkpoint_id = ?"  # noqa: S608
+_FIND = f"SELECT {CHECKPOINT_COLUMNS} FROM checkpoints WHERE session = ? AND checkpoint_id = ?"
 _LIST = (
-    f"SELECT {CHECKPOINT_COLUMNS} FROM checkpoints WHERE session = ?"  # noqa: S608
+    f"SELECT {CHECKPOINT_COLUMNS} FROM checkpoints WHERE session = ?"
     " AND (created_at, checkpoint_id) < (?, ?) ORDER BY created_at DESC, checkpoint_id DESC"
 )
 _COUNT = "SELECT count(*) FROM checkpoints WHERE session = ?"

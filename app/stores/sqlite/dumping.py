@@ -36,11 +36,11 @@ _LIST_AFTER = (
     "SELECT owner, session_id FROM sessions WHERE (owner, session_id) > (?, ?)"
     " ORDER BY owner, session_id LIMIT ?"
 )
-_TURNS = f"SELECT {TURN_COLUMNS} FROM turns WHERE session = ? ORDER BY turn_id"  # noqa: S608
+_TURNS = f"SELECT {TURN_COLUMNS} FROM turns WHERE session = ? ORDER BY turn_id"
 _STATES = "SELECT number, body FROM states WHERE session = ?"
-_NOTES = f"SELECT {NOTE_COLUMNS} FROM notes WHERE session = ? ORDER BY note_id"  # noqa: S608
-_FACTS = f"SELECT {FACT_COLUMNS} FROM session_events WHERE session = ? ORDER BY number"  # noqa: S608
-_CHECKPOINTS = f"SELECT {CHECKPOINT_COLUMNS} FROM checkpoints WHERE session = ? ORDER BY checkpoint_id"  # noqa: S608
+_NOTES = f"SELECT {NOTE_COLUMNS} FROM notes WHERE session = ? ORDER BY note_id"
+_FACTS = f"SELECT {FACT_COLUMNS} FROM session_events WHERE session = ? ORDER BY number"
+_CHECKPOINTS = f"SELECT {CHECKPOINT_COLUMNS} FROM checkpoints WHERE session = ? ORDER BY checkpoint_id"
 _SHARED = (
     "SELECT app_name, owner, user_id, rev, updated_at, body FROM shared_state"
     " ORDER BY app_name, owner, user_id"

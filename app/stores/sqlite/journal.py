@@ -26,14 +26,14 @@ _FIND_LAST = (
     "SELECT number, created_at FROM session_events WHERE session = ? AND number <= ?"
     " ORDER BY number DESC LIMIT 1"
 )
-ADD_FACT = f"INSERT INTO session_events ({FACT_COLUMNS}, session) VALUES ({marks(FACT_COLUMNS)}, ?)"  # noqa: S608
+ADD_FACT = f"INSERT INTO session_events ({FACT_COLUMNS}, session) VALUES ({marks(FACT_COLUMNS)}, ?)"
 _DROP = "DELETE FROM session_events WHERE session = ? AND number <= ?"
 _LIST_FACTS = (
-    f"SELECT {FACT_COLUMNS} FROM session_events WHERE session = ?"  # noqa: S608
+    f"SELECT {FACT_COLUMNS} FROM session_events WHERE session = ?"
     " AND (created_at, number) {beyond} (?, ?) ORDER BY created_at {order}, number {order}"
 )
 _LIST_TURNS = (
-    f"SELECT {TURN_COLUMNS} FROM turns WHERE session = ?"  # noqa: S608
+    f"SELECT {TURN_COLUMNS} FROM turns WHERE session = ?"
     " AND (started_at, turn_id) {beyond} (?, ?) ORDER BY started_at {order}, turn_id {order}"
 )
 _UPWARDS = {"beyond": ">", "order": "ASC"}

@@ -19,9 +19,9 @@ from app.stores.sqlite.rows import Record
 from app.stores.sqlite.tree import Tree, find_noted, find_tree, get_record, spot_at
 from app.stores.sqlite.unit import Unit
 
-_ADD = f"INSERT INTO notes ({NOTE_COLUMNS}, session) VALUES ({marks(NOTE_COLUMNS)}, ?)"  # noqa: S608
-_FIND = f"SELECT {NOTE_COLUMNS} FROM notes WHERE session = ? AND note_id = ?"  # noqa: S608
-_LIST = f"SELECT {NOTE_COLUMNS} FROM notes WHERE session = ? ORDER BY id"  # noqa: S608
+_ADD = f"INSERT INTO notes ({NOTE_COLUMNS}, session) VALUES ({marks(NOTE_COLUMNS)}, ?)"
+_FIND = f"SELECT {NOTE_COLUMNS} FROM notes WHERE session = ? AND note_id = ?"
+_LIST = f"SELECT {NOTE_COLUMNS} FROM notes WHERE session = ? ORDER BY id"
 
 
 class Noted(NamedTuple):

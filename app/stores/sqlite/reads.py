@@ -37,16 +37,16 @@ from app.stores.sqlite.tree import (
     walk_whole,
 )
 
-_FIND_SESSION = f"SELECT {SESSION_COLUMNS} FROM sessions WHERE owner = ? AND session_id = ?"  # noqa: S608
-_GET_SESSION = f"SELECT {SESSION_COLUMNS}, id FROM sessions WHERE id = ?"  # noqa: S608
+_FIND_SESSION = f"SELECT {SESSION_COLUMNS} FROM sessions WHERE owner = ? AND session_id = ?"
+_GET_SESSION = f"SELECT {SESSION_COLUMNS}, id FROM sessions WHERE id = ?"
 _LIST_OLDEST = (
-    f"SELECT {SESSION_COLUMNS}, id FROM sessions WHERE user_id = ? AND +owner = ?"  # noqa: S608
+    f"SELECT {SESSION_COLUMNS}, id FROM sessions WHERE user_id = ? AND +owner = ?"
     " ORDER BY last_accessed, id LIMIT ?"
 )
 _FIND_TREE_OF = "SELECT id, head, depth, uid, session_id FROM sessions WHERE id = ?"
 _COUNT_TURNS = "SELECT count(*) FROM turns WHERE session = ?"
 _LIST_TURNS = (
-    f"SELECT {TURN_COLUMNS} FROM turns WHERE session = :session"  # noqa: S608
+    f"SELECT {TURN_COLUMNS} FROM turns WHERE session = :session"
     " AND (started_at, turn_id) < (:time, :turn_id) ORDER BY started_at DESC, turn_id DESC LIMIT :limit"
 )
 _KEPT_TOTAL = "SELECT count FROM session_counts WHERE owner = ? AND kind = ? AND name = ?"
@@ -99,7 +99,7 @@ def list_sessions(connection: Connection, query: SessionQuery, life: LifeSpan) -
         return _search(connection, query, query.text, values)
     terms = _terms_of(query)
     rows: list[Any] = connection.execute(
-        f"SELECT {SESSION_COLUMNS}, id FROM sessions"  # noqa: S608
+        f"SELECT {SESSION_COLUMNS}, id FROM sessions"
         f" WHERE {' AND '.join([*terms, '(last_accessed, id) < (:time, :number)'])}"
         " ORDER BY last_accessed DESC, id DESC LIMIT :limit",
         values,
@@ -130,7 +130,7 @@ def list_keys(
     # No order is asked for, so the agent's own index may be chosen, as in counting.
     where = " AND ".join(_terms_of(query)).replace("+agent_id", "agent_id")
     rows = connection.execute(
-        f"SELECT owner, session_id FROM sessions WHERE {where} LIMIT :limit",  # noqa: S608
+        f"SELECT owner, session_id FROM sessions WHERE {where} LIMIT :limit",
         {"owner": owner, "user_id": user_id, "agent_id": agent_id, "limit": limit},
     )
     return tuple(SessionKey(*row) for row in rows)
@@ -257,10 +257,10 @@ def _total(
     # Paging sorts by time and must not choose this index; counting should.
     where = " AND ".join(terms).replace("+agent_id", "agent_id")
     if rules.has_exact_total(query):
-        total: int = connection.execute(f"SELECT count(*) FROM sessions WHERE {where}", values).get  # noqa: S608
+        total: int = connection.execute(f"SELECT count(*) FROM sessions WHERE {where}", values).get
         return total
     counted: int = connection.execute(
-        f"SELECT count(*) FROM (SELECT 1 FROM sessions WHERE {where} LIMIT :most)",  # noqa: S608
+        f"SELECT count(*) FROM (SELECT 1 FROM sessions WHERE {where} LIMIT :most)",
         values,
     ).get
     return counted if counted <= rules.TOTAL_LIMIT else None

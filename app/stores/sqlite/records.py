@@ -38,9 +38,9 @@ def settings(columns: str) -> str:
     return ", ".join(f"{column.strip()} = ?" for column in columns.split(","))
 
 
-_ADD = f"INSERT INTO sessions ({SESSION_COLUMNS}, phase) VALUES ({marks(SESSION_COLUMNS)}, ?)"  # noqa: S608
-_SET = f"UPDATE sessions SET {settings(SESSION_COLUMNS)}, phase = ? WHERE id = ?"  # noqa: S608
-_SET_ACTIVITY = f"UPDATE sessions SET {settings(ACTIVITY_COLUMNS)} WHERE id = ?"  # noqa: S608
+_ADD = f"INSERT INTO sessions ({SESSION_COLUMNS}, phase) VALUES ({marks(SESSION_COLUMNS)}, ?)"
+_SET = f"UPDATE sessions SET {settings(SESSION_COLUMNS)}, phase = ? WHERE id = ?"
+_SET_ACTIVITY = f"UPDATE sessions SET {settings(ACTIVITY_COLUMNS)} WHERE id = ?"
 _REMOVE = "DELETE FROM sessions WHERE id = ? RETURNING owner, session_id, phase"
 _ADD_STATE = "INSERT INTO states (session, number, body) VALUES (?, ?, ?)"
 _NEXT_STATE = "SELECT coalesce(max(number), 0) + 1 FROM states WHERE session = ?"
@@ -100,7 +100,7 @@ def remove(unit: Unit, number: int) -> Erased:
     """Remove a session and everything that belongs to it; what belongs to its user stays."""
     gone = {}
     for table in _OWNED_TABLES:
-        unit.connection.execute(f"DELETE FROM {table} WHERE session = ?", (number,))  # noqa: S608
+        unit.connection.execute(f"DELETE FROM {table} WHERE session = ?", (number,))
         gone[table] = unit.connection.changes()
     owner, session_id, phase = unit.connection.execute(_REMOVE, (number,)).get
     unit.note(SessionKey(owner, session_id), None)

@@ -21,11 +21,11 @@ _IDLE = PHASES.index(SessionStatus.IDLE)
 _EXPIRED = PHASES.index(SessionStatus.EXPIRED)
 
 NEWLY_IDLE = (
-    f"SELECT id, phase, last_accessed FROM sessions WHERE phase = {_ACTIVE}"  # noqa: S608
+    f"SELECT id, phase, last_accessed FROM sessions WHERE phase = {_ACTIVE}"
     " AND last_accessed > ? AND last_accessed <= ? ORDER BY last_accessed LIMIT ?"
 )
 NEWLY_EXPIRED = (
-    f"SELECT id, phase, expires_at FROM sessions WHERE phase != {_EXPIRED}"  # noqa: S608
+    f"SELECT id, phase, expires_at FROM sessions WHERE phase != {_EXPIRED}"
     " AND expires_at > ? AND expires_at <= ? ORDER BY expires_at LIMIT ?"
 )
 COUNT_EXPIRED = "SELECT count(*) FROM sessions WHERE expires_at > ? AND expires_at <= ?"

@@ -20,12 +20,12 @@ from app.stores.sqlite.rows import (
     whose,
 )
 
-_FIND_RECORD = f"SELECT {SESSION_COLUMNS}, phase, id FROM sessions WHERE owner = ? AND session_id = ?"  # noqa: S608
+_FIND_RECORD = f"SELECT {SESSION_COLUMNS}, phase, id FROM sessions WHERE owner = ? AND session_id = ?"
 _FIND_TREE = "SELECT id, head, depth FROM sessions WHERE owner = ? AND session_id = ? AND uid = ?"
-_FIND_TURN = f"SELECT {TURN_COLUMNS} FROM turns WHERE session = ? AND turn_id = ?"  # noqa: S608
+_FIND_TURN = f"SELECT {TURN_COLUMNS} FROM turns WHERE session = ? AND turn_id = ?"
 _T_COLUMNS = ", ".join(f"t.{column.strip()}" for column in TURN_COLUMNS.split(","))
 _WALK = (
-    f"WITH RECURSIVE path AS (SELECT {TURN_COLUMNS} FROM turns WHERE session = :session AND turn_id = :start"  # noqa: S608
+    f"WITH RECURSIVE path AS (SELECT {TURN_COLUMNS} FROM turns WHERE session = :session AND turn_id = :start"
     f" UNION ALL SELECT {_T_COLUMNS} FROM path"
     " JOIN turns AS t ON t.session = :session AND t.turn_id = path.parent)"
     " SELECT * FROM path LIMIT :limit"

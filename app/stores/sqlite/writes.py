@@ -17,8 +17,8 @@ from app.stores.sqlite.rows import RUNNING, TURN_COLUMNS, Home, Record, TurnName
 from app.stores.sqlite.tree import find_by_key, find_record, get_by_key, get_record, spot_at
 from app.stores.sqlite.unit import Unit
 
-ADD_TURN = f"INSERT INTO turns ({TURN_COLUMNS}, session) VALUES ({marks(TURN_COLUMNS)}, ?)"  # noqa: S608
-_SET_TURN = f"UPDATE turns SET {settings(TURN_COLUMNS)} WHERE session = ? AND turn_id = ?"  # noqa: S608
+ADD_TURN = f"INSERT INTO turns ({TURN_COLUMNS}, session) VALUES ({marks(TURN_COLUMNS)}, ?)"
+_SET_TURN = f"UPDATE turns SET {settings(TURN_COLUMNS)} WHERE session = ? AND turn_id = ?"
 _FIND_TURN_STATUS = "SELECT status, kept FROM turns WHERE session = ? AND turn_id = ?"
 FIND_NUMBER = "SELECT id FROM sessions WHERE owner = ? AND session_id = ?"
 _COUNT_OF_USER = "SELECT count FROM session_counts WHERE name = ? AND owner = ? AND kind = 'u'"
