@@ -97,8 +97,8 @@ def install_docs(app: FastAPI, auth_mode: AuthMode = "none") -> None:
     ``app`` must have been made without FastAPI's own pages, which need a CDN.
     """
     app.mount(STATIC_PATH, _Bundle(directory=_STATIC_DIR), name="static-offline-docs")
-    app.add_api_route("/docs", _swagger_page, include_in_schema=False)
-    app.add_api_route("/redoc", _redoc_page, include_in_schema=False)
+    app.add_api_route("/docs", _swagger_page, methods=["GET", "HEAD"], include_in_schema=False)
+    app.add_api_route("/redoc", _redoc_page, methods=["GET", "HEAD"], include_in_schema=False)
     make_schema = app.openapi
 
     def openapi() -> dict[str, Any]:

@@ -33,6 +33,7 @@ class Ready(BaseModel):
     status: Literal["ready"] = Field(description="Always this.", examples=["ready"])
 
 
+@router.head("/health", include_in_schema=False)  # as some probes ask
 @router.get("/health", summary="Is the process alive?", responses=problems())
 async def get_health(request: Request) -> Alive:
     """200 as soon as the process serves, whatever its store does."""
@@ -47,6 +48,7 @@ async def get_health(request: Request) -> Alive:
     )
 
 
+@router.head("/ready", include_in_schema=False, response_model=Ready)
 @router.get(
     "/ready",
     summary="Does it take new turns?",

@@ -22,7 +22,7 @@ MIN_CHARS = 6
 _LOOKED_AT = 4096  # characters beyond the cut, lest one cuts a secret in two and shows the half
 _NAMES = (
     r"authorization|cookie|pass(?:word|wd|phrase)|api[-_]?key|secret(?:[-_]?key)?|private[-_]?key"
-    r"|credentials?|(?:access|refresh|id|auth|bearer|session)[-_]?token"
+    r"|credentials|(?:access|refresh|id|auth|bearer|session)[-_]?token"
 )
 # What a text must have in it, in small letters, to be looked at; and what of it is replaced: all but "kept".
 _PATTERNS = [

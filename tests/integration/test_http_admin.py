@@ -141,3 +141,11 @@ def test_health_of_the_parts(client: httpx2.Client) -> None:
     health = client.get("/agent-health").json()
     assert health["status"] == "healthy"
     assert set(health["checks"]) == {"pool", "store", "model", "event_loop"}
+
+
+@pytest.mark.parametrize("path", ["/health", "/ready", "/docs", "/redoc"])
+def test_probes_may_ask_for_heads(client: httpx2.Client, path: str) -> None:
+    """HEAD is answered as GET, without the body."""
+    got, head = client.get(path), client.head(path)
+    assert (head.status_code, head.content) == (200, b"")
+    assert head.headers["content-length"] == str(len(got.content))

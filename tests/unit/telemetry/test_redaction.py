@@ -100,6 +100,8 @@ def test_what_looks_like_a_secret_is_replaced(text: str, rest: str) -> None:
 @pytest.mark.parametrize(
     "text",
     [
+        '{"credential":"key:8056ed08db979da8","user_id":"ops"}',  # of the audit log
+        '{"credential":"command line","path":"key:8056ed08db979da8 admin"}',
         "session 'user_001' is unreadable and left out of a listing",
         "max_tokens=100, prompt_tokens: 21, key error",
         "GET http://127.0.0.1:8000/sessions/a@b HTTP/1.1 200",
