@@ -31,7 +31,8 @@ _PATTERNS = [
         # A credential by its form: OpenAI's and others' keys, this product's, JSON web tokens.
         (("sk-", "sk_", "rk-", "rk_"), r"\b(?:sk|rk)[-_][A-Za-z0-9_-]{8,}"),
         (("ap_",), r"\bap_[0-9a-f]{6,}_[A-Za-z0-9_-]{8,}"),
-        (("eyj",), r"\beyJ[A-Za-z0-9_-]{6,}\.[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]*)?"),
+        # (Read up to the next that may begin: no part twice, however many there are.)
+        (("eyj",), r"\beyJ(?:[A-Za-z0-9_]|-(?!eyJ)){6,}+\.[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]*)?"),
         (("private key-----",), r"-----BEGIN [A-Z ]*PRIVATE KEY-----(?s:.*?)(?:-----END|\Z)"),
         # By what stands before it: a scheme, a header's or a field's name (in JSON in JSON, too), "//".
         (("bearer ", "basic "), r"(?P<kept>\b(?:bearer|basic)\s+)[A-Za-z0-9._~+/=-]{6,}"),
