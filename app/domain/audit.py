@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass
 
+AUDIT_LOGGER = "agentpool.audit"
+"""The logger that takes the records if there is no file for them."""
+
 
 @dataclass(frozen=True, slots=True)
 class AuditRecord:

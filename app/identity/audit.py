@@ -5,12 +5,11 @@ import logging
 import os
 from dataclasses import asdict
 
-from app.domain.audit import AuditRecord
+from app.domain.audit import AUDIT_LOGGER, AuditRecord
 from app.domain.errors import StoreUnavailable
 from app.identity.key_file import from_ms
 from app.ports import Clock
 
-LOGGER = "agentpool.audit"
 FILE_MODE = 0o600
 
 _log = logging.getLogger(__name__)
@@ -86,7 +85,7 @@ class AuditLogger:
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._logger = logging.getLogger(LOGGER)
+        self._logger = logging.getLogger(AUDIT_LOGGER)
         self._logger.setLevel(logging.INFO)
 
     def require(self) -> None:

@@ -42,7 +42,7 @@ _GREETS = re.compile(
 )
 
 _HINT = re.compile(r"叫|我是|名字|姓名|name|call|I['’]?m |I am |go by|his is ", re.IGNORECASE)
-_OPEN = r"[\s:：“”\"'‘’「『《<]*"
+_OPEN = r"[\s:：“”\"'‘’「『《<]*+"  # a word begins with none of them: there is nothing to go back for
 # One word of a name; a full stop belongs to it only after a title or an initial.
 _WORD = r"(?:(?:Dr|Mr|Mrs|Ms|Prof|St|[A-Z])\.|\w[\w·'’-]*)"
 _MORE = rf"(?: (?=[A-Z]){_WORD}){{0,2}}"
@@ -67,7 +67,7 @@ _TRADE_ENDS: Final = "员生师者人手家长的工匠"
 _TELLS_EN = re.compile(
     r"(?i:\b(?:my (?:full |first )?name(?:'s|’s| is| was|:)|(?:i am|i'm|i’m|i was) (?:called|named)"
     r"|(?<!not )(?<!n't )call me|i go by))"
-    rf"\s+{_OPEN}(?P<name>{_WORD}{_MORE})"
+    rf"\s{_OPEN}(?P<name>{_WORD}{_MORE})"
 )
 _AM_EN = re.compile(
     r"(?:\b[Ii](?:'m|’m| am)|\bIm|\b[Tt]his is)\s+"

@@ -1,5 +1,6 @@
 """Log lines: one shape for ours and for the libraries', on the console or as JSON."""
 
+import json
 import logging
 import sys
 import threading
@@ -25,6 +26,18 @@ def configure_logs(log_format: LogFormat, level: str, secrets: Iterable[str] = (
     thread or the program is told without them, too. Called by the command line only: a program that
     embeds the product keeps its own logging, and may add a ``RedactionFilter``.
     """
+    redactor = Redactor([*secrets, *secrets_in_environment()])
+    root = logging.getLogger()
+    root.handlers[:] = [make_handler(log_format, redactor)]
+    root.setLevel(level.upper())
+    for name in _NOISY:
+        logging.getLogger(name).setLevel(logging.WARNING)
+    logging.captureWarnings(True)
+    _tell_the_end(redactor)
+
+
+def make_handler(log_format: LogFormat, redactor: Redactor) -> "RedactingHandler":
+    """Return what writes lines to stderr in ``log_format``."""
     import structlog  # with rich and pygments behind it, a fifth of all that an embedder would import
 
     shared: list[structlog.types.Processor] = [
@@ -44,27 +57,24 @@ def configure_logs(log_format: LogFormat, level: str, secrets: Iterable[str] = (
         foreign_pre_chain=shared,
         processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *final],
     )
-    redactor = Redactor([*secrets, *secrets_in_environment()])
-    handler = RedactingHandler(redactor)
+    handler = RedactingHandler(redactor, is_json=log_format == "json")
     handler.setFormatter(formatter)
-    root = logging.getLogger()
-    root.handlers[:] = [handler]
-    root.setLevel(level.upper())
-    for name in _NOISY:
-        logging.getLogger(name).setLevel(logging.WARNING)
-    logging.captureWarnings(True)
-    _tell_the_end(redactor)
+    return handler
 
 
 class RedactingHandler(logging.StreamHandler[Any]):
-    """Writes lines to stderr, each cleaned as a whole."""
+    """Writes lines to stderr, each cleaned as a whole; of JSON each text, so that it stays JSON."""
 
-    def __init__(self, redactor: Redactor) -> None:
+    def __init__(self, redactor: Redactor, *, is_json: bool) -> None:
         super().__init__()
         self._redactor = redactor
+        self._is_json = is_json
 
     def format(self, record: logging.LogRecord) -> str:
-        return self._redactor.clean(super().format(record))
+        redactor, line = self._redactor.of_logger(record.name), super().format(record)
+        if self._is_json:
+            return json.dumps(redactor.clean_value(json.loads(line)))
+        return redactor.clean(line)
 
     def handleError(self, record: logging.LogRecord) -> None:  # logging's name
         """Say where a line got lost; the standard one would print its arguments."""

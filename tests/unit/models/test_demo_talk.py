@@ -1,5 +1,7 @@
 """The demo model's conversation: names, itself, and what it shows of the rest."""
 
+import time
+
 import pytest
 
 from app.models.demo_talk import Said, answer, find_name
@@ -138,3 +140,13 @@ def test_other_talk_shows_what_the_conversation_holds() -> None:
 def test_an_answer_to_a_long_message_is_short() -> None:
     """A message of 100,000 characters is quoted by its beginning."""
     assert len(talk("长" * 100_000)) < 200
+
+
+@pytest.mark.parametrize(
+    "text", ["my name is" + " " * 1989 + "!", "call me" + "\t“" * 999, "我叫" + "“" * 1999, "我是A我是" * 400]
+)
+def test_no_message_takes_long(text: str) -> None:
+    """All that was said before is read again, so a message that begins to tell a name must be cheap."""
+    began = time.process_time()
+    talk(*[text] * 20)
+    assert time.process_time() - began < 0.3
