@@ -20,6 +20,7 @@ import signal
 import socket
 from collections.abc import Callable
 from functools import partial
+from ipaddress import ip_address
 from types import FrameType
 from typing import Any
 
@@ -43,6 +44,7 @@ SAME_SIGNAL_S = 1.0  # a terminal and a supervisor may both pass on the signal t
 LAST_CALL_S = 0.5  # for requests that are on their way on connections which are about to be closed
 LAST_WORDS_S = 3.0  # for answers that are being written when all turns have ended
 _POLL_S = 0.05
+LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
 GC_THRESHOLDS = (10_000, 5, 400)
 """New objects until the young ones are looked at; such passes until the middle, and those until all."""
 
@@ -178,6 +180,7 @@ async def serve(
         StoreLocked, StoreUnavailable, ValueError: the store cannot be opened.
         ValueError: also, there is no listening for other nodes; names the setting.
     """
+    settings = with_local_names(settings, listener)
     sockets = [listener]
     node_url = node_port = None
     if settings.is_store_shared:
@@ -194,6 +197,18 @@ async def serve(
         if ends_with_stdin:
             asyncio.get_running_loop().add_reader(0, server.look_at_stdin)
         await server.serve(sockets=[*sockets, *(listener.dup() for _ in range(EARS - 1))])
+
+
+def with_local_names(settings: Settings, listener: socket.socket) -> Settings:
+    """Return ``settings`` with ``allowed_hosts``, if nobody but this machine's users is meant to come.
+
+    A page of any site could otherwise have its name point to this machine, and then read everything
+    here as its own (DNS rebinding); where nobody is asked for a credential, nothing else is in its way.
+    """
+    address = listener.getsockname()[0]
+    if settings.auth_mode != "none" or settings.allowed_hosts or not ip_address(address).is_loopback:
+        return settings
+    return settings.model_copy(update={"allowed_hosts": (*LOCAL_NAMES, address)})
 
 
 def calm_collector() -> None:

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Iterable
-from email.message import Message
 
 from starlette.types import Message as Event
 from starlette.types import Receive
@@ -12,6 +11,8 @@ from app.api.errors import PayloadTooLarge, UnsupportedMediaType
 
 DRAIN_BYTES = 64 * 1024
 DRAIN_S = 1.0
+MAX_TYPE_BYTES = 200
+"""Of Content-Type: no media type with a charset needs more."""
 _BODILESS = frozenset({"GET", "HEAD", "DELETE", "OPTIONS"})
 
 
@@ -107,7 +108,9 @@ def replaying(body: bytes, receive: Receive) -> Receive:
 def _is_json(content_type: bytes | None) -> bool:
     if content_type is None or content_type == b"application/json":
         return content_type is not None
-    message = Message()
-    message["Content-Type"] = content_type.decode("latin-1")
-    charset = message.get_content_charset("utf-8")
-    return message.get_content_type() == "application/json" and charset in ("utf-8", "utf8")
+    if len(content_type) > MAX_TYPE_BYTES:
+        return False
+    media_type, *parameters = content_type.lower().split(b";")
+    named = [parameter.partition(b"=") for parameter in parameters]
+    charsets = {value.strip(b' \t"') for name, _, value in named if name.strip() == b"charset"}
+    return media_type.strip() == b"application/json" and charsets <= {b"utf-8", b"utf8"}

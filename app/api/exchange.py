@@ -1,7 +1,7 @@
 """One request and its response: what the guard learns and everything behind it may need."""
 
 import secrets
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -22,11 +22,16 @@ MISSING: Final = Missing()
 
 @dataclass(frozen=True, slots=True)
 class Deed:
-    """What belongs in the audit log: an admin's change, or a user's erasure, and whose data it was about."""
+    """What belongs in the audit log: an admin's change, or a user's erasure, and whose data it was about.
+
+    ``owners`` are the users who were named so far, two of them at most.
+    """
 
     action: str
-    owner: str | None
+    owners: frozenset[str] = frozenset()
     receipt_id: str | None = None
+    sessions: tuple[tuple[str, str | None], ...] = ()
+    choices: Mapping[str, str | float] = field(default_factory=dict)
 
 
 @dataclass(slots=True)

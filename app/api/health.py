@@ -21,7 +21,8 @@ class Alive(BaseModel):
     status: Literal["healthy"] = Field(description="Always this.", examples=["healthy"])
     agent_initialized: bool = Field(description="Always true.", examples=[True])
     session_count: int | None = Field(
-        description="Stored sessions; `null` while it is not known.", examples=[5]
+        description="Stored sessions; `null` while it is not known, and where credentials are asked for.",
+        examples=[5],
     )
     live_agents: int = Field(description="Agents in the pool.", examples=[3])
     version: str = Field(description="The server's version.", examples=["0.1.0"])
@@ -42,7 +43,8 @@ async def get_health(request: Request) -> Alive:
     return Alive(
         status="healthy",
         agent_initialized=True,
-        session_count=admin.session_count(),
+        # How much a server is used is not a stranger's to know; admins have it from /sessions/stats.
+        session_count=admin.session_count() if options.auth_mode == "none" else None,
         live_agents=admin.live_count(),
         version=options.version,
     )

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 from ipaddress import ip_address
 from typing import Final
 
@@ -12,6 +13,8 @@ from app.api.errors import InvalidFields, MalformedRequest
 PROBES: Final = frozenset({"/health", "/ready"})
 """Asked by whatever address a process has today, and telling nobody a secret: any host will do, as for
 Rails' ``/up``."""
+
+REMEMBERED = 64
 
 _NAME = re.compile(r"(?:\*\.)?[a-z0-9_](?:[a-z0-9_.-]*[a-z0-9_])?")
 _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[^:\[\]]*)(?::[0-9]*)?")
@@ -40,6 +43,7 @@ class Hosts:
         given = [_plain(name) for name in names]
         self._exact = {name for name in given if not name.startswith("*")}
         self._suffixes = tuple(name[1:] for name in given if name.startswith("*"))
+        self._is_ours = lru_cache(REMEMBERED)(self._is_name_of_ours)  # 3 us, for each request of a client
 
     def check(self, scope: Scope, route_path: str) -> None:
         """Refuse a request that is not for this server, or of which that cannot be said.
@@ -56,14 +60,14 @@ class Hosts:
             raise MalformedRequest(_ONE_HOST)
         if version not in _VERSIONS:
             raise MalformedRequest("The request must be of HTTP/1.1.")
-        if (self._exact or self._suffixes) and route_path not in PROBES:
-            self._check_name(dict(scope["headers"]).get(b"host", b"").decode("latin-1"))
-
-    def _check_name(self, host: str) -> None:
-        match = _HOST.fullmatch(host.lower())
-        name = _plain_address(match[1]).removesuffix(".") if match else ""
-        if name not in self._exact and not name.endswith(self._suffixes or ("/",)):
+        is_free = not (self._exact or self._suffixes) or route_path in PROBES
+        if not is_free and not self._is_ours(dict(scope["headers"]).get(b"host", b"")):
             raise MalformedRequest("The Host header names none of this server's hosts.")
+
+    def _is_name_of_ours(self, host: bytes) -> bool:
+        match = _HOST.fullmatch(host.decode("latin-1").lower())
+        name = _plain_address(match[1]).removesuffix(".") if match else ""
+        return name in self._exact or name.endswith(self._suffixes or ("/",))
 
 
 def _check_repeated(names: Iterable[bytes]) -> None:

@@ -13,7 +13,7 @@ class ApiOptions:
     ``alias_prefixes`` are further mounts of the same routes, hidden from the schema.
     ``app_name`` is the application that is meant where none is named.
     ``max_message_chars`` counts characters, ``max_body_bytes`` bytes as received. ``allowed_hosts``
-    are for ``app.api.hosts``; without any, all are. ``auth_mode`` is for the schema; who may come in
+    are for ``app.api.hosts``; without any, all are. ``auth_mode`` is for what is told of it; who may come in
     is for the authenticator to say.
     """
 

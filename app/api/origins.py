@@ -18,7 +18,8 @@ class Origins:
     """The origins that pages of other sites may be of; ``*``: any.
 
     Browsers say where a request comes from, seen from the address that they know (Fetch Metadata), so
-    that no proxy's renaming counts. What is no browser says nothing, and is let in.
+    that no proxy's renaming counts. To http:// on another machine, and old ones, they say only what page
+    it is of: that must have the name that is asked. What is no browser says nothing, and is let in.
     """
 
     def __init__(self, allowed: Iterable[str]) -> None:
@@ -32,8 +33,13 @@ class Origins:
         """
         if scope["method"] in _CHANGES_NOTHING or b"*" in self._allowed:
             return
-        for name, value in scope["headers"]:
-            if name == b"sec-fetch-site":
-                if value == b"cross-site" and dict(scope["headers"]).get(b"origin") not in self._allowed:
-                    raise Forbidden("Pages of other sites may not do this.")
-                return
+        headers = dict(scope["headers"])
+        site, origin = headers.get(b"sec-fetch-site"), headers.get(b"origin")
+        if site is None:
+            is_foreign = (
+                origin is not None and origin.partition(b"://")[2] != headers.get(b"host", b"").lower()
+            )
+        else:
+            is_foreign = site == b"cross-site"
+        if is_foreign and origin not in self._allowed:
+            raise Forbidden("Pages of other sites may not do this.")

@@ -5,6 +5,7 @@ find no fault with does not need to be taken apart by it, which costs more than 
 here. FastAPI has the others, and so the words for what is wrong with them.
 """
 
+from collections import Counter
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl, unquote_to_bytes
@@ -23,6 +24,9 @@ from app.domain.errors import InvalidInput
 Endpoint = TypeVar("Endpoint", bound=Callable[..., Any])
 Model = TypeVar("Model", bound=BaseModel)
 Shortcut = Callable[[Request], Coroutine[Any, Any, Response | None]]
+
+MAX_PARAMETERS = 100
+"""In a query: some ten times what any route has. To say of each of 5,400 that it is not known took 0.3 s."""
 
 _SHORTCUTS: dict[Callable[..., Any], Shortcut] = {}
 
@@ -83,7 +87,7 @@ def check_query(scope: Scope) -> None:
     """Refuse a query string of which two readers could make two things.
 
     Raises:
-        InvalidInput: it is not UTF-8.
+        InvalidInput: it is not UTF-8, or has more than ``MAX_PARAMETERS``.
         InvalidFields: a parameter is given more than once.
     """
     raw: bytes = scope["query_string"]
@@ -92,6 +96,10 @@ def check_query(scope: Scope) -> None:
         unquote_to_bytes(raw).decode("utf-8")
     except UnicodeDecodeError:
         raise InvalidInput("query", "must be percent-encoded UTF-8") from None
-    names = [name for name, _ in parse_qsl(text, keep_blank_values=True)]
-    if repeated := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+    try:
+        given = parse_qsl(text, keep_blank_values=True, max_num_fields=MAX_PARAMETERS)
+    except ValueError:
+        raise InvalidInput("query", f"must have at most {MAX_PARAMETERS} parameters") from None
+    counted = Counter(name for name, _ in given)
+    if repeated := [name for name, times in counted.items() if times > 1]:
         raise InvalidFields([(field_path([name]), "must be given once") for name in repeated])

@@ -26,8 +26,6 @@ _HALF_PAIR = re.compile("[\ud800-\udfff]")
 # A document without one of these has nothing to look for, and is not walked at all.
 _SUSPECT = re.compile(rb"\\u(?:[dD][89a-fA-F]|0000)|[0-9]{16}")
 
-Path = tuple[str | int, ...]
-
 
 def parse_json(raw: bytes) -> Any:
     """Return the value of the JSON document ``raw``.
@@ -99,24 +97,38 @@ def _is_container(value: Any) -> bool:
 
 
 def _check_scalars(document: Any) -> None:
-    for path, scalar in _scalars((), document):
-        if isinstance(scalar, int):
-            if abs(scalar) > MAX_INTEGER:
-                raise InvalidInput(field_path(path), "must be between -2^53 and 2^53")
-        elif "\0" in scalar:
-            raise InvalidInput(field_path(path), "must not have a NUL character in it")
-        elif _HALF_PAIR.search(scalar):
-            raise InvalidInput(field_path(path), "must not have half a surrogate pair in it")
+    """Refuse the first string, key or integer in document order that could hurt; a key where its object is.
+
+    One walk, in which the path is that of the container alone: with paths of their own for 500,000
+    numbers that lay deep, it took 2 s.
+    """
+    path: list[str | int] = []  # to the innermost of those that are open; the document has none
+    walks = [_members({"": document})]
+    while walks:
+        for step, value in walks[-1]:
+            if type(step) is str and (fault := _fault_of(step)):
+                raise InvalidInput(field_path(path[1:]), fault)
+            if fault := _fault_of(value):
+                raise InvalidInput(field_path([*path, step][1:]), fault)
+            if value and _is_container(value):
+                path.append(step)
+                walks.append(_members(value))
+                break
+        else:
+            walks.pop()
+            if path:
+                path.pop()
 
 
-def _scalars(path: Path, value: Any) -> Iterator[tuple[Path, str | int]]:
-    """Yield every string, key and integer in document order; a key under its object's path."""
-    if isinstance(value, str | int):
-        yield path, value
-    elif isinstance(value, dict):
-        for key, member in value.items():
-            yield path, key
-            yield from _scalars((*path, key), member)
-    elif isinstance(value, list):
-        for index, item in enumerate(value):
-            yield from _scalars((*path, index), item)
+def _fault_of(scalar: Any) -> str | None:
+    if type(scalar) is int:
+        return None if -MAX_INTEGER <= scalar <= MAX_INTEGER else "must be between -2^53 and 2^53"
+    if type(scalar) is not str:
+        return None
+    if "\0" in scalar:
+        return "must not have a NUL character in it"
+    return "must not have half a surrogate pair in it" if _HALF_PAIR.search(scalar) else None
+
+
+def _members(container: Any) -> Iterator[tuple[str | int, Any]]:
+    return iter(container.items()) if type(container) is dict else iter(enumerate(container))

@@ -19,7 +19,8 @@ class FollowedFile(Generic[T]):
     """The value of a file, which is looked at once a second at most, and only when asked.
 
     ``setting`` is what messages call it. A change that ``parse`` refuses, and a file that cannot be
-    read any more, are logged as errors, once each; until that is mended the last good value stays.
+    read any more, are logged as errors, once each; the last good value stays, and the file is read at
+    each look until that is mended.
 
     Raises:
         ValueError: it cannot be read at first; names the setting.
@@ -32,6 +33,7 @@ class FollowedFile(Generic[T]):
         self._clock = clock
         self._look_at = clock.monotonic() + LOOK_EVERY_S
         self._stamp = self._find_stamp()
+        self._complaint = ""
         try:
             self._value = parse(self._path.read_bytes())
         except OSError as error:
@@ -51,17 +53,25 @@ class FollowedFile(Generic[T]):
         stamp = self._find_stamp()
         if stamp == self._stamp:
             return
-        self._stamp = stamp  # before it is read: what changes meanwhile is seen the next time
         try:
             self._value = self._parse(self._path.read_bytes())
         except (OSError, ValueError) as error:
-            _log.error("%s: %s: %s; what it said before still counts", self._setting, self._path, error)
+            # Tried again though nothing changes that a stamp tells of: access to a folder above, say.
+            self._stamp = None
+            self._complain(str(error))
         else:
+            self._stamp = stamp  # of before it was read: what changed meanwhile is seen the next time
+            self._complaint = ""
             _log.info("%s: read %s again", self._setting, self._path)
 
-    def _find_stamp(self) -> tuple[int, int, int] | None:
+    def _complain(self, complaint: str) -> None:
+        if complaint != self._complaint:
+            self._complaint = complaint
+            _log.error("%s: %s: %s; what it said before still counts", self._setting, self._path, complaint)
+
+    def _find_stamp(self) -> tuple[int, int, int, int] | None:
         try:
             found = os.stat(self._path)
         except OSError:
             return None
-        return found.st_ino, found.st_size, found.st_mtime_ns
+        return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns

@@ -4,7 +4,7 @@ A key is ``ap_<id>_<secret>``, the secret 256 random bits in base64. It is shown
 nowhere: what 256 random bits hash to cannot be searched for, so no slow hash is needed.
 
 Changes are made under a lock, and the file is replaced as a whole: whoever reads it sees the keys
-of before or of after, and two who change it at once both succeed.
+of before or of after, and two who change it at once both succeed. It stays its owner's, whoever changes it.
 """
 
 import contextlib
@@ -13,6 +13,7 @@ import hashlib
 import os
 import re
 import secrets
+import stat
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -161,6 +162,7 @@ class KeyFile:
         descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, FILE_MODE)
         try:
             with open(descriptor, "wb") as file:
+                _take_after(path, descriptor)
                 file.write(KeyList(keys=keys).model_dump_json(indent=2).encode() + b"\n")
                 file.flush()
                 os.fsync(descriptor)
@@ -168,6 +170,35 @@ class KeyFile:
         except BaseException:
             fresh.unlink(missing_ok=True)
             raise
+        _sync_folder(path.parent)
+
+
+def _take_after(path: Path, descriptor: int) -> None:
+    """Give the file that will replace ``path`` its owner, group and mode.
+
+    A server that could not read it any more would go on letting in by the keys that it has read.
+    """
+    try:
+        before = os.stat(path)
+    except FileNotFoundError:
+        return
+    try:
+        os.fchown(descriptor, before.st_uid, before.st_gid)
+    except PermissionError as error:
+        raise PermissionError(
+            error.errno,
+            "only its owner, or root, can change it so that its owner still can read it",
+            str(path),
+        ) from None
+    os.fchmod(descriptor, stat.S_IMODE(before.st_mode))
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def is_alive(key: ApiKey, now: datetime) -> bool:

@@ -137,3 +137,17 @@ def test_wrong_setting_stops_the_start_in_one_line(tmp_path, arguments, settings
     assert "Traceback" not in ended.stderr
     assert "canary" not in ended.stderr
     assert len(ended.stderr.strip().splitlines()) == 1
+
+
+def test_a_name_that_was_made_to_point_here_reads_nothing(tmp_path):
+    """With the defaults a page whose own name leads to this machine is refused; its own names are not."""
+    with ServerProcess(tmp_path, MODEL_PROVIDER="demo") as server:
+        server.request("POST", "/chat", {"session_id": "diary", "message": "My name is Alice"})
+        port = server.url.rpartition(":")[2]
+        foreign = {"Host": f"evil.example:{port}", "Sec-Fetch-Site": "same-origin"}
+        answer = server.request("GET", "/sessions/diary/history", headers=foreign)
+        assert (answer.status, answer.body["code"]) == (400, "MALFORMED_REQUEST")
+        for host in (f"localhost:{port}", "127.0.0.1", f"[::1]:{port}"):
+            reply = server.request("GET", "/sessions/diary/history", headers={"Host": host})
+            assert reply.status == 200
+        assert server.request("GET", "/health", headers={"Host": "10.9.8.7"}).status == 200

@@ -261,7 +261,7 @@ def test_clients_that_do_not_read_or_write_hold_nothing_up(tmp_path, models):
         deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         for client in (deaf, slow):
             client.connect((address.hostname, address.port))
-        head = "POST /chat/stream HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        head = "POST /chat/stream HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         models.script({"mode": "text", "text": "x" * 3_000_000, "chunks": 30})
         body = b'{"session_id": "a", "message": "speak"}'
         deaf.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)

@@ -129,7 +129,7 @@ class Connection:
             self.answers = 0
         assert self._reader is not None
         data = b"" if body is None else json.dumps(body).encode()
-        lines = [f"{method} {path} HTTP/1.1", "Host: x", f"Content-Length: {len(data)}"]
+        lines = [f"{method} {path} HTTP/1.1", "Host: localhost", f"Content-Length: {len(data)}"]
         lines += ["Content-Type: application/json"] if data else []
         lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
         try:

@@ -17,7 +17,7 @@ ANSWERED_WITHIN_S = 1.0
 STARTS = (
     b"",
     b"P",
-    b"POST /chat HTTP/1.1\r\nHost: x\r\nX-Slow: ",
+    b"POST /chat HTTP/1.1\r\nHost: localhost\r\nX-Slow: ",
     b"\r\n",
 )
 

@@ -66,7 +66,7 @@ class Leaver:
         self.socket = socket.socket()
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         self.socket.connect((address.hostname, address.port))
-        self.socket.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        self.socket.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
         assert self.socket.recv(12) == b"HTTP/1.1 200"
 
     def leave(self, how: str) -> None:

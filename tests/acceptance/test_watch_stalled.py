@@ -99,7 +99,7 @@ class Stalled:
         for i, each in enumerate(self._sockets):
             each.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             each.connect((address.hostname, address.port))
-            each.sendall(f"GET {paths[i % len(paths)]}/stream HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+            each.sendall(f"GET {paths[i % len(paths)]}/stream HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
         self._ports = {each.getsockname()[1] for each in self._sockets}
         self._queued: dict[int, tuple[int, float]] = {}
         self.most_queued = 0

@@ -54,6 +54,8 @@ def test_an_admins_changes_are_in_it(client: httpx2.Client, audit: Path, keys: d
         "code": None,
         "request_id": "r-1",
         "receipt_id": None,
+        "sessions": [],
+        "choices": {},
     }
     assert [{k: v for k, v in line.items() if k != "at"} for line in lines_of(audit)] == [expected]
     client.patch("/sessions/s?user_id=alice", json={"title": CANARY}, headers=chief)
@@ -82,6 +84,46 @@ def test_an_admins_changes_are_in_it(client: httpx2.Client, audit: Path, keys: d
     assert CANARY not in audit.read_text()
     assert not any(key in audit.read_text() for key in keys.values())
     assert audit.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_batch_names_all_that_it_was_about(
+    client: httpx2.Client, audit: Path, keys: dict[str, str]
+) -> None:
+    """Each session that was made, and whose it is; each that was to be deleted; the user, if it is one."""
+    chief = bearer(keys["chief"])
+    entries = [
+        {"user_id": "alice", "session_id": "x1"},
+        {"user_id": "bobby"},
+        {"session_id": "x3"},
+        {"user_id": "carol", "session_id": "/"},
+    ]
+    made = client.post("/sessions/batch", json={"sessions": entries}, headers=chief).json()["results"]
+    client.post("/sessions/batch", json={"sessions": entries[:1]}, headers=chief)
+    client.post(
+        "/sessions/batch-delete?user_id=alice", json={"session_ids": ["x1", "none", "x1"]}, headers=chief
+    )
+    first, again, gone = lines_of(audit)
+    assert first["sessions"] == [["alice", "x1"], ["bobby", made[1]["session_id"]], ["chief", "x3"]]
+    assert (first["owner"], first["session_id"]) == (None, None)
+    assert (again["owner"], again["sessions"]) == ("alice", [])
+    assert (gone["owner"], gone["sessions"]) == ("alice", [["alice", "none"], ["alice", "x1"]])
+
+
+def test_how_an_operator_wanted_it_done_is_in_it(
+    client: httpx2.Client, audit: Path, keys: dict[str, str]
+) -> None:
+    """As far as it was understood: a parameter that there is not may be anybody's secret."""
+    chief = bearer(keys["chief"])
+    node = client.get("/agent-nodes", headers=chief).json()["nodes"][0]["node"]
+    client.post(f"/agent-cleanup?node={node}", json={"mode": "oldest", "count": 5}, headers=chief)
+    client.post(f"/agent-cleanup?{CANARY}=1", json={"mode": "idle"}, headers=chief)
+    client.delete("/agent-sessions/s?force=true&user_id=alice", headers=chief)
+    assert [(line["status"], line["choices"]) for line in lines_of(audit)] == [
+        (200, {"node": node, "mode": "oldest", "count": 5}),
+        (422, {}),
+        (404, {"force": True}),
+    ]
+    assert CANARY not in audit.read_text()
 
 
 def test_what_is_no_admins_change_is_not_in_it(

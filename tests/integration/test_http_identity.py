@@ -73,6 +73,7 @@ def test_a_probe_tells_no_more_than_the_contract(client: httpx2.Client) -> None:
     """Neither whose sessions there are nor where anything is."""
     told = client.get("/health").json()
     assert set(told) == {"status", "agent_initialized", "session_count", "live_agents", "version"}
+    assert told["session_count"] is None
     assert client.get("/ready").json() == {"status": "ready"}
 
 

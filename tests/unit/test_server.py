@@ -10,7 +10,17 @@ import pytest
 
 from app.config import Settings
 from app.runtime import Runtime
-from app.server import GC_THRESHOLDS, SAME_SIGNAL_S, PoolServer, bind, calm_collector, serve, take_over
+from app.server import (
+    GC_THRESHOLDS,
+    LOCAL_NAMES,
+    SAME_SIGNAL_S,
+    PoolServer,
+    bind,
+    calm_collector,
+    serve,
+    take_over,
+    with_local_names,
+)
 from tests.fakes import FakeClock
 
 TERM, INT = int(signal.SIGTERM), int(signal.SIGINT)
@@ -115,3 +125,20 @@ def test_collector_leaves_what_the_start_has_made() -> None:
     finally:
         gc.unfreeze()
         gc.set_threshold(*thresholds)
+
+
+def test_on_this_machine_alone_only_its_own_names_count() -> None:
+    """Where nobody is asked for a credential, and the operator has named no hosts; else all as it was set."""
+    base = {"store_url": "memory://", "model_provider": "demo"}
+    keyed = {"auth_mode": "api_key"}
+    named = {"allowed_hosts": ("pool.example",)}
+    for address, given, expected in (
+        ("127.0.0.1", {}, {*LOCAL_NAMES}),
+        ("127.0.0.2", {}, {*LOCAL_NAMES, "127.0.0.2"}),
+        ("0.0.0.0", {}, set()),
+        ("127.0.0.1", keyed, set()),
+        ("127.0.0.1", named, {"pool.example"}),
+    ):
+        with bind(address, 0) as listener:
+            settings = with_local_names(Settings(**base, **given), listener)
+        assert set(settings.allowed_hosts) == expected

@@ -4,6 +4,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Body, Query, Response
 
+from app.api.audit import note_choices
 from app.api.deps import AdminDep, CallDep, SessionKeyDep
 from app.api.docs import WITH_BODY, problems
 from app.api.native.cursor import open_cursor, seal_cursor
@@ -65,6 +66,7 @@ async def list_live(call: CallDep, query: Annotated[LiveListQuery, Query()]) -> 
 )
 async def evict(key: SessionKeyDep, call: CallDep, query: Annotated[EvictQuery, Query()]) -> SessionMessage:
     """Drop a session's live agent. The session stays; its next turn restores the agent."""
+    note_choices(call.request, force=query.force)
     if query.user_id is not None:
         await call.services.sessions.get(key, query.user_id)
     await call.services.admin.evict(key, force=query.force)
@@ -84,6 +86,7 @@ async def clean_up(
     """Drop idle live agents, and expire and purge sessions that are due. A busy agent is never removed."""
     await call.services.admin.require_node(query.node)
     asked = body or CleanupBody()
+    note_choices(call.request, node=query.node, **asked.model_dump())
     cleanup = await call.services.admin.cleanup(
         CleanupMode(asked.mode or "expired"),
         idle_s=asked.idle_s,

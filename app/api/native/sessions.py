@@ -5,6 +5,7 @@ from urllib.parse import quote
 
 from fastapi import APIRouter, Body, Header, Query, Response
 
+from app.api.audit import note_sessions
 from app.api.deps import Call, CallDep, SessionKeyDep
 from app.api.docs import WITH_BODY, problems
 from app.api.etag import ETAG_PATTERN, parse_if_match
@@ -253,8 +254,12 @@ async def create_sessions(
 ) -> BatchAnswer:
     """Create up to 1,000 sessions in one commit; one that is refused or malformed fails alone."""
     entries = [_new_of(entry, call) for entry in body.sessions]
-    made = iter(await call.services.sessions.create_many([e for e in entries if isinstance(e, NewSession)]))
-    results = [next(made) if isinstance(entry, NewSession) else entry for entry in entries]
+    wanted = [entry for entry in entries if isinstance(entry, NewSession)]
+    note_sessions(call.request, ((new.owner, new.session_id) for new in wanted))  # if it fails, perhaps made
+    made = await call.services.sessions.create_many(wanted)
+    note_sessions(call.request, (view.session.key for view in made if isinstance(view, SessionView)))
+    rest = iter(made)
+    results = [next(rest) if isinstance(entry, NewSession) else entry for entry in entries]
     return BatchAnswer(results=[BatchResult.of(result) for result in results])
 
 
@@ -270,6 +275,7 @@ async def delete_sessions(
 ) -> BatchDeletedAnswer:
     """Delete these sessions and all that belongs to them; their running turns are cancelled."""
     keys = {call.namespace.key(session_id) for session_id in body.session_ids}
+    note_sessions(call.request, sorted(keys))
     deleted = await call.services.sessions.delete_many(keys, call.namespace.user_to_check)
     return BatchDeletedAnswer(deleted=deleted, missing=len(keys) - deleted)
 

@@ -77,6 +77,16 @@ def test_33_an_unknown_parameter(asked: Asked) -> None:
             assert asked.ask("GET", f"{route.path}?{CANARY}=1").status == 200
 
 
+def test_more_parameters_than_anybody_needs(asked: Asked) -> None:
+    """A hundred are told one by one that they are not known; of more there is one word for all."""
+    query = "&".join(f"p{number}=" for number in range(100))
+    document = asked.refused(422, "VALIDATION_ERROR", asked.ask("GET", f"/sessions?{query}"))
+    assert len(document["errors"]) > 1
+    query = "&".join(f"p{number}" for number in range(2_000))
+    document = asked.refused(422, "VALIDATION_ERROR", asked.ask("GET", f"/sessions?{query}"))
+    assert [error["field"] for error in document["errors"]] == ["query"]
+
+
 @pytest.mark.parametrize("query", ["%ff=1", "limit=%ff", "\xff", "a=%ed%a0%80"], ids=lambda q: f"33 {q!a}")
 def test_a_query_that_is_no_text(asked: Asked, query: str) -> None:
     """Broken UTF-8 in a query is refused."""

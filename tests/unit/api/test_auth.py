@@ -107,7 +107,7 @@ async def test_nodes_ask_for_themselves_and_pass_on_for_others() -> None:
     assert (await run(http_scope(path="/chat", headers=right, **forwarded)))[1].caller == ROOT
 
 
-DEED = Deed("DELETE /x", "alice")
+DEED = Deed("DELETE /x", frozenset({"alice"}))
 
 
 async def test_a_deed_is_told_before_the_answer() -> None:

@@ -191,6 +191,13 @@ async def test_the_body_is_parsed_once_and_handed_on() -> None:
         ({"content-type": "application/json; charset=utf-16"}, b"{}", 415, "UNSUPPORTED_MEDIA_TYPE"),
         ({"content-type": "application/json; charset=latin-1"}, b"{}", 415, "UNSUPPORTED_MEDIA_TYPE"),
         ({"content-type": "application/jsonp"}, b"{}", 415, "UNSUPPORTED_MEDIA_TYPE"),
+        ({"content-type": "application/json" + ";" * 200}, b"{}", 415, "UNSUPPORTED_MEDIA_TYPE"),
+        (
+            {"content-type": "application/json;charset=utf-8;charset=utf-7"},
+            b"{}",
+            415,
+            "UNSUPPORTED_MEDIA_TYPE",
+        ),
         ({**JSON, "content-encoding": "gzip"}, b"\x1f\x8b", 415, "UNSUPPORTED_MEDIA_TYPE"),
         (JSON, b"{", 400, "MALFORMED_JSON"),
         (JSON, b'{"a":NaN}', 400, "MALFORMED_JSON"),
@@ -212,6 +219,7 @@ async def test_an_unfit_body_is_refused(headers, body: bytes, status: int, code:
         "application/json; charset=utf-8",
         'Application/JSON;charset="UTF-8"',
         "application/json; v=1",
+        "application/json ; v=1 ; charset = utf8 ;",
     ],
 )
 async def test_json_by_any_spelling_passes(content_type: str) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import stat
 import threading
 from datetime import timedelta
@@ -148,6 +149,37 @@ def test_a_broken_file_leaves_the_last_good_keys(
     assert keys.authenticate([bearer(key)]).owner == "carol"
 
 
+def test_a_file_that_could_not_be_read_is_tried_again(
+    path: str, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once it can be, though it has not changed since: a key that was revoked meanwhile does not count."""
+    key = create(path)
+    keys = ApiKeys(path, clock)
+    KeyFile(path).revoke(key[3:19])
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", _refuse_to_read)
+        clock.advance(1.0)
+        assert not is_refused(keys, bearer(key))
+    clock.advance(1.0)
+    assert is_refused(keys, bearer(key))
+
+
+def _refuse_to_read(path: Path) -> bytes:
+    raise PermissionError(13, "Permission denied", str(path))
+
+
+def test_a_change_is_seen_whatever_the_files_time_says(path: str, clock: FakeClock) -> None:
+    """Of the same size, in place, and with the time of before, as some tools that copy leave it."""
+    key = create(path)
+    keys, before = ApiKeys(path, clock), os.stat(path)
+    Path(path).write_bytes(Path(path).read_bytes().replace(b'"alice"', b'"carol"'))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    while os.stat(path).st_ctime_ns == before.st_ctime_ns:  # the file system's clock ticks every 4 ms or so
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    clock.advance(1.0)
+    assert keys.authenticate([bearer(key)]).owner == "carol"
+
+
 @pytest.mark.parametrize("change", [{"scope": "root"}, {"user_id": "a/b"}, {"sha256": "00"}, {"more": 1}])
 def test_a_file_with_a_wrong_entry_is_refused_at_the_start(
     path: str, clock: FakeClock, change: dict[str, object]
@@ -208,5 +240,33 @@ def test_a_change_that_fails_leaves_the_file_as_it_was(path: str, monkeypatch: p
     monkeypatch.setattr("os.fsync", fail)
     with pytest.raises(OSError, match="No space left"):
         create(path)
+    assert Path(path).read_bytes() == before
+    assert not list(Path(path).parent.glob("*.new"))
+
+
+def test_the_file_stays_its_owners(path: str) -> None:
+    """A server under another user than root, who revokes a key, still reads it; so does its group."""
+    key = create(path)
+    owner = (65534, 65534) if os.geteuid() == 0 else (os.getuid(), os.getgid())
+    os.chown(path, *owner)
+    os.chmod(path, 0o640)
+    KeyFile(path).revoke(key[3:19])
+    found = os.stat(path)
+    assert (found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode)) == (*owner, 0o640)
+
+
+def test_who_would_take_the_file_from_its_owner_is_refused(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither another user with access to the folder: nothing is changed, and it is said why."""
+    key = create(path)
+    before = Path(path).read_bytes()
+
+    def refuse(*_: int) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr("os.fchown", refuse)
+    with pytest.raises(PermissionError, match="only its owner, or root"):
+        KeyFile(path).revoke(key[3:19])
     assert Path(path).read_bytes() == before
     assert not list(Path(path).parent.glob("*.new"))
