@@ -30,7 +30,7 @@ for number = 1, sessions do
   local tag, uid = ARGV[at + 1], ARGV[at + 2]
   local s, outcome = K(tag, 's'), 0
   local is_again = replaces and call('HGET', s, 'u') == uid -- it was created before
-  if replaces and call('HGET', s, 'w') ~= ARGV[at + 3] then remove(tag) end
+  if replaces and call('HGET', s, 'w') ~= ARGV[at + 3] then remove(tag, true) end
   local known = call('HMGET', s, 'u', 'w')
   if known[2] == ARGV[at + 3] then outcome = 0 -- repeated
   elseif known[1] then outcome = 1

@@ -9,6 +9,7 @@ from app.domain.erasure import Erased
 from app.domain.ids import SessionKey
 from app.domain.session import Session, SessionCap
 from app.domain.state import SharedState, StateScope
+from app.ports.moving import Resealed
 from app.stores.alone import Alone
 from app.stores.memory.keys import KeyTable
 from app.stores.memory.record import Record
@@ -74,6 +75,10 @@ class MemoryMoving(Alone, ABC):
         self._shared.update({dumped.scope: dumped.shared for dumped in rest.shared})
         created = rest.totals.get("created", 0) + len(self._records)
         self._sums.load(rest.usage, rest.totals | {"created": created})
+
+    async def reseal_rest(self) -> Resealed:
+        self._check_open()
+        return Resealed(len(self._shared), 0)  # nothing here is sealed
 
     async def scrub(self) -> None:
         return None  # what was replaced is nowhere

@@ -11,6 +11,7 @@ from app.domain.ids import SessionKey
 from app.domain.session import SessionStatus
 from app.domain.stats import DayUsage
 from app.domain.turn import JsonObject, TurnStatus
+from app.ports.moving import Resealed
 from app.stores import rules
 from app.stores.codec import to_body
 from app.stores.redis import keys, listing, records, rows, side_rows, sums
@@ -135,6 +136,16 @@ async def load_rest(db: Database, rest: RestDump) -> None:
         await db.wire.call("HDEL", db.name("n"), *gone, writes=True)
     for name, value in totals.items():
         await db.wire.call("HSET", db.name("n"), name, value, writes=True)
+
+
+async def reseal_rest(db: Database) -> Resealed:
+    done, broken = 0, 0
+    for name in await _names(db, "h"):
+        try:
+            done += await records.reseal_shared(db, keys.of_scope(name))
+        except SnapshotUnreadable:
+            broken += 1
+    return Resealed(done, broken)
 
 
 async def _load_usage(db: Database, user: str, usage: DayUsage) -> None:

@@ -200,6 +200,19 @@ async def patch_shared(
     return result[-1]
 
 
+async def reseal_shared(db: Database, scope: StateScope) -> bool:
+    """Write a state of a user or an application as it is; say whether there is one."""
+    found: list[bool] = []
+
+    async def once(read: tuple[SharedState, bytes]) -> bool:
+        shared, token = read
+        found.append(token != b"")
+        return not token or await put_shared(db, scope, shared, 0, token)
+
+    await db.change(lambda: _read_shared(db, scope), once)
+    return found[-1]
+
+
 async def put_shared(db: Database, scope: StateScope, shared: SharedState, now: int, token: bytes) -> bool:
     """Write a shared state unless somebody has since ``token`` was read; say whether."""
     name = keys.scope_name(scope)

@@ -20,6 +20,7 @@ from app.domain.session import LifeSpan, Path, Session, SessionCap, SessionChang
 from app.domain.state import SharedState, StateScope
 from app.domain.stats import SessionStats, UserUsage
 from app.domain.turn import BoundTurn, JsonObject, Turn, TurnPage, Usage
+from app.ports.moving import Resealed
 from app.stores import rules
 from app.stores.ensuring import EnsuresInTwoSteps
 from app.stores.redis import listing, moving, records, side, sums, tree, turns, users
@@ -293,6 +294,9 @@ class RedisStore(EnsuresInTwoSteps):
 
     async def load_rest(self, rest: RestDump) -> None:
         await moving.load_rest(self._db, rest)
+
+    async def reseal_rest(self) -> Resealed:
+        return await moving.reseal_rest(self._db)
 
     async def scrub(self) -> None:
         """Begin to write the append-only file anew; a snapshot is replaced by the next one."""

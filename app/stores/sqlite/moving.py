@@ -13,6 +13,7 @@ from typing import TypeVar
 from app.domain.dump import RestDump, SessionDump
 from app.domain.errors import StoreUnavailable
 from app.domain.ids import SessionKey
+from app.ports.moving import Resealed
 from app.stores.alone import Alone
 from app.stores.sqlite import dumping, loading
 from app.stores.sqlite.connection import Connection
@@ -53,6 +54,9 @@ class SqliteMoving(Alone, ABC):
     async def load_rest(self, rest: RestDump) -> None:
         work = partial(loading.load_rest, rest=rest)
         await _wait(self._get_writer().submit(work, "load_rest"))
+
+    async def reseal_rest(self) -> Resealed:
+        return await _wait(self._get_writer().submit(loading.reseal_rest, "reseal_rest"))
 
     async def scrub(self) -> None:
         files = self._get_files()
