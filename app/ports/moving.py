@@ -4,6 +4,7 @@ from typing import NamedTuple, Protocol
 
 from app.domain.dump import RestDump, SessionDump
 from app.domain.ids import SessionKey
+from app.domain.session import Session
 from app.ports.store import SessionStore
 
 
@@ -27,7 +28,7 @@ class MovableStore(SessionStore, Protocol):
             SnapshotUnreadable: something of it is broken.
         """
 
-    async def load_session(self, dump: SessionDump) -> None:
+    async def load_session(self, dump: SessionDump, *, over: Session | None = None) -> None:
         """Store it as it is, in the place of what is there under its key; no usage is counted.
 
         What was there counts as never created: a session that is stored twice was created once.
@@ -35,6 +36,9 @@ class MovableStore(SessionStore, Protocol):
 
         A turn that runs in the dump is stored as failed (``SessionDump.settled``). The idempotency
         keys are its turns' from now on, whatever other turn of the store had them.
+
+        Raises:
+            PreconditionFailed: what is there is not ``over``; nothing is stored.
         """
 
     async def dump_rest(self) -> RestDump:

@@ -14,7 +14,7 @@ from hashlib import sha256
 
 from app.background import TaskOwner
 from app.domain.dump import RestDump, SessionDump, canonical
-from app.domain.errors import LeasedElsewhere, SnapshotUnreadable
+from app.domain.errors import LeasedElsewhere, PreconditionFailed, SnapshotUnreadable
 from app.domain.ids import SessionKey
 from app.domain.session import Session
 from app.ports import MovableStore, SessionLeases
@@ -135,11 +135,14 @@ class Mover:
     async def _copy_dump(self, key: SessionKey, dump: SessionDump) -> None:
         text = canonical(dump)
         digest = sha256(text).digest()
-        await self._target.load_session(dump)
+        await self._load(dump)
         self._moved.count_session(dump, len(text))
         del dump, text  # not beside what is read back
         if await self._digest_there(key) != digest:
             self._moved.differing.append(key)
+
+    async def _load(self, dump: SessionDump) -> None:
+        await self._target.load_session(dump)
 
     async def _digest_there(self, key: SessionKey) -> bytes | None:
         try:
@@ -160,10 +163,11 @@ class Mover:
 class Rewriter(Mover):
     """Moves a store into itself.
 
-    Nobody else should use it; but whoever does loses nothing that was acknowledged. Where there are
-    leases each session is had from before it is read until it was read back, under ``nonce``, and
-    whatever belongs to no session is stored anew in steps of its own. A session that somebody has
-    for longer than ``WAIT_S`` is left as it is.
+    Nobody else should use it; but whoever does loses no turn, and no change of a session. Where there
+    are leases each session is had from before it is read until it was read back, under ``nonce``, so no
+    turn runs; what needs no lease is noticed by its record. A session that somebody has for longer than
+    ``WAIT_S``, or that changes meanwhile, is left as it is. What belongs to no session is stored anew in
+    steps of its own. Only a checkpoint that comes or goes between reading and writing is not noticed.
     """
 
     def __init__(self, store: MovableStore, on_session: Callable[[Moved], None], nonce: str) -> None:
@@ -194,7 +198,13 @@ class Rewriter(Mover):
         if self._leases is not None and not all(await self._leases.renew([(key, self._nonce)])):
             self._moved.busy.append(key)
             return
-        await super()._copy_dump(key, dump)
+        try:
+            await super()._copy_dump(key, dump)
+        except PreconditionFailed:
+            self._moved.busy.append(key)
+
+    async def _load(self, dump: SessionDump) -> None:
+        await self._target.load_session(dump, over=dump.session)
 
     async def _has_taken(self, leases: SessionLeases, key: SessionKey) -> bool:
         clock = asyncio.get_running_loop()

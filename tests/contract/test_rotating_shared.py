@@ -6,14 +6,18 @@ import base64
 import pytest
 
 from app.config import Settings
+from app.domain.errors import SessionExists
 from app.rotate import rotate
 from app.stores.keyring import KeyRing
 from app.stores.postgres import PostgresStore
+from app.stores.redis import records
+from app.stores.redis.draft import new_draft
 from app.stores.redis.store import RedisStore
 from tests.redisserver import RedisServer
 
-from .builders import BOOT, LIFE, current, extend, make_turn, running, stored_session
+from .builders import BOOT, LIFE, current, extend, make_session, make_turn, running, stored_session
 from .checks import until_awaited
+from .conftest import fresh_prefix
 
 KEY = b"k" * 32
 
@@ -67,3 +71,24 @@ async def test_a_scrub_that_is_refused_is_a_warning(
     assert await store.delete_session(session.key)
     await store.close()
     redis_server.command("ACL", "DELUSER", "tenant")
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+async def test_a_record_that_was_written_since_is_not_replaced(
+    redis_server: RedisServer, is_there: bool
+) -> None:
+    """Whoever replaces a record by its token is refused if that has another one by now, or is gone."""
+    store = RedisStore(redis_server.url, LIFE, prefix=fresh_prefix())
+    await store.open(BOOT)
+    session = await stored_session(store, title="mine")
+    record = await store._db.get_by_key(session.key)
+    if is_there:
+        there = await store.touch_session(session.key, session.last_accessed + 1000)
+    else:
+        await store.delete_session(session.key)
+        there = None
+    draft = new_draft(store._sealer, make_session(session.key.session_id, title="other"))
+    (refusal,) = await records.create(store._db, [draft], replaces=record.token)
+    assert isinstance(refusal, SessionExists)
+    assert await store.find_session(session.key) == there
+    await store.close()

@@ -8,6 +8,7 @@ import pytest
 from app.domain.dump import SessionDump
 from app.domain.errors import LeasedElsewhere
 from app.domain.ids import SessionKey
+from app.domain.session import SessionChange
 from app.domain.state import StateScope
 from app.domain.turn import TurnStatus
 from app.services import moving
@@ -37,9 +38,9 @@ async def test_a_turn_that_comes_between_reading_and_writing_waits(
         except LeasedElsewhere as busy:
             refused.append(busy.holder.node.boot_id)
 
-    async def load_late(dumped: SessionDump) -> None:
+    async def load_late(dumped: SessionDump, **how: Any) -> None:
         await interfere()
-        await load(dumped)
+        await load(dumped, **how)
 
     async def dump_late(key: SessionKey) -> SessionDump | None:
         found: SessionDump | None = await dump(key)
@@ -56,6 +57,36 @@ async def test_a_turn_that_comes_between_reading_and_writing_waits(
     committed = await server.commit_turn(session, late)
     branch = [turn.turn_id for turn in await server.list_branch(committed, 9)]
     assert branch == [*(turn.turn_id for turn in turns), late.turn_id]
+
+
+@pytest.mark.parametrize("change", ["title", "state", "gone", "again"])
+async def test_what_changes_between_reading_and_writing_stays(
+    shared_place: SharedPlace, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    """What needs no lease, and is acknowledged, is neither undone nor brought back."""
+    store: Any = shared_place.store
+    session, _ = await extend(store, await stored_session(store), 2)
+    server: Any = await shared_place.beside("server", "http://127.0.0.1:1")
+    load = store.load_session
+
+    async def load_late(dumped: SessionDump, **how: Any) -> None:
+        if change == "title":
+            await server.update_session(session.key, SessionChange(title="new"), session.updated_at + 1)
+        elif change == "state":
+            await server.patch_state(session.key, {"new": 1}, session.updated_at + 1)
+        else:
+            await server.delete_session(session.key)
+        if change == "again":
+            await stored_session(server, session.key.session_id)
+        expected.append(await server.find_session(session.key))
+        await load(dumped, **how)
+
+    expected: list[Any] = []
+    monkeypatch.setattr(store, "load_session", load_late)
+    moved = await Rewriter(store, ignore, new_id()).copy()
+    assert (moved.busy, moved.is_verified) == ([session.key], False)
+    assert [await server.find_session(session.key)] == expected
+    assert (expected[0] is None) is (change == "gone")
 
 
 async def test_a_session_in_use_is_named_and_left(

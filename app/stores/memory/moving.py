@@ -6,6 +6,7 @@ from heapq import nsmallest
 
 from app.domain.dump import RestDump, SessionDump, SharedDump, TurnDump
 from app.domain.erasure import Erased
+from app.domain.errors import PreconditionFailed
 from app.domain.ids import SessionKey
 from app.domain.session import Session, SessionCap
 from app.domain.state import SharedState, StateScope
@@ -49,10 +50,12 @@ class MemoryMoving(Alone, ABC):
             record.dump_checkpoints(),
         )
 
-    async def load_session(self, dump: SessionDump) -> None:
+    async def load_session(self, dump: SessionDump, *, over: Session | None = None) -> None:
         self._check_open()
         dump = dump.settled()
         known = self._records.get(dump.session.key)
+        if over is not None and (known is None or known.session != over):
+            raise PreconditionFailed(session_id=over.key.session_id)
         if known is not None:
             self._remove(dump.session.key)
             self._sums.count_replaced(known.session)

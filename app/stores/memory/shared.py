@@ -68,9 +68,9 @@ class SharedMemoryStore(MemoryStore):
     async def find_session(self, key: SessionKey) -> Session | None:
         return self._see(key, await super().find_session(key))
 
-    async def load_session(self, dump: SessionDump) -> None:
+    async def load_session(self, dump: SessionDump, *, over: Session | None = None) -> None:
         lease = self._content.leases.get(dump.session.key)
-        await super().load_session(dump)
+        await super().load_session(dump, over=over)
         if lease is not None:
             self._content.leases[dump.session.key] = lease
 

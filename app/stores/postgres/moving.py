@@ -8,9 +8,10 @@ import asyncpg
 
 from app.domain.checkpoint import Checkpoint
 from app.domain.dump import CheckpointDump, RestDump, SessionDump, SharedDump, TurnDump, UsageDump
-from app.domain.errors import SessionNotFound, SnapshotUnreadable
+from app.domain.errors import PreconditionFailed, SessionNotFound, SnapshotUnreadable
 from app.domain.ids import SessionKey, to_id_bytes
 from app.domain.journal import LoggedFact
+from app.domain.session import Session
 from app.domain.state import StateScope
 from app.domain.stats import DayUsage
 from app.domain.turn import JsonObject, Turn, TurnStatus
@@ -125,8 +126,10 @@ async def dump_session(view: View, key: SessionKey) -> SessionDump | None:
         raise SnapshotUnreadable(session_id=key.session_id) from error
 
 
-async def load_session(unit: Unit, dump: SessionDump) -> None:
+async def load_session(unit: Unit, dump: SessionDump, over: Session | None) -> None:
     """Store what a dump holds in the place of what is there."""
+    if over is not None:
+        await _check_is(unit, over)
     raw = raw_key(dump.session.key)
     await unit.connection.execute(_UNCOUNT, *raw)
     lease: Any = await unit.connection.fetchrow(_FIND_LEASE, *raw)
@@ -152,6 +155,15 @@ async def load_session(unit: Unit, dump: SessionDump) -> None:
     for one in dump.turns:
         await _load_turn(unit, record, one.turn, states_of[one.turn.turn_id])
     await _load_beside(unit, record, dump, named)
+
+
+async def _check_is(unit: Unit, session: Session) -> None:
+    try:
+        there = (await get_by_key(unit, session.key, lock=True)).session
+    except SessionNotFound:
+        there = None
+    if there != session:
+        raise PreconditionFailed(session_id=session.key.session_id)
 
 
 async def dump_rest(view: View) -> RestDump:

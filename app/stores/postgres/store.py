@@ -353,8 +353,8 @@ class PostgresStore(Calls, EnsuresInTwoSteps):
     async def dump_session(self, key: SessionKey) -> SessionDump | None:
         return await self._move_out(moving.dump_session, key)
 
-    async def load_session(self, dump: SessionDump) -> None:
-        await self._move_in(moving.load_session, dump)
+    async def load_session(self, dump: SessionDump, *, over: Session | None = None) -> None:
+        await self._move_in(moving.load_session, dump, over)
 
     async def dump_rest(self) -> RestDump:
         return await self._move_out(moving.dump_rest)

@@ -286,8 +286,8 @@ class RedisStore(EnsuresInTwoSteps):
     async def dump_session(self, key: SessionKey) -> SessionDump | None:
         return await moving.dump_session(self._db, key)
 
-    async def load_session(self, dump: SessionDump) -> None:
-        await moving.load_session(self._db, dump)
+    async def load_session(self, dump: SessionDump, *, over: Session | None = None) -> None:
+        await moving.load_session(self._db, dump, over)
 
     async def dump_rest(self) -> RestDump:
         return await moving.dump_rest(self._db)

@@ -4,8 +4,9 @@ from collections import Counter
 from typing import Any
 
 from app.domain.dump import RestDump, SessionDump
-from app.domain.errors import SnapshotUnreadable
+from app.domain.errors import PreconditionFailed, SnapshotUnreadable
 from app.domain.ids import to_id_bytes
+from app.domain.session import Session
 from app.domain.state import StateScope
 from app.domain.turn import JsonObject
 from app.ports.moving import Resealed
@@ -18,6 +19,7 @@ from app.stores.sqlite.dumping import LIST_SHARED, TOTALS, totals_of_sessions
 from app.stores.sqlite.journal import ADD_FACT
 from app.stores.sqlite.notes import Noted
 from app.stores.sqlite.rows import Home
+from app.stores.sqlite.tree import find_by_key
 from app.stores.sqlite.unit import Unit
 from app.stores.sqlite.writes import add_turn
 
@@ -52,7 +54,11 @@ class _States:
         return number
 
 
-def load_session(unit: Unit, dump: SessionDump) -> None:
+def load_session(unit: Unit, dump: SessionDump, over: Session | None) -> None:
+    if over is not None:
+        there = find_by_key(unit.connection, over.key)
+        if there is None or there.session != over:
+            raise PreconditionFailed(session_id=over.key.session_id)
     known: Any = unit.connection.execute(_FIND_LIFE, dump.session.key).fetchone()
     if known is not None:
         records.remove(unit, known[0])
