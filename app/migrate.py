@@ -126,11 +126,12 @@ def _report(moved: Moved, took_s: float, *, skip_broken: bool) -> bool:
 
 
 def tell_counts(moved: Moved, took_s: float) -> None:
+    usage = f", {moved.users:,} users' usage" if moved.users else ""
     rates = f"{moved.sessions / took_s:,.0f} sessions/s, {moved.turns / took_s:,.0f} turns/s"
     typer.echo(
         f"{moved.sessions:,} sessions, {moved.turns:,} turns, {moved.checkpoints:,} checkpoints,"
-        f" {moved.notes:,} notes, {moved.events:,} events, {moved.states:,} states of users and applications,"
-        f" {moved.users:,} users' usage; {moved.json_bytes:,} bytes of JSON in {took_s:.1f} s ({rates})"
+        f" {moved.notes:,} notes, {moved.events:,} events, {moved.states:,} states of users and applications"
+        f"{usage}; {moved.json_bytes:,} bytes of JSON in {took_s:.1f} s ({rates})"
     )
 
 

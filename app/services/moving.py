@@ -2,8 +2,8 @@
 
 Sessions are copied as wholes, a few at a time, so what is in memory at any moment does not
 depend on how many there are. Nothing in the source is changed. A copy that ended early may be
-repeated: whatever is there by then is stored again as it is in the source. A store may be both
-source and target: then all that can be read is written anew in its place.
+repeated: whatever is there by then is stored again as it is in the source. A store may also move
+into itself: then all that can be read is written anew in its place.
 """
 
 import asyncio
@@ -14,14 +14,16 @@ from hashlib import sha256
 
 from app.background import TaskOwner
 from app.domain.dump import RestDump, SessionDump, canonical
-from app.domain.errors import SnapshotUnreadable
+from app.domain.errors import LeasedElsewhere, PreconditionFailed, SnapshotUnreadable
 from app.domain.ids import SessionKey
 from app.domain.session import Session
-from app.ports import MovableStore
+from app.ports import MovableStore, SessionLeases
 
 AT_ONCE = 8
 """Sessions that are under way at the same time: enough that stores share a sync of the disk."""
 PAGE = 200
+WAIT_S = 5.0
+"""How long to wait for a session that somebody else has; most turns end sooner."""
 
 
 class MoveRefused(Exception):
@@ -33,7 +35,8 @@ class Moved:
     """What was copied so far. ``json_bytes`` is the length of it as canonical JSON.
 
     ``unreadable`` are sessions that are broken in the source, ``differing`` those that did not
-    read the same from the target. ``is_complete``: the target has as many sessions as were
+    read the same from the target, ``busy`` those that somebody else has. ``broken_states`` of users
+    and applications stay as they are. ``is_complete``: the target has as many sessions as were
     copied, and the same of what belongs to none.
     """
 
@@ -47,12 +50,14 @@ class Moved:
     json_bytes: int = 0
     unreadable: list[SessionKey] = field(default_factory=list)
     differing: list[SessionKey] = field(default_factory=list)
+    busy: list[SessionKey] = field(default_factory=list)
+    broken_states: int = 0
     is_complete: bool = False
 
     @property
     def is_verified(self) -> bool:
         """Whether all that could be read is in the target as it is in the source."""
-        return self.is_complete and not self.differing
+        return self.is_complete and not self.differing and not self.busy
 
     def count_session(self, dump: SessionDump, json_bytes: int) -> None:
         self.sessions += 1
@@ -130,11 +135,14 @@ class Mover:
     async def _copy_dump(self, key: SessionKey, dump: SessionDump) -> None:
         text = canonical(dump)
         digest = sha256(text).digest()
-        await self._target.load_session(dump)
+        await self._load(dump)
         self._moved.count_session(dump, len(text))
         del dump, text  # not beside what is read back
         if await self._digest_there(key) != digest:
             self._moved.differing.append(key)
+
+    async def _load(self, dump: SessionDump) -> None:
+        await self._target.load_session(dump)
 
     async def _digest_there(self, key: SessionKey) -> bytes | None:
         try:
@@ -145,10 +153,70 @@ class Mover:
 
     async def _has_as_many(self) -> bool:
         """Say whether the target lists what was copied; unreadable ones may be there from before."""
-        keys, unreadable, count = _Keys(self._target), set(self._moved.unreadable), 0
+        keys, count = _Keys(self._target), 0
+        left_out = {*self._moved.unreadable, *self._moved.busy}
         while (key := await keys.next()) is not None:
-            count += key not in unreadable
+            count += key not in left_out
         return count == self._moved.sessions
+
+
+class Rewriter(Mover):
+    """Moves a store into itself.
+
+    Nobody else should use it; but whoever does loses no turn, and no change of a session. Where there
+    are leases each session is had from before it is read until it was read back, under ``nonce``, so no
+    turn runs; what needs no lease is noticed by its record. A session that somebody has for longer than
+    ``WAIT_S``, or that changes meanwhile, is left as it is. What belongs to no session is stored anew in
+    steps of its own. Only a checkpoint that comes or goes between reading and writing is not noticed.
+    """
+
+    def __init__(self, store: MovableStore, on_session: Callable[[Moved], None], nonce: str) -> None:
+        super().__init__(store, store, on_session)
+        self._leases = store.leases
+        self._nonce = nonce
+
+    async def copy(self) -> Moved:
+        """Write everything anew and compare."""
+        await _for_each(self._source, self._copy)
+        self._moved.states, self._moved.broken_states = await self._source.reseal_rest()
+        self._moved.is_complete = await self._has_as_many()
+        return self._moved
+
+    async def _copy(self, key: SessionKey) -> None:
+        leases = self._leases
+        if leases is None:
+            await super()._copy(key)
+        elif await self._has_taken(leases, key):
+            await super()._copy(key)
+            await leases.give_back(key, self._nonce)
+        else:
+            self._moved.busy.append(key)
+            self._on_session(self._moved)
+
+    async def _copy_dump(self, key: SessionKey, dump: SessionDump) -> None:
+        # Reading may have taken long: only what nobody has taken since is written.
+        if self._leases is not None and not all(await self._leases.renew([(key, self._nonce)])):
+            self._moved.busy.append(key)
+            return
+        try:
+            await super()._copy_dump(key, dump)
+        except PreconditionFailed:
+            self._moved.busy.append(key)
+
+    async def _load(self, dump: SessionDump) -> None:
+        await self._target.load_session(dump, over=dump.session)
+
+    async def _has_taken(self, leases: SessionLeases, key: SessionKey) -> bool:
+        clock = asyncio.get_running_loop()
+        give_up_at = clock.time() + WAIT_S
+        while True:
+            try:
+                await leases.take(key, self._nonce)
+                return True
+            except LeasedElsewhere:
+                if clock.time() >= give_up_at:
+                    return False
+                await leases.wait_free(key, give_up_at - clock.time())
 
 
 class _Keys:

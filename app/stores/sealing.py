@@ -3,7 +3,13 @@
 Sealed bytes are one format byte and either a CRC-32 of four bytes and JSON, or, in format
 ``ENCRYPTED``, what the key ring made of the body. Either way they count only together with their
 ``cover``: what the store keeps beside them, and whose they are. A flipped column or a swapped row
-is noticed, by chance or, with keys, by design.
+is noticed, by a checksum against chance or, with keys, by design.
+
+What keys do not do. Who can write to the database's files can have a row without encryption taken for
+one of before the keys: such rows are read for ever. They can put an older encrypted one back in its own
+place. The columns of a session's record and the rows of idempotency keys have a checksum only, also with
+keys, in SQLite and PostgreSQL: whoever changes one can make the checksum fit. The texts and fingerprints
+in them are encrypted.
 """
 
 import json

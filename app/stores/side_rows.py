@@ -16,7 +16,7 @@ from app.domain.journal import Fact, LoggedFact
 from app.domain.state import SharedState, StateScope
 from app.domain.turn import JsonObject
 from app.stores.codec import from_fact_value, to_body, to_fact_value
-from app.stores.sealing import Sealer
+from app.stores.sealing import Sealer, is_encrypted
 
 Row = Sequence[Any]
 
@@ -25,6 +25,8 @@ CHECKPOINT_COLUMNS = "checkpoint_id, turn_id, state, automatic, created_at, body
 FACT_COLUMNS = "number, created_at, body"
 
 _NO_ID = bytes(16)
+_PLAIN_FINGERPRINT_MAX = 32
+"""Bytes; what is encrypted is always longer."""
 _NOTE_COVER = struct.Struct(">16s16s16sqqqq")
 _CHECKPOINT_COVER = struct.Struct(">16s16s16sqBq")
 _FACT_COVER = struct.Struct(">16sqq")
@@ -154,6 +156,34 @@ def from_shared_row(sealer: Sealer, scope: StateScope, row: Row) -> SharedState:
     if not isinstance(values, dict):
         raise SnapshotUnreadable
     return SharedState(values, rev)
+
+
+def to_fingerprint(sealer: Sealer, owner: str, key: str, turn_id: bytes, fingerprint: bytes) -> bytes:
+    """Return how the fingerprint of an idempotency key is stored.
+
+    With keys it is encrypted: whoever has it can try out which message it is of.
+    """
+    if not sealer.encrypts:
+        return fingerprint
+    return sealer.seal(to_body(fingerprint.hex()), _fingerprint_cover(owner, key, turn_id))
+
+
+def from_fingerprint(sealer: Sealer, owner: str, key: str, turn_id: bytes, stored: bytes) -> bytes:
+    """Return the fingerprint.
+
+    Raises:
+        SnapshotUnreadable: it is broken, or its key is missing.
+    """
+    if len(stored) <= _PLAIN_FINGERPRINT_MAX or not is_encrypted(stored):
+        return stored
+    try:
+        return bytes.fromhex(sealer.open(stored, _fingerprint_cover(owner, key, turn_id)))
+    except _BROKEN as error:
+        raise SnapshotUnreadable from error
+
+
+def _fingerprint_cover(owner: str, key: str, turn_id: bytes) -> bytes:
+    return f"key\0{owner}\0{key}\0".encode() + turn_id
 
 
 def _checkpoint_cover(uid: bytes, row: Row) -> bytes:

@@ -1,6 +1,7 @@
 """What becomes of calls while the PostgreSQL server is frozen, gone, or back."""
 
 import asyncio
+import gc
 import os
 import signal
 import time
@@ -11,7 +12,7 @@ from typing import Any
 import asyncpg
 import pytest
 
-from app.domain.errors import StoreUnavailable
+from app.domain.errors import HeadMoved, StoreUnavailable
 from app.domain.session import Session
 from app.stores.postgres import PostgresStore
 from app.stores.postgres.leases import TRUST_S
@@ -362,3 +363,26 @@ async def test_a_write_that_was_lost_is_in_doubt_whatever_its_repeat_says(store:
     with pytest.raises(StoreUnavailable) as caught:
         await store._link.run(work, writes=True)
     assert caught.value.outcome_unknown
+
+
+@pytest.mark.parametrize(("error", "is_logged"), [(HeadMoved(), False), (KeyError("ours"), True)])
+async def test_nobody_complains_of_a_refusal_that_nobody_waits_for(
+    store: PostgresStore, caplog: pytest.LogCaptureFixture, error: Exception, is_logged: bool
+) -> None:
+    """A write whose caller is gone is refused without a word in the log; a mistake of ours is told."""
+    began, goes_on = asyncio.Event(), asyncio.Event()
+
+    async def refuse(_: Any) -> None:
+        began.set()
+        await goes_on.wait()
+        raise error
+
+    caller = asyncio.create_task(store._link.run(refuse, writes=True))
+    await began.wait()
+    caller.cancel()
+    await asyncio.wait([caller])
+    goes_on.set()
+    await asyncio.wait(list(store._link._writes))
+    gc.collect()
+    told = [one.message for one in caplog.records if one.exc_info and one.exc_info[1] is error]
+    assert told == ["a write that nobody waits for failed"] * is_logged

@@ -12,6 +12,7 @@ from redis.asyncio import Redis
 from app.domain.branch import ToTurn
 from app.domain.compaction import Note
 from app.domain.errors import SnapshotUnreadable
+from app.domain.idempotency import Binding, fingerprint
 from app.domain.session import Session, SessionChange, SessionQuery
 from app.domain.state import StateScope
 from app.domain.turn import TurnError, TurnStatus, Usage
@@ -19,6 +20,7 @@ from app.ports import MovableStore
 from app.stores.keyring import KeyRing
 from app.stores.postgres import PostgresStore, search
 from app.stores.redis import keys as names
+from app.stores.redis import listing
 from app.stores.redis.store import RedisStore
 
 from .builders import (
@@ -158,7 +160,7 @@ async def vault(request: pytest.FixtureRequest) -> AsyncIterator[Vault]:
     await vault.close()
 
 
-@pytest.fixture(params=[postgres_vault])
+@pytest.fixture(params=[postgres_vault, redis_vault])
 async def database(request: pytest.FixtureRequest) -> AsyncIterator[Vault]:
     vault = request.param(request)
     yield vault
@@ -203,6 +205,33 @@ async def test_nothing_that_is_stored_tells(vault: Vault, ring: tuple[bytes, ...
     await store.start_turn(session, running(make_turn(session, "other root")))
     await store.record_turn(session, failing)
     assert shown(await vault.dump()) == (set() if ring else set(SAID))
+
+
+async def test_no_fingerprint_tells_a_guess_from_the_truth(vault: Vault) -> None:
+    """With keys it is encrypted, also one that was stored before them once its session is loaded again."""
+    asked = fingerprint("my pin is 4711")
+    plain = await vault.open()
+    session = await stored_session(plain, "before")
+    turn = make_turn(session, binding=Binding("", "old", asked))
+    await plain.start_turn(session, running(turn))
+    await plain.commit_turn(session, turn)
+    sealing = await vault.open(NEW)
+    other = await stored_session(sealing, "after")
+    turn = make_turn(other, binding=Binding("", "new", asked))
+    await sealing.start_turn(other, running(turn))
+    await sealing.commit_turn(other, turn)
+    for name in ("old", "new"):
+        assert (await sealing.find_bound("", name)).fingerprint == asked
+    dump = await sealing.dump_session(session.key)
+    await sealing.load_session(dump)
+    stored = await vault.dump()
+    assert asked not in stored
+    assert asked.hex().encode() not in stored
+    for name in ("old", "new"):
+        assert (await sealing.find_bound("", name)).fingerprint == asked
+    without = await vault.open(OLD)
+    with pytest.raises(SnapshotUnreadable):
+        await without.find_bound("", "new")
 
 
 async def test_nodes_in_the_midst_of_a_rotation_read_each_other(vault: Vault) -> None:
@@ -351,8 +380,9 @@ async def test_no_row_counts_for_another_session(vault: Vault, table: str) -> No
 
 @pytest.fixture
 def few_looks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(search, "LOOK_LIMIT", 20)
-    monkeypatch.setattr(search, "STEP_SESSIONS", 10)
+    for module in (search, listing):
+        monkeypatch.setattr(module, "LOOK_LIMIT", 20)
+        monkeypatch.setattr(module, "STEP_SESSIONS", 10)
     return
 
 

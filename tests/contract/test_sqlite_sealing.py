@@ -11,6 +11,7 @@ import pytest
 
 from app.domain.branch import ToTurn
 from app.domain.errors import SnapshotUnreadable
+from app.domain.idempotency import Binding, fingerprint
 from app.domain.ids import SessionKey
 from app.domain.session import Session, SessionChange, SessionQuery
 from app.domain.state import StateScope
@@ -375,3 +376,28 @@ async def test_no_checksum_tells_about_a_secret(opened: Opened, path: str) -> No
         connection.close()
         await store.delete_session(session.key)
     assert len(seals) == 2
+
+
+async def test_no_fingerprint_tells_a_guess_from_the_truth(opened: Opened, path: str) -> None:
+    """With keys it is encrypted, also one that was stored before them once its session is loaded again."""
+    asked = fingerprint("my pin is 4711")
+    for ring, name in (((), "old"), ((NEW,), "new")):
+        store = await opened(*ring)
+        session = await stored_session(store, name)
+        turn = make_turn(session, binding=Binding("", name, asked))
+        await store.start_turn(session, running(turn))
+        await store.commit_turn(session, turn)
+    for name in ("old", "new"):
+        bound = await store.find_bound("", name)
+        assert bound is not None
+        assert bound.fingerprint == asked
+    dump = await store.dump_session(SessionKey("", "old"))
+    assert dump is not None
+    await store.load_session(dump)
+    connection = apsw.Connection(path, flags=apsw.SQLITE_OPEN_READONLY)
+    stored = [row[0] for row in connection.execute("SELECT fingerprint FROM idempotency_keys")]
+    connection.close()
+    assert [(raw[0], asked in raw) for raw in stored] == [(ENCRYPTED, False)] * 2
+    store = await opened(OLD)
+    with pytest.raises(SnapshotUnreadable):
+        await store.find_bound("", "new")

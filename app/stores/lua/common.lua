@@ -249,8 +249,8 @@ local function give_back(tag, nonce)
   return true
 end
 
--- Removes a session and all that belongs to it.
-local function remove(tag)
+-- Removes a session and all that belongs to it, but for the lease if somebody keeps that.
+local function remove(tag, keeps_lease)
   local member = call('HGET', K(tag, 's'), 'm')
   if not member then return 0 end
   local bound = call('HGETALL', K(tag, 'b'))
@@ -258,7 +258,7 @@ local function remove(tag)
   forget(member)
   call('ZREM', G('order'), order_of(tag))
   for _, room in ipairs(ROOMS) do call('UNLINK', K(tag, room)) end
-  if call('EXISTS', K(tag, 'l')) == 1 then drop_lease(tag) end
+  if not keeps_lease and call('EXISTS', K(tag, 'l')) == 1 then drop_lease(tag) end
   return 1
 end
 

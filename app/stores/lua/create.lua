@@ -1,9 +1,9 @@
 -- Stores new sessions, one after the other; says of each 0 stored, 1 its key is taken, 2 no room.
--- ARGV 2 whether to replace what is there, 3 count, 4 most a user may have, 5 number of victims, then tag,
+-- ARGV 2 whether to replace what is there: 0, 1 or the token that it must have, 3 count, 4 most a user may have, 5 number of victims, then tag,
 -- member and last activity of each; then of each session its number of words, index of its user if that is to
 -- be counted or '', tag, uid, token, member, indexes, head, record, JSON or '', last activity, end or '',
 -- archived, marked idle, now, idle after ms, span, slack, lifetime, commands.
-local replaces, sessions, most, victims = ARGV[2] == '1', tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
+local replaces, sessions, most, victims = ARGV[2] ~= '0', tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
 local at_victims = 5 + 3 * victims
 local at = at_victims + 1
 
@@ -30,10 +30,11 @@ for number = 1, sessions do
   local tag, uid = ARGV[at + 1], ARGV[at + 2]
   local s, outcome = K(tag, 's'), 0
   local is_again = replaces and call('HGET', s, 'u') == uid -- it was created before
-  if replaces and call('HGET', s, 'w') ~= ARGV[at + 3] then remove(tag) end
+  local is_other = call('HGET', s, 'w') ~= ARGV[at + 3]
+  if replaces and is_other and (ARGV[2] == '1' or call('HGET', s, 'w') == ARGV[2]) then remove(tag, true) end
   local known = call('HMGET', s, 'u', 'w')
   if known[2] == ARGV[at + 3] then outcome = 0 -- repeated
-  elseif known[1] then outcome = 1
+  elseif known[1] or #ARGV[2] > 1 and is_other and not is_again then outcome = 1
   elseif user ~= '' and not make_room(user) then outcome = 2
   else
     local member = ARGV[at + 4]

@@ -6,9 +6,11 @@ from heapq import nsmallest
 
 from app.domain.dump import RestDump, SessionDump, SharedDump, TurnDump
 from app.domain.erasure import Erased
+from app.domain.errors import PreconditionFailed
 from app.domain.ids import SessionKey
 from app.domain.session import Session, SessionCap
 from app.domain.state import SharedState, StateScope
+from app.ports.moving import Resealed
 from app.stores.alone import Alone
 from app.stores.memory.keys import KeyTable
 from app.stores.memory.record import Record
@@ -48,10 +50,12 @@ class MemoryMoving(Alone, ABC):
             record.dump_checkpoints(),
         )
 
-    async def load_session(self, dump: SessionDump) -> None:
+    async def load_session(self, dump: SessionDump, *, over: Session | None = None) -> None:
         self._check_open()
         dump = dump.settled()
         known = self._records.get(dump.session.key)
+        if over is not None and (known is None or known.session != over):
+            raise PreconditionFailed(session_id=over.key.session_id)
         if known is not None:
             self._remove(dump.session.key)
             self._sums.count_replaced(known.session)
@@ -74,6 +78,10 @@ class MemoryMoving(Alone, ABC):
         self._shared.update({dumped.scope: dumped.shared for dumped in rest.shared})
         created = rest.totals.get("created", 0) + len(self._records)
         self._sums.load(rest.usage, rest.totals | {"created": created})
+
+    async def reseal_rest(self) -> Resealed:
+        self._check_open()
+        return Resealed(len(self._shared), 0)  # nothing here is sealed
 
     async def scrub(self) -> None:
         return None  # what was replaced is nowhere

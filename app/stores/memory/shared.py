@@ -10,6 +10,7 @@ from secrets import token_urlsafe
 from typing import Self
 
 from app.domain.checkpoint import AutoCheckpoint
+from app.domain.dump import SessionDump
 from app.domain.erasure import Erased
 from app.domain.errors import HeadMoved, KeyTaken, LeasedElsewhere
 from app.domain.idempotency import Binding
@@ -66,6 +67,12 @@ class SharedMemoryStore(MemoryStore):
 
     async def find_session(self, key: SessionKey) -> Session | None:
         return self._see(key, await super().find_session(key))
+
+    async def load_session(self, dump: SessionDump, *, over: Session | None = None) -> None:
+        lease = self._content.leases.get(dump.session.key)
+        await super().load_session(dump, over=over)
+        if lease is not None:
+            self._content.leases[dump.session.key] = lease
 
     async def delete_session(self, key: SessionKey) -> bool:
         self._seen.pop(key, None)

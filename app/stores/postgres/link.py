@@ -190,6 +190,7 @@ class Link:
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
+            task.add_done_callback(_hear)
             if undo is not None:
                 self._spawn(self._undo(task, undo))
             raise
@@ -343,6 +344,13 @@ class _Progress:
     @property
     def is_unknown(self) -> bool:
         return self.writes and (self.is_under_way or self.was_lost)
+
+
+def _hear(task: "asyncio.Task[Any]") -> None:
+    """Take note of how a write ended that nobody waits for: that it was refused concerns nobody any more."""
+    error = None if task.cancelled() else task.exception()
+    if error is not None and not isinstance(error, AgentPoolError):
+        _log.error("a write that nobody waits for failed", exc_info=error)
 
 
 def _end(connection: Connection) -> None:

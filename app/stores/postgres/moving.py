@@ -8,13 +8,14 @@ import asyncpg
 
 from app.domain.checkpoint import Checkpoint
 from app.domain.dump import CheckpointDump, RestDump, SessionDump, SharedDump, TurnDump, UsageDump
-from app.domain.errors import SessionNotFound, SnapshotUnreadable
-from app.domain.idempotency import Binding
+from app.domain.errors import PreconditionFailed, SessionNotFound, SnapshotUnreadable
 from app.domain.ids import SessionKey, to_id_bytes
 from app.domain.journal import LoggedFact
+from app.domain.session import Session
 from app.domain.state import StateScope
 from app.domain.stats import DayUsage
 from app.domain.turn import JsonObject, Turn, TurnStatus
+from app.ports.moving import Resealed
 from app.stores import rules
 from app.stores.buckets import PREFIX
 from app.stores.codec import to_body, to_turn_body
@@ -48,7 +49,10 @@ _LIST_AFTER = (
 )
 _LIST_FIRST = "SELECT owner, session_id FROM sessions ORDER BY owner, session_id LIMIT $1"
 _TURNS = f"SELECT {TURN_COLUMNS} FROM turns WHERE session = $1 ORDER BY turn_id"
-_KEYS = "SELECT turn_id, owner, key, fingerprint, created_at, seal FROM idempotency_keys WHERE session = $1"
+_KEYS = (
+    "SELECT owner, key, session, turn_id, fingerprint, created_at, seal FROM idempotency_keys"
+    " WHERE session = $1"
+)
 _FACTS = f"SELECT {FACT_COLUMNS} FROM session_events WHERE session = $1 ORDER BY number"
 _CHECKPOINTS = f"SELECT {CHECKPOINT_COLUMNS} FROM checkpoints WHERE session = $1 ORDER BY checkpoint_id"
 _SHARED = (
@@ -76,8 +80,14 @@ _UNCOUNT = (
     "UPDATE counters SET created = created - 1, lifetime_ms = lifetime_ms - s.last_accessed + s.created_at"
     " FROM sessions AS s WHERE shard = 0 AND s.owner = $1 AND s.session_id = $2"
 )
+_FIND_LEASE = (
+    "SELECT nonce, turn_id, boot_id, url, until, is_awaited FROM leases WHERE owner = $1 AND session_id = $2"
+)
+# Of what is not there the removal has taken none.
+_KEEP_LEASE = "INSERT INTO leases VALUES ($1, $2, $3, $4, $5, $6, $7, $8) ON CONFLICT DO NOTHING"
 _CLEAR_TOTALS = f"UPDATE counters SET {', '.join(f'{name} = 0' for name in _OF_ALL_TIME)}"
-_SCRUB = "VACUUM (FULL) sessions, turns, states, notes, checkpoints, session_events, shared_state"
+_SEALED = "sessions, turns, states, notes, checkpoints, session_events, shared_state, idempotency_keys"
+_SCRUB = f"VACUUM (FULL) {_SEALED}"
 _SET_TOTALS = "UPDATE counters SET {names} WHERE shard = 0"
 
 
@@ -116,10 +126,16 @@ async def dump_session(view: View, key: SessionKey) -> SessionDump | None:
         raise SnapshotUnreadable(session_id=key.session_id) from error
 
 
-async def load_session(unit: Unit, dump: SessionDump) -> None:
+async def load_session(unit: Unit, dump: SessionDump, over: Session | None) -> None:
     """Store what a dump holds in the place of what is there."""
-    await unit.connection.execute(_UNCOUNT, *raw_key(dump.session.key))
+    if over is not None:
+        await _check_is(unit, over)
+    raw = raw_key(dump.session.key)
+    await unit.connection.execute(_UNCOUNT, *raw)
+    lease: Any = await unit.connection.fetchrow(_FIND_LEASE, *raw)
     await records.delete_session(unit, dump.session.key)
+    if lease is not None:
+        await unit.connection.execute(_KEEP_LEASE, *raw, *lease)
     numbers = _Numbers()
     root = numbers.of(dump.root_state)
     states_of = {one.turn.turn_id: numbers.of(one.state) for one in dump.turns}
@@ -139,6 +155,15 @@ async def load_session(unit: Unit, dump: SessionDump) -> None:
     for one in dump.turns:
         await _load_turn(unit, record, one.turn, states_of[one.turn.turn_id])
     await _load_beside(unit, record, dump, named)
+
+
+async def _check_is(unit: Unit, session: Session) -> None:
+    try:
+        there = (await get_by_key(unit, session.key, lock=True)).session
+    except SessionNotFound:
+        there = None
+    if there != session:
+        raise PreconditionFailed(session_id=session.key.session_id)
 
 
 async def dump_rest(view: View) -> RestDump:
@@ -183,6 +208,21 @@ async def load_rest(unit: Unit, rest: RestDump) -> None:
     await unit.connection.executemany(
         _ADD_TIME, [(int(name.removeprefix(PREFIX)), count) for name, count in times.items()]
     )
+
+
+async def reseal_rest(unit: Unit) -> Resealed:
+    broken, rows = 0, await unit.connection.fetch(f"{_SHARED} FOR UPDATE")
+    for *raw_scope, rev, updated_at, body in rows:
+        app_name, owner, user_id = (raw.decode() for raw in raw_scope)
+        scope = StateScope(app_name, owner, user_id or None)
+        try:
+            shared = from_shared_row(unit.sealer, scope, (rev, updated_at, body))
+        except SnapshotUnreadable:
+            broken += 1
+            continue
+        body = to_shared_body(unit.sealer, scope, shared, updated_at)
+        await unit.connection.execute(states.SET, *raw_scope, rev, updated_at, body)
+    return Resealed(len(rows) - broken, broken)
 
 
 async def scrub(link: Link) -> None:
@@ -240,11 +280,8 @@ async def _turns_of(view: View, record: Record, known: _States) -> list[TurnDump
     session_id, dumped = record.session.key.session_id, []
     keys = {}
     found = await view.connection.fetch(_KEYS, record.number)
-    for turn_id, owner, key, fingerprint, created_at, sealed in found:
-        bound = Binding(owner.decode(), key.decode(), fingerprint)
-        if turns.key_seal(bound.owner, bound.key, fingerprint, record.number, turn_id, created_at) != sealed:
-            raise SnapshotUnreadable(session_id=session_id)
-        keys[turn_id] = bound
+    for owner, key, *row in found:
+        keys[row[1]] = turns.from_key_row(view.sealer, owner.decode(), key.decode(), row)
     for row in await view.connection.fetch(_TURNS, record.number):
         turn = replace(from_turn_row(view.sealer, record.uid, row, session_id), binding=keys.get(row[0]))
         state = await known.get(row[11]) if is_committed(row[3], row[4]) else None
@@ -259,11 +296,8 @@ async def _load_turn(unit: Unit, record: Record, turn: Turn, state: int | None) 
     bound = ended.binding
     if bound is not None and ended.is_committed:
         turn_id, at = to_id_bytes(ended.turn_id), ended.started_at
-        sealed = turns.key_seal(bound.owner, bound.key, bound.fingerprint, record.number, turn_id, at)
-        await unit.connection.execute(
-            _ADD_KEY, bound.owner.encode(), bound.key.encode(), bound.fingerprint, record.number, turn_id, at,
-            sealed,
-        )  # fmt: skip
+        *bound_row, sealed = turns.to_key_row(unit.sealer, bound, record.number, ended)
+        await unit.connection.execute(_ADD_KEY, *bound_row, record.number, turn_id, at, sealed)
 
 
 async def _load_beside(

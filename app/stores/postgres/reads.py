@@ -74,9 +74,8 @@ async def find_bound(view: View, owner: str, key: str) -> BoundTurn | None:
     bound: Any = await view.connection.fetchrow(_FIND_KEY, owner.encode(), key.encode())
     if bound is None:
         return None
-    number, turn_id, fingerprint, created_at, sealed = bound
-    if turns.key_seal(owner, key, fingerprint, number, turn_id, created_at) != sealed:
-        raise SnapshotUnreadable
+    number, turn_id, *_ = bound
+    fingerprint = turns.from_key_row(view.sealer, owner, key, bound).fingerprint
     found: Any = await view.connection.fetchrow(_FIND_TREE_OF, number)
     row = await find_turn_row(view, number, turn_id)
     if not found or not row:

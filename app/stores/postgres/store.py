@@ -24,6 +24,7 @@ from app.domain.session import LifeSpan, Path, Session, SessionCap, SessionChang
 from app.domain.state import SharedState, StateScope
 from app.domain.stats import SessionStats, UserUsage
 from app.domain.turn import BoundTurn, JsonObject, Turn, TurnPage, Usage
+from app.ports.moving import Resealed
 from app.stores import rules
 from app.stores.codec import to_turn_body
 from app.stores.ensuring import EnsuresInTwoSteps
@@ -352,8 +353,8 @@ class PostgresStore(Calls, EnsuresInTwoSteps):
     async def dump_session(self, key: SessionKey) -> SessionDump | None:
         return await self._move_out(moving.dump_session, key)
 
-    async def load_session(self, dump: SessionDump) -> None:
-        await self._move_in(moving.load_session, dump)
+    async def load_session(self, dump: SessionDump, *, over: Session | None = None) -> None:
+        await self._move_in(moving.load_session, dump, over)
 
     async def dump_rest(self) -> RestDump:
         return await self._move_out(moving.dump_rest)
@@ -361,6 +362,9 @@ class PostgresStore(Calls, EnsuresInTwoSteps):
     async def load_rest(self, rest: RestDump) -> None:
         await self._move_in(moving.load_rest, rest)
         self._count = await self._read(_count)
+
+    async def reseal_rest(self) -> Resealed:
+        return await self._move_in(moving.reseal_rest)
 
     async def scrub(self) -> None:
         await moving.scrub(self._link)

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 from zlib import crc32
 
 from app.domain.checkpoint import AutoCheckpoint
-from app.domain.errors import HeadMoved, KeyTaken, LeasedElsewhere, SessionNotFound
+from app.domain.errors import HeadMoved, KeyTaken, LeasedElsewhere, SessionNotFound, SnapshotUnreadable
+from app.domain.idempotency import Binding
 from app.domain.ids import from_id_bytes, to_id_bytes
 from app.domain.lease import Holder, Node
 from app.domain.session import LifeSpan, Session
@@ -32,7 +33,7 @@ from app.stores.postgres.rows import (
 from app.stores.postgres.tree import get_record, raw_key, spot_at
 from app.stores.postgres.unit import Unit, View
 from app.stores.sealing import Sealer
-from app.stores.side_rows import Row, to_id, to_state_body
+from app.stores.side_rows import Row, from_fingerprint, to_fingerprint, to_id, to_state_body
 
 _NO_STAMP = -1
 _START_VALUES = 17 + len(TURN_COLUMNS.split(","))
@@ -127,7 +128,8 @@ async def end_turn(view: View, session: Session, turn: Turn, body: bytes, end: E
         turn.is_committed,
         to_id(session.head), to_id(s.head), to_id(s.note), s.depth, s.updated_at, s.last_accessed,
         s.expires_at, s.marked_idle, s.rev, s.state_rev, after.state_number, after.last_state, after.seal,
-        to_raw_text(after.texts[4]), end.kept_state, *_key_values(turn, after.number), *_counts_of(turn),
+        to_raw_text(after.texts[4]), end.kept_state, *_key_values(view.sealer, turn, after.number),
+        *_counts_of(turn),
         *to_turn_row(view.sealer, after.uid, turn, body, end.state_number),
     )  # fmt: skip
     outcome = Ended(await view.connection.fetchval(END, *values))
@@ -211,10 +213,29 @@ def check_ended(outcome: Ended, session: Session, turn: Turn) -> None:
         raise HeadMoved(session_id=session.key.session_id, turn_id=turn.turn_id)
 
 
-def key_seal(owner: str, key: str, fingerprint: bytes, session: int, turn_id: bytes, created_at: int) -> int:
-    """Return the number that vouches for a key's row."""
+def to_key_row(sealer: Sealer, bound: Binding, number: int, turn: Turn) -> tuple[Any, ...]:
+    """Return how a key's owner, the key, its fingerprint and what vouches for its row are stored."""
+    turn_id = to_id_bytes(turn.turn_id)
+    stored = to_fingerprint(sealer, bound.owner, bound.key, turn_id, bound.fingerprint)
+    sealed = _key_seal(bound.owner, bound.key, stored, number, turn_id, turn.started_at)
+    return bound.owner.encode(), bound.key.encode(), stored, sealed
+
+
+def from_key_row(sealer: Sealer, owner: str, key: str, row: Row) -> Binding:
+    """Return what is bound; ``row`` is the session's number, turn, fingerprint, time and seal.
+
+    Raises:
+        SnapshotUnreadable: the row is broken.
+    """
+    number, turn_id, stored, created_at, sealed = row
+    if _key_seal(owner, key, stored, number, turn_id, created_at) != sealed:
+        raise SnapshotUnreadable
+    return Binding(owner, key, from_fingerprint(sealer, owner, key, turn_id, stored))
+
+
+def _key_seal(owner: str, key: str, stored: bytes, session: int, turn_id: bytes, created_at: int) -> int:
     text = f"{owner}\0{key}\0{session}\0{created_at}\0"
-    return crc32(text.encode() + fingerprint + turn_id)
+    return crc32(text.encode() + stored + turn_id)
 
 
 async def _plan_any(unit: Unit, record: Record, session: Session, turn: Turn, resets_state: bool) -> End:
@@ -248,18 +269,14 @@ def _start_values(
         activity = record.stamp, touched.stamp, s.last_accessed, s.expires_at, s.marked_idle, touched.seal
     return (
         *raw_key(session.key), to_id_bytes(session.uid), *activity, turn.turn_id, taker.node.boot_id,
-        taker.node.url, taker.lease_s, *_key_values(turn, touched.number if touched else 0),
+        taker.node.url, taker.lease_s, *_key_values(sealer, turn, touched.number if touched else 0),
         *to_turn_row(sealer, to_id_bytes(session.uid), turn, body, None),
     )  # fmt: skip
 
 
-def _key_values(turn: Turn, number: int) -> tuple[Any, ...]:
+def _key_values(sealer: Sealer, turn: Turn, number: int) -> tuple[Any, ...]:
     bound = turn.binding
-    if bound is None:
-        return None, None, None, None
-    turn_id = to_id_bytes(turn.turn_id)
-    sealed = key_seal(bound.owner, bound.key, bound.fingerprint, number, turn_id, turn.started_at)
-    return bound.owner.encode(), bound.key.encode(), bound.fingerprint, sealed
+    return (None, None, None, None) if bound is None else to_key_row(sealer, bound, number, turn)
 
 
 def _counts_of(turn: Turn) -> tuple[Any, ...]:

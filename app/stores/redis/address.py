@@ -35,6 +35,10 @@ class Address:
         pool = self._pool_of(address) if isinstance(address, str) else address.connection_pool
         self._pool = pool
         self._options = {**pool.connection_kwargs, **_limits(), "decode_responses": False}
+        try:
+            self.connect()
+        except (ValueError, TypeError) as error:  # an option in the URL's query that there is not
+            raise ValueError(_BAD) from error
 
     def connect(self) -> AbstractConnection:
         """Return a connection that is not connected yet."""

@@ -5,12 +5,13 @@ from dataclasses import replace
 from typing import Any
 
 from app.domain.dump import CheckpointDump, RestDump, SessionDump, SharedDump, TurnDump, UsageDump
-from app.domain.errors import SnapshotUnreadable
+from app.domain.errors import PreconditionFailed, SnapshotUnreadable
 from app.domain.idempotency import Binding
 from app.domain.ids import SessionKey
-from app.domain.session import SessionStatus
+from app.domain.session import Session, SessionStatus
 from app.domain.stats import DayUsage
 from app.domain.turn import JsonObject, TurnStatus
+from app.ports.moving import Resealed
 from app.stores import rules
 from app.stores.codec import to_body
 from app.stores.redis import keys, listing, records, rows, side_rows, sums
@@ -62,7 +63,8 @@ async def _dump(db: Database, record: Record) -> SessionDump:
     )
 
 
-async def load_session(db: Database, dump: SessionDump) -> None:
+async def load_session(db: Database, dump: SessionDump, over: Session | None) -> None:
+    token = b"" if over is None else await _token_of(db, over)
     record = Record(dump.session, b"")
     draft = Draft(db.sealer, record)
     numbers: dict[bytes, int] = {}
@@ -94,7 +96,16 @@ async def load_session(db: Database, dump: SessionDump) -> None:
     for named in dump.checkpoints:
         draft.put_checkpoint(named.checkpoint, keep(named.state))
     draft.state_number = numbers.get(to_body(dump.session.state)) if dump.session.state else None
-    await records.create(db, [draft], replaces=True)
+    (refusal,) = await records.create(db, [draft], replaces=token)
+    if refusal is not None:
+        raise PreconditionFailed(session_id=dump.session.key.session_id) from refusal
+
+
+async def _token_of(db: Database, session: Session) -> bytes:
+    found = await db.find_record(session.key)
+    if found is None or found.session != session:
+        raise PreconditionFailed(session_id=session.key.session_id)
+    return found.token
 
 
 async def dump_rest(db: Database) -> RestDump:
@@ -135,6 +146,16 @@ async def load_rest(db: Database, rest: RestDump) -> None:
         await db.wire.call("HDEL", db.name("n"), *gone, writes=True)
     for name, value in totals.items():
         await db.wire.call("HSET", db.name("n"), name, value, writes=True)
+
+
+async def reseal_rest(db: Database) -> Resealed:
+    done, broken = 0, 0
+    for name in await _names(db, "h"):
+        try:
+            done += await records.reseal_shared(db, keys.of_scope(name))
+        except SnapshotUnreadable:
+            broken += 1
+    return Resealed(done, broken)
 
 
 async def _load_usage(db: Database, user: str, usage: DayUsage) -> None:

@@ -24,12 +24,16 @@ Refusal = SessionExists | SessionLimit | None
 
 
 async def create(
-    db: Database, drafts: Sequence[Draft], cap: SessionCap | None = None, *, replaces: bool = False
+    db: Database, drafts: Sequence[Draft], cap: SessionCap | None = None, *, replaces: bytes | None = None
 ) -> tuple[Refusal, ...]:
-    """Store new sessions in one step; return for each why it was refused."""
+    """Store new sessions in one step; return for each why it was refused.
+
+    ``replaces``: in the place of what is there, if that has this token, or whatever it has if it is empty.
+    """
     records = [draft.to_record(new_token()) for draft in drafts]
     victims = cap.victims if cap is not None else ()
-    words: list[Word] = [int(replaces), len(drafts), cap.most if cap is not None else 0, len(victims)]
+    how = 0 if replaces is None else replaces or 1
+    words: list[Word] = [how, len(drafts), cap.most if cap is not None else 0, len(victims)]
     for victim in victims:
         words += (keys.tag_of(victim.key), keys.member_of(victim), victim.last_accessed)
     for draft, record in zip(drafts, records, strict=True):
@@ -198,6 +202,19 @@ async def patch_shared(
     async with db.alone(scope):
         await db.change(lambda: _read_shared(db, scope), once)
     return result[-1]
+
+
+async def reseal_shared(db: Database, scope: StateScope) -> bool:
+    """Write a state of a user or an application as it is; say whether there is one."""
+    found: list[bool] = []
+
+    async def once(read: tuple[SharedState, bytes]) -> bool:
+        shared, token = read
+        found.append(token != b"")
+        return not token or await put_shared(db, scope, shared, 0, token)
+
+    await db.change(lambda: _read_shared(db, scope), once)
+    return found[-1]
 
 
 async def put_shared(db: Database, scope: StateScope, shared: SharedState, now: int, token: bytes) -> bool:

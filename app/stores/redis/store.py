@@ -20,6 +20,7 @@ from app.domain.session import LifeSpan, Path, Session, SessionCap, SessionChang
 from app.domain.state import SharedState, StateScope
 from app.domain.stats import SessionStats, UserUsage
 from app.domain.turn import BoundTurn, JsonObject, Turn, TurnPage, Usage
+from app.ports.moving import Resealed
 from app.stores import rules
 from app.stores.ensuring import EnsuresInTwoSteps
 from app.stores.redis import listing, moving, records, side, sums, tree, turns, users
@@ -285,14 +286,17 @@ class RedisStore(EnsuresInTwoSteps):
     async def dump_session(self, key: SessionKey) -> SessionDump | None:
         return await moving.dump_session(self._db, key)
 
-    async def load_session(self, dump: SessionDump) -> None:
-        await moving.load_session(self._db, dump)
+    async def load_session(self, dump: SessionDump, *, over: Session | None = None) -> None:
+        await moving.load_session(self._db, dump, over)
 
     async def dump_rest(self) -> RestDump:
         return await moving.dump_rest(self._db)
 
     async def load_rest(self, rest: RestDump) -> None:
         await moving.load_rest(self._db, rest)
+
+    async def reseal_rest(self) -> Resealed:
+        return await moving.reseal_rest(self._db)
 
     async def scrub(self) -> None:
         """Begin to write the append-only file anew; a snapshot is replaced by the next one."""

@@ -41,7 +41,7 @@ _STATES = "SELECT number, body FROM states WHERE session = ?"
 _NOTES = f"SELECT {NOTE_COLUMNS} FROM notes WHERE session = ? ORDER BY note_id"
 _FACTS = f"SELECT {FACT_COLUMNS} FROM session_events WHERE session = ? ORDER BY number"
 _CHECKPOINTS = f"SELECT {CHECKPOINT_COLUMNS} FROM checkpoints WHERE session = ? ORDER BY checkpoint_id"
-_SHARED = (
+LIST_SHARED = (
     "SELECT app_name, owner, user_id, rev, updated_at, body FROM shared_state"
     " ORDER BY app_name, owner, user_id"
 )
@@ -70,7 +70,7 @@ def dump_session(connection: Connection, names: Names, key: SessionKey) -> Sessi
 
 
 def dump_rest(connection: Connection) -> RestDump:
-    rows: list[Any] = connection.execute(_SHARED).fetchall()
+    rows: list[Any] = connection.execute(LIST_SHARED).fetchall()
     scopes = [StateScope(row[0], row[1], row[2] or None) for row in rows]
     shared = (
         SharedDump(scope, from_shared_row(connection.sealer, scope, row[3:]))

@@ -14,6 +14,7 @@ from app.domain.errors import SnapshotUnreadable
 from app.domain.idempotency import Binding
 from app.domain.ids import to_id_bytes
 from app.domain.turn import Turn
+from app.stores.side_rows import from_fingerprint, to_fingerprint
 from app.stores.sqlite.connection import Connection
 from app.stores.sqlite.rows import is_committed
 
@@ -64,9 +65,10 @@ def take(connection: Connection, session: int, turn: Turn) -> None:
     if turn.binding is None:
         return
     owner, key, fingerprint = turn.binding.owner, turn.binding.key, turn.binding.fingerprint
-    bound = Bound(session, to_id_bytes(turn.turn_id), fingerprint)
-    sealed = _seal(owner, key, bound, turn.started_at)
-    connection.execute(_BIND, (owner, key, fingerprint, session, bound.turn_id, turn.started_at, sealed))
+    turn_id = to_id_bytes(turn.turn_id)
+    stored = to_fingerprint(connection.sealer, owner, key, turn_id, fingerprint)
+    sealed = _seal(owner, key, Bound(session, turn_id, stored), turn.started_at)
+    connection.execute(_BIND, (owner, key, stored, session, turn_id, turn.started_at, sealed))
 
 
 def release(connection: Connection, session: int, turn_id: bytes) -> None:
@@ -80,7 +82,7 @@ def find(connection: Connection, owner: str, key: str) -> Bound | None:
         SnapshotUnreadable: the row is broken.
     """
     row: Any = connection.execute(_FIND, (owner, key)).fetchone()
-    return None if row is None else _read(owner, key, row)
+    return None if row is None else _read(connection, owner, key, row)
 
 
 def list_bindings(connection: Connection, session: int) -> dict[bytes, Binding]:
@@ -92,12 +94,12 @@ def list_bindings(connection: Connection, session: int) -> dict[bytes, Binding]:
     found = {}
     rows: list[Any] = connection.execute(_LIST, (session,)).fetchall()
     for owner, key, *row in rows:
-        bound = _read(owner, key, row)
+        bound = _read(connection, owner, key, row)
         found[bound.turn_id] = Binding(owner, key, bound.fingerprint)
     return found
 
 
-def _read(owner: str, key: str, row: Any) -> Bound:
+def _read(connection: Connection, owner: str, key: str, row: Any) -> Bound:
     bound = Bound(*row[:3])
     try:
         is_whole = _seal(owner, key, bound, row[3]) == row[4]
@@ -105,7 +107,8 @@ def _read(owner: str, key: str, row: Any) -> Bound:
         raise SnapshotUnreadable from error
     if not is_whole:
         raise SnapshotUnreadable
-    return bound
+    fingerprint = from_fingerprint(connection.sealer, owner, key, bound.turn_id, bound.fingerprint)
+    return bound._replace(fingerprint=fingerprint)
 
 
 def _seal(owner: str, key: str, bound: Bound, created_at: int) -> int:

@@ -4,17 +4,22 @@ from collections import Counter
 from typing import Any
 
 from app.domain.dump import RestDump, SessionDump
+from app.domain.errors import PreconditionFailed, SnapshotUnreadable
 from app.domain.ids import to_id_bytes
+from app.domain.session import Session
+from app.domain.state import StateScope
 from app.domain.turn import JsonObject
+from app.ports.moving import Resealed
 from app.stores.buckets import PREFIX
 from app.stores.codec import to_json_text, to_turn_body
-from app.stores.side_rows import to_checkpoint_row, to_fact_row
+from app.stores.side_rows import from_shared_row, to_checkpoint_row, to_fact_row
 from app.stores.sqlite import keys, notes, records, states
 from app.stores.sqlite.checkpoints import ADD_CHECKPOINT
-from app.stores.sqlite.dumping import TOTALS, totals_of_sessions
+from app.stores.sqlite.dumping import LIST_SHARED, TOTALS, totals_of_sessions
 from app.stores.sqlite.journal import ADD_FACT
 from app.stores.sqlite.notes import Noted
 from app.stores.sqlite.rows import Home
+from app.stores.sqlite.tree import find_by_key
 from app.stores.sqlite.unit import Unit
 from app.stores.sqlite.writes import add_turn
 
@@ -49,7 +54,11 @@ class _States:
         return number
 
 
-def load_session(unit: Unit, dump: SessionDump) -> None:
+def load_session(unit: Unit, dump: SessionDump, over: Session | None) -> None:
+    if over is not None:
+        there = find_by_key(unit.connection, over.key)
+        if there is None or there.session != over:
+            raise PreconditionFailed(session_id=over.key.session_id)
     known: Any = unit.connection.execute(_FIND_LIFE, dump.session.key).fetchone()
     if known is not None:
         records.remove(unit, known[0])
@@ -85,6 +94,18 @@ def load_rest(unit: Unit, rest: RestDump) -> None:
     buckets = {name for name in unit.totals if name.startswith(PREFIX)}
     for name in {*TOTALS, *buckets, *totals}:
         unit.count(name, totals[name] - unit.value(name))
+
+
+def reseal_rest(unit: Unit) -> Resealed:
+    rows: list[Any] = unit.connection.execute(LIST_SHARED).fetchall()
+    broken = 0
+    for app_name, owner, user_id, *row in rows:
+        scope = StateScope(app_name, owner, user_id or None)
+        try:
+            states.set_shared(unit, scope, from_shared_row(unit.sealer, scope, row), row[1])
+        except SnapshotUnreadable:
+            broken += 1
+    return Resealed(len(rows) - broken, broken)
 
 
 def _load_beside(

@@ -13,6 +13,8 @@ from typing import TypeVar
 from app.domain.dump import RestDump, SessionDump
 from app.domain.errors import StoreUnavailable
 from app.domain.ids import SessionKey
+from app.domain.session import Session
+from app.ports.moving import Resealed
 from app.stores.alone import Alone
 from app.stores.sqlite import dumping, loading
 from app.stores.sqlite.connection import Connection
@@ -43,8 +45,8 @@ class SqliteMoving(Alone, ABC):
         names = self._get_files().names
         return await self._look(partial(dumping.dump_session, names=names, key=key))
 
-    async def load_session(self, dump: SessionDump) -> None:
-        work = partial(loading.load_session, dump=dump.settled())
+    async def load_session(self, dump: SessionDump, *, over: Session | None = None) -> None:
+        work = partial(loading.load_session, dump=dump.settled(), over=over)
         await _wait(self._get_writer().submit(work, "load_session"))
 
     async def dump_rest(self) -> RestDump:
@@ -53,6 +55,9 @@ class SqliteMoving(Alone, ABC):
     async def load_rest(self, rest: RestDump) -> None:
         work = partial(loading.load_rest, rest=rest)
         await _wait(self._get_writer().submit(work, "load_rest"))
+
+    async def reseal_rest(self) -> Resealed:
+        return await _wait(self._get_writer().submit(loading.reseal_rest, "reseal_rest"))
 
     async def scrub(self) -> None:
         files = self._get_files()

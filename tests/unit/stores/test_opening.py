@@ -79,7 +79,14 @@ def test_redis_is_not_touched_before_it_is_opened(url: str) -> None:
 
 @pytest.mark.parametrize(
     "url",
-    ["redis://u:s3cret@h:port", "redis+sentinel://u:s3cret@h:1", "redis+sentinel://u:s3cret@h:1/main/x"],
+    [
+        "redis://u:s3cret@h:port",
+        "redis+sentinel://u:s3cret@h:1",
+        "redis+sentinel://u:s3cret@h:1/main/x",
+        "redis://u:s3cret@h?x=y",
+        "rediss://u:s3cret@h:1/3?x=y",
+        "unix:///run/redis.sock?password=s3cret&x=y",
+    ],
 )
 def test_a_redis_address_that_is_none_is_refused(url: str) -> None:
     """It is a ValueError in one line that does not repeat it."""
