@@ -77,7 +77,7 @@ class RequestQuota:
             _log.warning("requests are not limited: what counts them does not answer (%r)", error)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)  # each read has its own, however equal: they end in any order
 class _Spent:
     """Tokens of one day, counted from the epoch in UTC."""
 

@@ -17,7 +17,10 @@ ALICE, BOB = ("", "alice"), ("", "bob")
 
 
 class Books:
-    """The store's sums; ``asked`` counts how often they were read. ``gate`` holds readers back."""
+    """The store's sums; ``asked`` counts how often they were read. ``gate`` holds readers back.
+
+    Readers are held back by what ``hold`` returns instead, one by each, in the order in which they come.
+    """
 
     def __init__(self, clock: FakeClock) -> None:
         self.clock = clock
@@ -26,13 +29,23 @@ class Books:
         self.is_asked = asyncio.Event()
         self.gate = asyncio.Event()
         self.gate.set()
+        self.holds: list[asyncio.Event] = []
+
+    def hold(self) -> asyncio.Event:
+        self.holds.append(asyncio.Event())
+        return self.holds[-1]
+
+    async def wait_asked(self, count: int) -> None:
+        while self.asked < count:
+            self.is_asked.clear()
+            await self.is_asked.wait()
 
     async def read(self, owner: str, user_id: str, limit: int) -> UserUsage:
         self.asked += 1
         self.is_asked.set()
         today = self.clock.now_ms() // (1000 * DAY_S)
         days = (DayUsage(today, 1, self.tokens, 0), DayUsage(today - 1, 9, 10**6, 0))
-        await self.gate.wait()
+        await (self.holds.pop(0) if self.holds else self.gate).wait()
         return UserUsage(1, self.tokens, 0, days[:limit])
 
 
@@ -123,6 +136,24 @@ async def test_what_ends_while_the_store_is_asked_counts() -> None:
     books.gate.set()
     assert await learning == 30
     assert await quota.learn(ALICE) == 30
+
+
+async def test_the_store_is_asked_twice_and_answers_the_second_first() -> None:
+    """Both askers get an answer, and what ended meanwhile is in what is remembered after either."""
+    quota, books = turn_quota(tokens_per_day=1000)
+    books.tokens = 500
+    first, second = books.hold(), books.hold()
+    learning = [asyncio.ensure_future(quota.learn(ALICE)) for _ in range(2)]
+    await books.wait_asked(2)
+    second.set()
+    assert await learning[1] == 500
+    quota.release(ALICE, 100)
+    assert await quota.learn(ALICE) == 600
+    first.set()
+    assert await learning[0] == 600
+    assert await quota.learn(ALICE) == 600
+    quota.release(ALICE, 1)
+    assert await quota.learn(ALICE) == 601
 
 
 async def test_without_limits_nothing_is_asked_or_counted() -> None:
