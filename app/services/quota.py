@@ -15,7 +15,7 @@ from cachetools import TTLCache
 from app.domain.errors import RateLimited, StoreUnavailable
 from app.domain.quota import Quota, UserKey
 from app.domain.stats import UserUsage
-from app.ports import Clock, RequestCounter
+from app.ports import Clock, Count, RequestCounter
 
 MINUTE_S = 60
 DAY_S = 86_400
@@ -36,31 +36,28 @@ _log = logging.getLogger(__name__)
 class RequestQuota:
     """Counts the requests of users.
 
-    A counter that does not answer stops nobody: it protects the server from a single user, and to
-    refuse everybody would be worse than what it protects from. Each request then waits ``COUNT_S`` at
-    most, and most of them not at all.
+    While the ``counter`` does not answer, the ``stand_in`` counts, in this process alone: to refuse
+    everybody would be worse than what is protected from, and to let everybody in would let a single
+    user who makes the counter late switch the limit off. Each request then waits ``COUNT_S`` at most,
+    and most of them not at all. With N processes a user may then have N times as much.
     """
 
-    def __init__(self, counter: RequestCounter, clock: Clock, per_minute: int) -> None:
+    def __init__(
+        self, counter: RequestCounter, stand_in: RequestCounter, clock: Clock, per_minute: int
+    ) -> None:
         self._counter = counter
+        self._stand_in = stand_in
         self._clock = clock
         self._limit = per_minute
         self._ask_from = self._complain_from = float("-inf")
 
-    async def take(self, user_id: str) -> Quota | None:
-        """Count a request; return what is left, ``None`` where that cannot be known now.
+    async def take(self, user_id: str) -> Quota:
+        """Count a request; return what is left.
 
         Raises:
             RateLimited: it is one too many.
         """
-        if self._clock.monotonic() < self._ask_from:
-            return None
-        try:
-            async with asyncio.timeout(COUNT_S):
-                count = await self._counter.count(user_id, self._limit, MINUTE_S)
-        except (StoreUnavailable, TimeoutError) as error:
-            self._pause(error)
-            return None
+        count = await self._count(user_id)
         quota = Quota(self._limit, count.remaining, count.reset_s, MINUTE_S, "requests")
         if not count.is_in:
             raise RateLimited("This user has made as many requests as allowed for now.", quota=quota)
@@ -69,12 +66,23 @@ class RequestQuota:
     async def close(self) -> None:
         await self._counter.close()
 
+    async def _count(self, user_id: str) -> Count:
+        if self._clock.monotonic() >= self._ask_from:
+            try:
+                async with asyncio.timeout(COUNT_S):
+                    return await self._counter.count(user_id, self._limit, MINUTE_S)
+            except (StoreUnavailable, TimeoutError) as error:
+                self._pause(error)
+        return await self._stand_in.count(user_id, self._limit, MINUTE_S)
+
     def _pause(self, error: Exception) -> None:
         now = self._clock.monotonic()
         self._ask_from = now + PAUSE_S
         if now >= self._complain_from:
             self._complain_from = now + COMPLAIN_S
-            _log.warning("requests are not limited: what counts them does not answer (%r)", error)
+            _log.warning(
+                "requests are counted by this process alone: the counter does not answer (%r)", error
+            )
 
 
 @dataclass(slots=True, eq=False)  # each read has its own, however equal: they end in any order

@@ -168,7 +168,7 @@ async def test_without_limits_nothing_is_asked_or_counted() -> None:
 async def test_requests_of_a_minute() -> None:
     """Exactly so many at once, each user's own; a minute later the half of them, when half is in sight."""
     clock = FakeClock(monotonic_s=6000.0)
-    quota = RequestQuota(MemoryCounter(clock), clock, 10)
+    quota = RequestQuota(MemoryCounter(clock), MemoryCounter(clock), clock, 10)
     left = [(await quota.take("alice")) for _ in range(10)]
     assert [q.remaining for q in left if q] == list(range(9, -1, -1))
     with pytest.raises(RateLimited) as refusal:
@@ -187,7 +187,7 @@ async def test_who_waits_as_told_gets_in() -> None:
     """``reset_s`` is long enough for one more, wherever in the minute it was said."""
     for start in range(6000, 6060, 7):
         clock = FakeClock(monotonic_s=float(start))
-        quota = RequestQuota(MemoryCounter(clock), clock, 3)
+        quota = RequestQuota(MemoryCounter(clock), MemoryCounter(clock), clock, 3)
         for _ in range(20):
             try:
                 await quota.take("alice")
@@ -220,20 +220,35 @@ class Silent:
 
 
 @pytest.mark.parametrize("hangs", [False, True], ids=["refused", "silent"])
-async def test_a_counter_that_is_away_stops_nobody(hangs: bool, caplog: pytest.LogCaptureFixture) -> None:
-    """Requests get in, it is not asked each time, and the log says so once a minute."""
+async def test_while_a_counter_is_away_this_process_counts(
+    hangs: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As many get in as there may be, it is not asked each time, and the log says so once a minute."""
     clock, counter = FakeClock(), Silent(hangs=hangs)
-    quota = RequestQuota(counter, clock, 1)
+    quota = RequestQuota(counter, MemoryCounter(clock), clock, 3)
     with caplog.at_level(logging.WARNING):
-        assert [await quota.take("alice") for _ in range(5)] == [None] * 5
+        assert [(await quota.take("alice")).remaining for _ in range(3)] == [2, 1, 0]
+        with pytest.raises(RateLimited):
+            await quota.take("alice")
+        assert (await quota.take("bob")).remaining == 2
         assert counter.asked == 1
         clock.advance(PAUSE_S)
-        assert await quota.take("alice") is None
+        with pytest.raises(RateLimited):
+            await quota.take("alice")
         assert counter.asked == 2
         assert len(caplog.records) == 1
         clock.advance(COMPLAIN_S)
         await quota.take("alice")
     assert len(caplog.records) == 2
+
+
+async def test_so_many_at_once_that_the_counter_is_late_are_counted() -> None:
+    """All wait for it together, and of all only so many get in as there may be."""
+    clock, counter = FakeClock(), Silent(hangs=True)
+    quota = RequestQuota(counter, MemoryCounter(clock), clock, 20)
+    taken = await asyncio.gather(*(quota.take("alice") for _ in range(600)), return_exceptions=True)
+    assert sum(isinstance(each, Quota) for each in taken) == 20
+    assert sum(isinstance(each, RateLimited) for each in taken) == 580
 
 
 @pytest.mark.parametrize("url", ["memory", "sqlite:///a.db", "http://secret", ""])
