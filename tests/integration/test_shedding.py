@@ -8,7 +8,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from app.api.protocol import PushingProtocol
+from app.api.protocol import PushingProtocol, limit_send_buffer
 from app.config import Settings
 from app.main import create_app
 from app.services.overload import RETRY_S, START
@@ -95,12 +95,18 @@ def request(path: str = "/chat", body: Any = BODY, more: str = "") -> bytes:
     return f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content
 
 
-def answers(server: HttpServer, *parts: bytes, count: int) -> list[httpx2.Response]:
-    """Send ``parts`` on one connection and return so many answers."""
+def answers(server: HttpServer, *parts: bytes, count: int, is_late: bool = False) -> list[httpx2.Response]:
+    """Send ``parts`` on one connection and return so many answers; ``is_late``: read when there is no room."""
     found = []
-    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
+    with socket.socket() as connection:
+        connection.settimeout(10)
+        if is_late:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect(("127.0.0.1", server.port))
         for part in parts:
             connection.sendall(part)
+        for _ in range(3 if is_late else 0):
+            server.client.get("/health")  # what came before has been read
         reader = connection.makefile("rb")
         while len(found) < count:
             status = int(reader.readline().split()[1])
@@ -126,6 +132,16 @@ def test_a_pipeline_is_answered_in_order(choked: HttpServer) -> None:
     health = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
     found = answers(choked, (request() + health + request("/chat/stream")) * 200, count=600)
     assert [answer.status_code for answer in found] == [503, 200, 503] * 200
+
+
+@pytest.mark.parametrize("padding", range(1, 120, 10))
+def test_who_does_not_read_is_refused_in_the_end(choked: HttpServer, padding: int) -> None:
+    """Wherever in a refusal the client's room ends, what is left of it comes when there is room again."""
+    [listener] = choked._server.servers[0].sockets
+    limit_send_buffer(listener)
+    refused = request(more=f"X-Request-ID: {padding * 'a'}\r\n")
+    found = answers(choked, refused * 600, count=600, is_late=True)
+    assert [answer.status_code for answer in found] == [503] * 600
 
 
 @pytest.mark.parametrize("more", ["Connection: close\r\n", "Expect: 100-continue\r\n"])
