@@ -106,6 +106,11 @@ class Flight:
         is_dropped = self.state is FlightState.ACCEPTED and self.cancel_reason is CancelReason.DISCONNECT
         return is_dropped or self.state is FlightState.ENDED
 
+    @property
+    def is_shared(self) -> bool:
+        """Whether more than one watches it."""
+        return self._watchers > 1
+
     def emit(self, event: TurnEvent) -> None:
         """Log an event of the body; one that goes on after its end is not heard any more."""
         if self.state is FlightState.RUNNING:
