@@ -201,6 +201,7 @@ def test_a_turn_has_one_place_however_many_watch_it() -> None:
                 server.client.post(f"/sessions/{session}/cancel", json={"keep_partial": False})
             for answer in (*watched, other):
                 assert "turn.cancelled" in answer.read().decode()
+        model.reset()
         for _ in range(2):
             assert server.client.post("/chat", json=BODY, headers=KEY[True]).status_code == 200
         assert server.client.get("/health").status_code == 200
