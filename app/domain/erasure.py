@@ -1,6 +1,8 @@
 """What is removed of a user, and the receipt for it."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+
+from app.domain.quota import Spent, UserKey
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,3 +28,25 @@ class Receipt:
     user_id: str
     erased_at: int
     erased: Erased
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ErasureNotice:
+    """What every process of a store is told of an erasure: first, while it goes on, and when it is done.
+
+    For ``lasts_s`` no session of the user's is made, 0: from now on they may be again. ``spent`` is what
+    counts for the user's limit today, ``None``: there is no limit.
+    """
+
+    owner: str
+    user_id: str
+    lasts_s: float
+    spent: Spent | None = None
+
+    @property
+    def user(self) -> UserKey:
+        return self.owner, self.user_id
+
+    def done(self) -> "ErasureNotice":
+        """Return that the store has forgotten the user."""
+        return replace(self, lasts_s=0, spent=None if self.spent is None else replace(self.spent, stored=0))

@@ -19,3 +19,15 @@ class Quota:
     reset_s: float
     window_s: int | None
     unit: str
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """Tokens that a user whom the store forgets had spent on ``day``, counted from the epoch in UTC.
+
+    ``stored`` of them the store counted before it forgot, 0: it has.
+    """
+
+    day: int
+    tokens: int
+    stored: int

@@ -9,10 +9,12 @@ import hashlib
 import hmac
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import asdict
 
 import httpx2
 import orjson
 
+from app.domain.erasure import ErasureNotice
 from app.domain.errors import NodeUnreachable
 from app.domain.ids import SessionKey
 from app.domain.lease import Node
@@ -71,8 +73,9 @@ class NodeClient:
         }
         return await self._ask_turns(node, "/node/cancel", _of_key(key) | asked)
 
-    async def forget(self, node: Node, keys: Sequence[SessionKey]) -> None:
-        await self._ask(node, "POST", "/node/forget", {"sessions": [_of_key(key) for key in keys]})
+    async def forget(self, node: Node, keys: Sequence[SessionKey], notice: ErasureNotice) -> None:
+        question = {"sessions": [_of_key(key) for key in keys], "notice": asdict(notice)}
+        await self._ask(node, "POST", "/node/forget", question)
 
     @asynccontextmanager
     async def forward(

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Protocol
 
+from app.domain.erasure import ErasureNotice
 from app.domain.ids import SessionKey
 from app.domain.lease import Node
 from app.domain.turn import CancelOrder, JsonObject
@@ -27,5 +28,5 @@ class Nodes(Protocol):
     async def cancel(self, node: Node, key: SessionKey, order: CancelOrder) -> tuple[str, ...]:
         """Ask turns in flight there to end; return which were asked."""
 
-    async def forget(self, node: Node, keys: Sequence[SessionKey]) -> None:
-        """End the turns of these sessions there, and drop what is in its memory of those that are gone."""
+    async def forget(self, node: Node, keys: Sequence[SessionKey], notice: ErasureNotice) -> None:
+        """Tell of an erasure; end the turns of these sessions there, and drop what it has of gone ones."""

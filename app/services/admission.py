@@ -15,6 +15,7 @@ from app.domain.errors import (
     HeadMoved,
     InvalidInput,
     SessionArchived,
+    SessionBusy,
     SessionExists,
     SessionExpired,
     SessionLimit,
@@ -22,6 +23,7 @@ from app.domain.errors import (
     UnknownModel,
 )
 from app.domain.ids import SessionKey
+from app.domain.quota import UserKey
 from app.domain.session import (
     DEFAULT_AGENT_ID,
     LifeSpan,
@@ -84,12 +86,24 @@ class Admission:
         default_factory=WeakValueDictionary, init=False, repr=False
     )
 
+    _barred: dict[UserKey, float] = field(default_factory=dict, init=False, repr=False)
+
+    def bar(self, user: UserKey, for_s: float) -> None:
+        """Refuse new sessions of a user who is being erased, for so many seconds; 0: not any more."""
+        now = self.clock.monotonic()
+        for one, until in list(self._barred.items()):
+            if one == user or until <= now:
+                del self._barred[one]
+        if for_s:
+            self._barred[user] = now + for_s
+
     async def create(self, new: NewSession) -> Session:
         """Store a new session; without an id it gets a fresh UUIDv7.
 
         Raises:
             SessionExists, SessionLimit, AgentNotFound, UnknownModel, StoreUnavailable
             InvalidInput: the template names a capability that the agent has not.
+            SessionBusy: the user is being erased; so it is wherever sessions are made.
         """
         session = self._make(new)
         async with self._in_line([session]):
@@ -121,7 +135,7 @@ class Admission:
         for new in news:
             try:
                 results.append(self._make(new))
-            except (AgentNotFound, UnknownModel, InvalidInput) as refusal:
+            except (AgentNotFound, UnknownModel, InvalidInput, SessionBusy) as refusal:
                 results.append(refusal)
         made = [result for result in results if isinstance(result, Session)]
         async with self._in_line(made):
@@ -281,11 +295,21 @@ class Admission:
             template=new.template,
             ttl_s=new.ttl_s,
         )
+        self._check_barred(session)
         self.factory.check(session)
         return session
 
+    def _check_barred(self, session: Session) -> None:
+        if not self._barred:
+            return
+        owner = session.key.owner
+        users = {(owner, owner), (owner, session.user_id or "")}  # of an owner who is the user all goes
+        if any(self._barred.get(user, 0.0) > self.clock.monotonic() for user in users):
+            raise SessionBusy("This user is being erased.", retry_after_s=1)
+
     def _copy_of(self, origin: Session, session_id: str | None, metadata: JsonObject | None) -> Session:
         now = self.clock.now_ms()
+        self._check_barred(origin)
         return replace(
             origin,
             key=SessionKey(origin.key.owner, session_id or self.new_id()),

@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
+from app.domain.erasure import ErasureNotice
 from app.domain.errors import (
     AgentPoolError,
     KeyTaken,
@@ -210,10 +211,10 @@ class Ownership:
             order = CancelOrder(reason, keep_partial=False, turn_id=holder.turn_id)
             await self._ask([holder.node], lambda ask, node: ask.cancel(node, key, order))
 
-    async def forget_elsewhere(self, keys: Sequence[SessionKey]) -> None:
-        """Have other nodes end the turns of these sessions, and drop what they have of gone ones."""
+    async def forget_elsewhere(self, keys: Sequence[SessionKey], notice: ErasureNotice) -> None:
+        """Tell other nodes of an erasure, to end the turns of these sessions and drop what is gone."""
         if self._leases is not None:
-            await self._ask(await self._others(), lambda ask, node: ask.forget(node, keys))
+            await self._ask(await self._others(), lambda ask, node: ask.forget(node, keys, notice))
 
     async def locate(self, key: SessionKey, turn_id: str) -> Node | None:
         """Return the other node that has this turn in flight."""

@@ -8,12 +8,12 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cachetools import TTLCache
 
 from app.domain.errors import RateLimited, StoreUnavailable
-from app.domain.quota import Quota, UserKey
+from app.domain.quota import Quota, Spent, UserKey
 from app.domain.stats import UserUsage
 from app.ports import Clock, Count, RequestCounter
 
@@ -86,7 +86,7 @@ class RequestQuota:
 
 
 @dataclass(slots=True, eq=False)  # each read has its own, however equal: they end in any order
-class _Spent:
+class _Known:
     """Tokens of one day, counted from the epoch in UTC."""
 
     day: int
@@ -112,9 +112,9 @@ class TurnQuota:
         self._concurrent = concurrent
         self._tokens_per_day = tokens_per_day
         self._turns: Counter[UserKey] = Counter()
-        self._known: TTLCache[UserKey, _Spent] = TTLCache(KNOWN_USERS, KNOWN_S, timer=clock.monotonic)
-        self._reading: dict[UserKey, list[_Spent]] = {}
-        self._erased: TTLCache[UserKey, _Spent] = TTLCache(KNOWN_USERS, DAY_S, timer=clock.monotonic)
+        self._known: TTLCache[UserKey, _Known] = TTLCache(KNOWN_USERS, KNOWN_S, timer=clock.monotonic)
+        self._reading: dict[UserKey, list[_Known]] = {}
+        self._erased: TTLCache[UserKey, Spent] = TTLCache(KNOWN_USERS, DAY_S, timer=clock.monotonic)
 
     async def learn(self, user: UserKey | None) -> int:
         """Return how many tokens the user's turns have taken today; asks the store where that is not known.
@@ -182,30 +182,53 @@ class TurnQuota:
         if user is not None:
             self._known.pop(user, None)
 
-    def note_erasure(self, user: UserKey, spent: int) -> None:
-        """Remember that a user whom the store has forgotten had ``spent`` so many tokens today.
+    async def measure(self, user: UserKey) -> Spent | None:
+        """Return what ``note_erasure`` is to be told before the store forgets the user; ``None``: nothing.
 
-        Else whoever erases themselves could begin the day anew. Other processes do not know of it.
+        Raises:
+            StoreUnavailable
         """
-        if self._tokens_per_day:
-            self._erased[user] = _Spent(self._today(), spent)
-            self._known.pop(user, None)
+        if not self._tokens_per_day:
+            return None
+        self.forget(user)
+        tokens, today = await self.learn(user), self._today()
+        before = self._erased.get(user)
+        missing = before.tokens - before.stored if before is not None and before.day == today else 0
+        return Spent(today, tokens, tokens - missing)
 
-    async def _read(self, user: UserKey, today: int, read: ReadUsage) -> _Spent:
+    def note_erasure(self, user: UserKey, spent: Spent | None) -> None:
+        """Remember what a user has spent today whom the store forgets, or has forgotten.
+
+        Else whoever erases themselves could begin the day anew. It is only in the memory of the
+        processes that were told of it: one that starts afterwards does not know it.
+        """
+        if spent is not None:
+            self._erased[user] = spent
+            self.forget(user)
+
+    def _count_missing(self, user: UserKey, today: int, stored: int) -> int:
+        """Return how many of the user's tokens are not among the ``stored``, since those were erased."""
+        erased = self._erased.get(user)
+        if erased is None or erased.day != today:
+            return 0
+        # A sum only grows: if it is less, the erasure has come so far, whatever its caller was told.
+        if stored < erased.stored:
+            erased = self._erased[user] = replace(erased, stored=0)
+        return erased.tokens - erased.stored
+
+    async def _read(self, user: UserKey, today: int, read: ReadUsage) -> _Known:
         # What ends while the store is asked counts in either case: twice at worst, until it is asked again.
-        spent = _Spent(today)
-        self._reading.setdefault(user, []).append(spent)
+        known = _Known(today)
+        self._reading.setdefault(user, []).append(known)
         try:
             usage = await read(*user, 2)
         finally:
-            self._reading[user].remove(spent)
+            self._reading[user].remove(known)
             if not self._reading[user]:
                 del self._reading[user]
-        erased = self._erased.get(user)
-        if erased is not None and erased.day == today:
-            spent.tokens += erased.tokens
-        spent.tokens += sum(d.prompt_tokens + d.completion_tokens for d in usage.days if d.day == today)
-        return spent
+        stored = sum(d.prompt_tokens + d.completion_tokens for d in usage.days if d.day == today)
+        known.tokens += stored + self._count_missing(user, today, stored)
+        return known
 
     def _today(self) -> int:
         return self._clock.now_ms() // (1000 * DAY_S)

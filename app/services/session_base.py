@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from app.domain.errors import AgentNotFound, UnknownModel
 from app.domain.ids import SessionKey
+from app.domain.quota import UserKey
 from app.domain.session import Session, SessionStatus
 from app.pool.manager import AgentManager
 from app.ports import AgentFactory, SessionStore
@@ -18,6 +19,11 @@ SessionRef = SessionKey | str
 
 def to_key(ref: SessionRef) -> SessionKey:
     return ref if isinstance(ref, SessionKey) else SessionKey("", ref)
+
+
+def owners_of(owner: str, with_unowned: bool) -> tuple[str, ...]:
+    """Return the owners among whose sessions a user's are: also nobody, if those count."""
+    return (owner, "") if with_unowned and owner else (owner,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +71,7 @@ class SessionBase:
         self._turns = turns
         self._admission = admission
         self._ownership = ownership or Ownership()
+        self._exports: set[UserKey] = set()  # users whose exports are under way
         self._holds = Holds(pool, turns, self._ownership)
 
     async def _get(self, ref: SessionRef, user_id: str | None) -> Session:

@@ -1,7 +1,8 @@
-"""An erasure in SQLite leaves no byte: not in free pages, not between rows, not in the WAL."""
+"""What an erasure in SQLite leaves in the files: no row, nothing in the WAL; in a rebuilt file no byte."""
 
 import asyncio
 import random
+from contextlib import closing
 from pathlib import Path
 
 import apsw
@@ -13,7 +14,7 @@ from app.domain.ids import SessionKey
 from app.domain.session import SessionChange
 from app.domain.state import StateScope
 from app.ports import SessionStore
-from app.stores.sqlite import file
+from app.stores.sqlite import file, users
 from app.stores.sqlite.store import SqliteStore
 
 from .builders import (
@@ -62,9 +63,11 @@ async def erase(store: SessionStore, user_id: str) -> None:
     await store.forget_user("", user_id)
 
 
-async def test_no_byte_of_an_erased_user_is_left(tmp_path: Path) -> None:
-    """Rows grew, moved, were split over pages and deleted among others' rows: none of it can be found."""
-    store, dice = SqliteStore(str(tmp_path / "agentpool.db"), LIFE), random.Random(7)
+@pytest.mark.parametrize("seed", range(3))
+async def test_what_is_left_of_an_erased_user(tmp_path: Path, seed: int) -> None:
+    """No row and nothing in the WAL; a backup and a rebuilt file have no copies from split pages, either."""
+    path, copies = tmp_path / "agentpool.db", tmp_path / "copies"
+    store, dice = SqliteStore(str(path), LIFE), random.Random(seed)
     await store.open(BOOT)
     await asyncio.gather(
         *(live(store, f"m{n}", MARK, dice) for n in range(4)),
@@ -73,15 +76,23 @@ async def test_no_byte_of_an_erased_user_is_left(tmp_path: Path) -> None:
     await store.delete_session(SessionKey("", "m0"))
     assert found_in(tmp_path)
     await erase(store, MARK)
-    assert found_in(tmp_path) == {}
-    assert found_in(tmp_path, "Somebody-Else")
+    assert path.with_name("agentpool.db-wal").stat().st_size == 0
+    copies.mkdir()
+    with closing(apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)) as backup:
+        backup.execute("VACUUM INTO ?", (str(copies / "backup.db"),))
+    assert found_in(copies) == {}
+    assert found_in(copies, "Somebody-Else")
+    copies.joinpath("backup.db").unlink()
+    copies.rmdir()
+    await store.scrub()
     await store.close()
     assert found_in(tmp_path) == {}
+    assert found_in(tmp_path, "Somebody-Else")
 
 
 async def test_an_erasure_waits_for_who_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """While a reader needs the old pages it does not say that they are gone; afterwards it does."""
-    monkeypatch.setattr(file, "BUSY_TIMEOUT_MS", 1)
+    monkeypatch.setattr(users, "CUT_WAIT_S", 0)
     path = tmp_path / "agentpool.db"
     store = SqliteStore(str(path), LIFE)
     await store.open(BOOT)
@@ -97,4 +108,48 @@ async def test_an_erasure_waits_for_who_reads(tmp_path: Path, monkeypatch: pytes
     await erase(store, MARK)
     assert found_in(tmp_path) == {}
     assert await store.list_keys(None, limit=9) == (SessionKey("", "meanwhile"),)
+    await store.close()
+
+
+async def test_a_reader_holds_up_nobody_but_who_erases(tmp_path: Path) -> None:
+    """While erasures wait for a backup others write as ever, and when it ends all of them are done."""
+    path = tmp_path / "agentpool.db"
+    store = SqliteStore(str(path), LIFE)
+    await store.open(BOOT)
+    sessions = [await stored_session(store, f"m{n}", user_id=f"{MARK}{n}") for n in range(8)]
+    for session in sessions:
+        await extend(store, session, 1)
+    reader = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
+    reader.execute("BEGIN; SELECT count(*) FROM sessions").fetchall()
+    erasures = [asyncio.ensure_future(erase(store, f"{MARK}{n}")) for n in range(8)]
+    while await store.list_keys("", limit=9):  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    loop = asyncio.get_running_loop()
+    slowest = 0.0
+    for number in range(20):
+        began = loop.time()
+        await stored_session(store, f"other{number}", user_id="o")
+        slowest = max(slowest, loop.time() - began)
+    assert not any(erasure.done() for erasure in erasures)
+    assert slowest < file.BUSY_TIMEOUT_MS / 1000
+    reader.close()
+    await asyncio.gather(*erasures)
+    assert found_in(tmp_path) == {}
+    await store.close()
+
+
+async def test_erasing_nobody_does_not_cut_the_wal(tmp_path: Path) -> None:
+    """Where nothing was deleted since the last time it is let be; a session that was deleted is owed."""
+    path = tmp_path / "agentpool.db"
+    store = SqliteStore(str(path), LIFE)
+    await store.open(BOOT)
+    await erase(store, "nobody")
+    session = await stored_session(store, "m", user_id=MARK)
+    wal = path.with_name("agentpool.db-wal")
+    assert wal.stat().st_size
+    await erase(store, "nobody")
+    assert wal.stat().st_size
+    await store.delete_session(session.key)
+    await erase(store, "nobody")
+    assert wal.stat().st_size == 0
     await store.close()

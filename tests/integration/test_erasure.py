@@ -2,19 +2,20 @@
 
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 from app.config import Settings
-from app.domain.erasure import Erased
-from app.domain.errors import SessionBusy
+from app.domain.erasure import Erased, ErasureNotice
+from app.domain.errors import AgentPoolError, RateLimited, SessionBusy, SnapshotUnreadable, StoreUnavailable
 from app.domain.ids import SessionKey
-from app.domain.session import LifeSpan
+from app.domain.session import LifeSpan, Session
 from app.runtime import Runtime
 from app.services import erasure
 from app.services.records import DELETE_PAGE
+from app.services.sessions import NewSession, SessionView
 from app.stores.memory.store import MemoryStore
 from tests.contract.builders import make_session
 from tests.contract.test_sqlite_erasure import MARK, found_in
@@ -22,6 +23,7 @@ from tests.integration.test_http_chat import STALL, Chat, Stream, says
 from tests.integration.test_http_server import HttpServer, Json, problem
 from tests.integration.test_policies import settings_for
 from tests.modelserver import ModelServer
+from tests.people import bearer, make_keys
 
 SETTINGS = Settings(_env_file=None, store_url="memory://", model_provider="demo")
 NOTHING = {"sessions": 0, "turns": 0, "checkpoints": 0, "events": 0, "states": 0, "usage_days": 0}
@@ -178,6 +180,110 @@ async def test_an_erasure_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(SessionBusy):
             await runtime.sessions.erase_user("", "u")
     assert busy.made == 3
+
+
+class Hooked(MemoryStore):
+    """Calls ``meanwhile`` once, when sessions have gone and the user is about to be forgotten."""
+
+    meanwhile: Callable[[], Awaitable[None]] | None = None
+
+    async def forget_user(self, owner: str, user_id: str) -> Erased:
+        meanwhile, self.meanwhile = self.meanwhile, None
+        if meanwhile is not None:
+            await meanwhile()
+        return await super().forget_user(owner, user_id)
+
+
+@pytest.mark.parametrize("owner", ["", "u"])
+async def test_no_session_is_made_of_a_user_who_is_being_erased(owner: str) -> None:
+    """By no way, and who asks is told when to come back; others are not disturbed, and then it goes again."""
+    store = Hooked(LifeSpan())
+    async with Runtime(SETTINGS, store=store) as runtime:
+        sessions, mine = runtime.sessions, NewSession(owner=owner, user_id="u")
+        origin = await store.ensure_session(make_session("origin", owner=owner, user_id="u"))
+        refusals: list[AgentPoolError | SessionView] = []
+
+        async def make_some() -> None:
+            for making in (
+                sessions.create(mine),
+                sessions.resume(mine),
+                runtime.chat.chat(session_id="s", message="hi", owner=owner, user_id="u"),
+                sessions._admission.fork(origin, None, "fork", None),
+            ):
+                with pytest.raises(SessionBusy) as refusal:
+                    await making
+                refusals.append(refusal.value)
+            refusals.extend(await sessions.create_many([mine]))
+            await sessions.create(owner="other", user_id="u")
+
+        store.meanwhile = make_some
+        assert (await sessions.erase_user(owner, "u")).erased.sessions == 1
+        assert [getattr(refusal, "retry_after_s", None) for refusal in refusals] == [1] * 5
+        assert runtime.admin.session_count() == 1
+        await sessions.create(mine)
+
+
+async def test_an_erasure_that_fails_bars_nobody_and_begins_no_day_anew() -> None:
+    """Whether the store had forgotten the user's usage by then or not: the limit is that of before."""
+    store, settings = Hooked(LifeSpan()), SETTINGS.model_copy(update={"user_tokens_per_day": 5})
+
+    async def fail() -> None:
+        raise StoreUnavailable
+
+    async def forget_and_fail() -> None:
+        await store.forget_user("", "u")
+        raise StoreUnavailable
+
+    async with Runtime(settings, store=store) as runtime:
+        await runtime.chat.chat(session_id="s", message="tell me a long story", user_id="u")
+        for store.meanwhile in (fail, forget_and_fail):
+            with pytest.raises(StoreUnavailable):
+                await runtime.sessions.erase_user("", "u")
+            with pytest.raises(RateLimited):
+                await runtime.chat.chat(session_id="s", message="again", user_id="u")
+            await runtime.sessions.create(session_id="s", user_id="u")
+        await runtime.sessions.erase_user("", "u")
+        with pytest.raises(RateLimited):
+            await runtime.chat.chat(session_id="s", message="again", user_id="u")
+
+
+async def test_a_session_that_cannot_be_read_is_there() -> None:
+    """Before it is deleted it stops no node from dropping what it has of those that are gone."""
+
+    class Broken(MemoryStore):
+        async def find_session(self, key: SessionKey) -> Session | None:
+            if key.session_id == "broken":
+                raise SnapshotUnreadable
+            return await super().find_session(key)
+
+    store = Broken(LifeSpan())
+    async with Runtime(SETTINGS, store=store) as runtime:
+        gone = SessionKey("", "gone")
+        await runtime.chat.chat(session_id="gone", message="hi", user_id="u")
+        await store.delete_session(gone)
+        assert runtime.agents.is_live(gone)
+        notice = ErasureNotice(owner="", user_id="u", lasts_s=0)
+        await runtime.sessions.forget_here([SessionKey("", "broken"), gone], notice)
+        assert not runtime.agents.is_live(gone)
+
+
+def test_what_was_stored_without_credentials_is_the_admins_to_erase(tmp_path: Path) -> None:
+    """Under the same name: an admin has it exported and erased, the user who is called so now does not."""
+    path, keys = make_keys(tmp_path)
+    store = {"store_url": f"sqlite:///{tmp_path}/agentpool.db"}
+    with HttpServer(**store) as server:
+        server.client.post("/chat", json={"session_id": "s", "user_id": "alice", "message": "hi"})
+        server.client.patch("/users/alice/state", json={"state": {"n": 1}})
+    with HttpServer(auth_mode="api_key", api_keys_file=path, **store) as server:
+        alice, chief = bearer(keys["alice"]), bearer(keys["chief"])
+        assert '"input":"hi"' not in server.client.get("/users/alice/export", headers=alice).text
+        exported = server.client.get("/users/alice/export", headers=chief).text
+        assert '"input":"hi"' in exported
+        assert '"state":{"n":1}' in exported
+        assert server.client.delete("/users/alice", headers=alice).json()["erased"] == NOTHING
+        erased = server.client.delete("/users/alice", headers=chief).json()["erased"]
+        assert (erased["sessions"], erased["turns"], erased["states"], erased["usage_days"]) == (1, 1, 1, 1)
+        assert '"input":"hi"' not in server.client.get("/users/alice/export", headers=chief).text
 
 
 async def test_an_owner_who_is_the_user_is_erased_whole() -> None:

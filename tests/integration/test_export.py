@@ -4,16 +4,18 @@ import asyncio
 import json
 import sqlite3
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import AsyncExitStack, closing, contextmanager
 from pathlib import Path
 
 import pytest
+from starlette.types import Send
 
+from app.domain.errors import RateLimited
 from app.domain.session import LifeSpan, Session
 from app.domain.turn import TurnPage
 from app.main import create_app
 from app.runtime import Runtime
-from app.services.export import PAGE
+from app.services.export import EXPORTS, PAGE
 from app.stores.memory.store import MemoryStore
 from tests.contract.builders import extend, make_session
 from tests.integration.test_erasure import SETTINGS, fill
@@ -146,6 +148,13 @@ class CountedStore(MemoryStore):
         return await super().list_turns(session, limit, cursor)
 
 
+def collect(messages: list[Json]) -> Send:
+    async def send(message: Json) -> None:
+        messages.append(message)
+
+    return send
+
+
 async def fill_long(store: MemoryStore, sessions: int) -> None:
     """Store sessions of some 2 MB each."""
     for number in range(sessions):
@@ -159,18 +168,35 @@ async def test_turns_are_read_a_page_at_a_time() -> None:
     store = CountedStore(LifeSpan())
     async with Runtime(SETTINGS, store=store) as runtime:
         await fill_long(store, 1)
-        pieces = await runtime.sessions.export_user("", "u")
-        assert store.pages == 0
-        seen = [type(await anext(pieces)).__name__ for _ in range(PAGE + 1)]
-        assert seen == ["SessionView"] + PAGE * ["OfSession"]
-        assert store.pages == 1
-        await anext(pieces)
-        assert store.pages == 2
+        async with runtime.sessions.export_user("", "u") as pieces:
+            assert store.pages == 0
+            seen = [type(await anext(pieces)).__name__ for _ in range(PAGE + 1)]
+            assert seen == ["SessionView"] + PAGE * ["OfSession"]
+            assert store.pages == 1
+            await anext(pieces)
+            assert store.pages == 2
+
+
+async def test_so_many_exports_at_a_time() -> None:
+    """One of a user, and few in all; who is refused is told when to come back, and then gets in."""
+    async with Runtime(SETTINGS, store=MemoryStore(LifeSpan())) as runtime, AsyncExitStack() as exports:
+        export = runtime.sessions.export_user
+        first = await exports.enter_async_context(AsyncExitStack())
+        await first.enter_async_context(export("", "u0"))
+        with pytest.raises(RateLimited) as refusal:
+            await exports.enter_async_context(export("", "u0"))
+        assert refusal.value.retry_after_s
+        for number in range(1, EXPORTS):
+            await exports.enter_async_context(export("", f"u{number}"))
+        with pytest.raises(RateLimited):
+            await exports.enter_async_context(export("", "another"))
+        await first.aclose()
+        await exports.enter_async_context(export("", "another"))
 
 
 async def test_a_client_that_does_not_read_and_one_that_leaves_end_the_reading() -> None:
-    """What is not taken is not read; when the client goes, the answer ends and nothing more is read."""
-    store, taken, leaves = CountedStore(LifeSpan()), asyncio.Semaphore(3), asyncio.Event()
+    """What is not taken is not read, and no second one begins; when the client goes, the answer ends."""
+    store, taken, leaves = CountedStore(LifeSpan()), asyncio.Semaphore(2), asyncio.Event()
 
     async def receive() -> Json:
         await leaves.wait()
@@ -188,6 +214,12 @@ async def test_a_client_that_does_not_read_and_one_that_leaves_end_the_reading()
                 await asyncio.sleep(0)
         # 10 KB a turn: the chunk that nobody takes is of the first page.
         assert store.pages == 1
+        refused: list[Json] = []
+        await app(http_scope("GET", "/users/u/export"), receive, collect(refused))
+        assert refused[0]["status"] == 429
+        assert b"retry-after" in dict(refused[0]["headers"])
         leaves.set()
         await asyncio.wait_for(answering, 10)
-    assert store.pages == 1
+        assert store.pages == 1
+        async with runtime.sessions.export_user("", "u"):
+            pass

@@ -11,6 +11,7 @@ import pytest
 import uvicorn
 
 from app.config import Settings
+from app.domain.erasure import Erased
 from app.domain.errors import SnapshotUnreadable, StoreUnavailable
 from app.domain.ids import SessionKey
 from app.domain.lease import Holder, Node
@@ -686,3 +687,26 @@ async def test_an_erasure_reaches_every_node(
     assert not there.runtime.agents.is_live(idle)
     assert there.runtime._turns.find_log(session, reply["turn_id"]) is None
     assert await store.list_keys(None, limit=9) == ()
+
+
+async def test_an_erasure_does_not_begin_the_day_anew_on_another_node(model: ModelServer) -> None:
+    """What the user had spent counts there, too; while it goes on no session of theirs is made there."""
+    asked: list[httpx2.Response] = []
+
+    class Asking(SharedMemoryStore):
+        async def forget_user(self, owner: str, user_id: str) -> Erased:
+            asked.append(await there.client.post("/sessions", json={"user_id": "u"}))
+            return await super().forget_user(owner, user_id)
+
+    store = Asking(LifeSpan(), lease_s=LEASE_S)
+    async with (
+        serve_node(store, model, user_tokens_per_day=5) as here,
+        serve_node(store.beside(), model, user_tokens_per_day=5) as there,
+    ):
+        assert (await here.chat("s", "tell me a long story", user_id="u")).status_code == 200
+        assert (await here.client.delete("/users/u")).json()["erased"]["usage_days"] == 1
+        assert [(one.status_code, one.json()["code"]) for one in asked] == [(409, "SESSION_BUSY")]
+        assert asked[0].headers["retry-after"]
+        for node in (here, there):
+            assert (await node.chat("s", "again", user_id="u")).json()["code"] == "RATE_LIMITED"
+        assert (await there.client.post("/sessions", json={"user_id": "u"})).status_code == 201

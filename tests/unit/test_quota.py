@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from dataclasses import replace
 
 import pytest
 
@@ -91,14 +92,43 @@ async def test_an_erasure_does_not_begin_the_day_anew() -> None:
     quota, books = turn_quota(tokens_per_day=100)
     books.tokens = 60
     for had in (60, 90):
+        spent = await quota.measure(ALICE)
+        assert spent is not None
+        assert spent.tokens == had
+        quota.note_erasure(ALICE, spent)
         assert await quota.learn(ALICE) == had
-        quota.note_erasure(ALICE, had)
         books.tokens = 0
+        quota.note_erasure(ALICE, replace(spent, stored=0))
         assert await quota.learn(ALICE) == had
         quota.release(ALICE, 30)
+        books.tokens = 30
     books.clock.advance(DAY_S)
     books.tokens = 0
     assert await quota.learn(ALICE) == 0
+
+
+@pytest.mark.parametrize("is_gone", [False, True])
+async def test_an_erasure_that_failed_changes_no_sum(is_gone: bool) -> None:
+    """Whether the store had forgotten the user by then is seen from its sum: nothing counts twice."""
+    quota, books = turn_quota(tokens_per_day=100)
+    books.tokens = 60
+    quota.note_erasure(ALICE, await quota.measure(ALICE))
+    books.tokens = 0 if is_gone else 60
+    assert await quota.learn(ALICE) == 60
+    books.tokens += 20
+    books.clock.advance(KNOWN_S + 1)
+    assert await quota.learn(ALICE) == 80
+    again = await quota.measure(ALICE)
+    assert again is not None
+    assert (again.tokens, again.stored) == (80, books.tokens)
+
+
+async def test_without_a_limit_of_tokens_an_erasure_notes_nothing() -> None:
+    """The store is not asked what the user has spent."""
+    quota, books = turn_quota(concurrent=1)
+    assert await quota.measure(ALICE) is None
+    quota.note_erasure(ALICE, None)
+    assert books.asked == 0
 
 
 async def test_the_store_is_asked_again_after_a_while() -> None:

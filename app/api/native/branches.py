@@ -212,6 +212,7 @@ async def rewind_session(
             "TURN_NOT_FOUND",
             "CHECKPOINT_NOT_FOUND",
             "SESSION_EXISTS",
+            "SESSION_BUSY",
             "SESSION_LIMIT",
             "SNAPSHOT_UNREADABLE",
             "STORE_UNAVAILABLE",

@@ -6,7 +6,11 @@ the lines of every other kind: an export without it was cut off.
 
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
 from typing import Any
+
+from fastapi.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from app.api.native.kinds import describe, to_json
 from app.api.native.responses import SessionAnswer
@@ -27,6 +31,25 @@ CHUNK_BYTES = 32 * 1024
 MS_PER_DAY = 86_400_000
 
 Members = dict[str, Any]
+
+
+class ExportResponse(StreamingResponse):
+    """Sends an export, which is under way as long as that takes."""
+
+    def __init__(
+        self, export: AbstractAsyncContextManager[AsyncIterator[Exported]], user_id: str, now_ms: int
+    ) -> None:
+        # No text of the user's in the file's name: it could be anything.
+        headers = {"Content-Disposition": 'attachment; filename="user-export.ndjson"'}
+        super().__init__((), media_type=MEDIA_TYPE, headers=headers)
+        self._export = export
+        self._user_id = user_id
+        self._now_ms = now_ms
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with self._export as pieces:
+            self.body_iterator = to_lines(pieces, self._user_id, self._now_ms)
+            await super().__call__(scope, receive, send)
 
 
 async def to_lines(pieces: AsyncIterator[Exported], user_id: str, now_ms: int) -> AsyncIterator[bytes]:

@@ -96,6 +96,7 @@ _GET_DOC = {
         **problems(
             *WITH_BODY,
             "SESSION_EXISTS",
+            "SESSION_BUSY",
             "AGENT_NOT_FOUND",
             "UNKNOWN_MODEL",
             "SESSION_LIMIT",
@@ -124,7 +125,14 @@ async def create_session(
     responses={
         200: {"headers": ETAG_DOC},
         201: {"description": "A new one.", "model": SessionAnswer, "headers": NEW_DOC},
-        **problems(*WITH_BODY, "AGENT_NOT_FOUND", "UNKNOWN_MODEL", "SESSION_LIMIT", "STORE_UNAVAILABLE"),
+        **problems(
+            *WITH_BODY,
+            "SESSION_BUSY",
+            "AGENT_NOT_FOUND",
+            "UNKNOWN_MODEL",
+            "SESSION_LIMIT",
+            "STORE_UNAVAILABLE",
+        ),
     },
 )
 async def resume_session(

@@ -12,7 +12,7 @@ from app.api.audit import note_deed, note_receipt
 from app.api.deps import NAME_SCHEMA, AdminDep, CallDep, UserIdDep
 from app.api.docs import problems
 from app.api.native.cursor import open_cursor, seal_cursor
-from app.api.native.export import MEDIA_TYPE, to_lines
+from app.api.native.export import MEDIA_TYPE, ExportResponse
 from app.api.native.fields import NoQuery, PageQuery
 from app.api.native.responses import TIME, TURN_ID, DeletedAnswer, SessionAnswer, Time
 from app.api.native.times import to_time
@@ -143,10 +143,14 @@ async def erase_user(user_id: UserIdDep, call: CallDep, _query: Annotated[NoQuer
     """Remove all that is stored of a user: sessions with all that belongs to them, state, usage.
 
     Running turns are cancelled. What is counted of all users together stays. Erasing again removes
-    nothing. Only the audit log keeps the receipt's id.
+    nothing. Only the audit log keeps the receipt's id. Meanwhile the user's new sessions are refused
+    with `SESSION_BUSY`. Where an admin erases, what was stored under this user id while the server asked
+    for no credentials goes, too; where the user does it stays, since it may be somebody else's.
     """
     note_deed(call.request, user_id)  # whoever asks for it: nothing else tells of it afterwards
-    receipt = await call.services.sessions.erase_user(call.namespace.owner, user_id)
+    receipt = await call.services.sessions.erase_user(
+        call.namespace.owner, user_id, with_unowned=call.is_admin
+    )
     note_receipt(call.request, receipt.receipt_id)
     return ReceiptAnswer.of(receipt)
 
@@ -163,17 +167,18 @@ async def erase_user(user_id: UserIdDep, call: CallDep, _query: Annotated[NoQuer
             "last; it counts the others, and is missing where the export was cut off).",
             "content": {MEDIA_TYPE: {"schema": {"type": "string"}}},
         },
-        **problems("STORE_UNAVAILABLE"),
+        **problems("RATE_LIMITED", "STORE_UNAVAILABLE"),
     },
 )
 async def export_user(user_id: UserIdDep, call: CallDep, _query: Annotated[NoQuery, Query()]) -> Response:
-    """All that is stored of a user, as lines of JSON."""
+    """All that is stored of a user, as lines of JSON.
+
+    For an admin, what was stored under this user id while the server asked for no credentials follows:
+    with a `usage` of its own. One export of a user is sent at a time, and few in all.
+    """
     sessions = call.services.sessions
-    pieces = await sessions.export_user(call.namespace.owner, user_id)
-    # No text of the user's in the file's name: it could be anything.
-    headers = {"Content-Disposition": 'attachment; filename="user-export.ndjson"'}
-    lines = to_lines(pieces, user_id, sessions.now_ms())
-    return StreamingResponse(lines, media_type=MEDIA_TYPE, headers=headers)
+    export = sessions.export_user(call.namespace.owner, user_id, with_unowned=call.is_admin)
+    return ExportResponse(export, user_id, sessions.now_ms())
 
 
 @router.delete(

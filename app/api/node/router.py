@@ -8,7 +8,9 @@ from pydantic import BaseModel, ConfigDict
 from app.api.errors import NotFound
 from app.api.exchange import HOPS_KEY
 from app.api.route import StrictRoute
+from app.domain.erasure import ErasureNotice
 from app.domain.ids import SessionKey
+from app.domain.quota import Spent
 from app.domain.turn import CancelOrder, CancelReason
 from app.services import Services
 
@@ -35,10 +37,32 @@ class SessionQuestion(BaseModel):
         return SessionKey(self.owner, self.session_id)
 
 
-class SessionsQuestion(BaseModel):
+class SpentTokens(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    day: int
+    tokens: int
+    stored: int
+
+
+class Notice(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    owner: str
+    user_id: str
+    lasts_s: float
+    spent: SpentTokens | None
+
+    def notice(self) -> ErasureNotice:
+        spent = None if self.spent is None else Spent(**self.spent.model_dump())
+        return ErasureNotice(owner=self.owner, user_id=self.user_id, lasts_s=self.lasts_s, spent=spent)
+
+
+class ForgetQuestion(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     sessions: list[SessionQuestion]
+    notice: Notice
 
 
 class CancelQuestion(SessionQuestion):
@@ -70,7 +94,7 @@ async def live(services: NodeDep, question: Annotated[SessionQuestion, Body()]) 
 
 
 @router.post("/node/forget")
-async def forget(services: NodeDep, question: Annotated[SessionsQuestion, Body()]) -> dict[str, bool]:
-    """End the sessions' turns that are in flight here, and drop what is here of those that are gone."""
-    await services.sessions.forget_here([one.key() for one in question.sessions])
+async def forget(services: NodeDep, question: Annotated[ForgetQuestion, Body()]) -> dict[str, bool]:
+    """Hear of an erasure, and drop what is here of its sessions that are gone; turns in flight end."""
+    await services.sessions.forget_here([one.key() for one in question.sessions], question.notice.notice())
     return {"forgotten": True}

@@ -125,7 +125,7 @@ def connect(path: str) -> Connection:
     connection.pragma("synchronous", "full")
     connection.pragma("journal_size_limit", WAL_LIMIT_BYTES)
     # What is deleted is overwritten with zeros. Else an erasure would leave it in free pages, from which
-    # it could be undeleted.
+    # it could be undeleted. Copies that a split of pages left in their free space are not found by it.
     connection.pragma("secure_delete", True)
     _tune(connection)
     return connection

@@ -98,6 +98,7 @@ def save(unit: Unit, record: Record, session: Session, now: int, *, state_number
 
 def remove(unit: Unit, number: int) -> Erased:
     """Remove a session and everything that belongs to it; what belongs to its user stays."""
+    unit.owes_cut = True
     gone = {}
     for table in _OWNED_TABLES:
         unit.connection.execute(f"DELETE FROM {table} WHERE session = ?", (number,))

@@ -22,12 +22,14 @@ class Unit:
     """What a work gets: the connection, how long sessions live, and what the writer remembers between works.
 
     ``count`` notes changes of counters; they are written once per group and count
-    in ``totals`` only after the commit. ``note`` notes what became of a record.
+    in ``totals`` only after the commit. ``note`` notes what became of a record. ``owes_cut``: the WAL may
+    hold what was deleted.
     """
 
     connection: Connection
     life: LifeSpan
     totals: Counter[str] = field(default_factory=Counter)
+    owes_cut: bool = True  # a process that died may have left it so
     _names: dict[str, int] = field(default_factory=dict)
     _of_group: Counter[str] = field(default_factory=Counter)
     _of_work: list[tuple[str, int]] = field(default_factory=list)  # to take back what the work counted

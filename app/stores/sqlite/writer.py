@@ -89,6 +89,7 @@ class Writer:
         self.opened: asyncio.Future[None] = self._loop.create_future()
         self.closed: asyncio.Future[None] = self._loop.create_future()
         self.transactions = 0
+        self.cut_line = asyncio.Lock()  # in which those stand who wait for the WAL to be cut
         self.records = RecordCache()
         # A daemon: a store that nobody closed must not keep the interpreter from ending.
         self._thread = Thread(target=self._main, name="sqlite-writer", daemon=True)
