@@ -1,7 +1,8 @@
 """What a user may have: requests per minute, turns at a time, tokens per day. 0 = any number.
 
 Requests are counted for the users of credentials, and where all nodes see it. Turns at a time are
-those of this process; tokens are those of the store, remembered for a while.
+those of this process; tokens are those of the store, remembered for a while, and what this process
+estimates for turns that ended before their provider had counted.
 """
 
 import asyncio
@@ -176,6 +177,22 @@ class TurnQuota:
             known = self._known.get(user)
             for spent in (*self._reading.get(user, ()), *((known,) if known is not None else ())):
                 spent.tokens += tokens
+
+    def note_uncounted(self, user: UserKey | None, tokens: int) -> None:
+        """Count what a turn took which ended without the provider saying what; so the store does not know.
+
+        Only this process does, until it ends.
+        """
+        if user is None or not self._tokens_per_day or not tokens:
+            return
+        today = self._today()
+        before = self._erased.get(user)
+        if before is None or before.day != today:
+            before = Spent(today, 0, 0)
+        # In one sum with what was erased: an erasure of both passes it on.
+        self._erased[user] = replace(before, tokens=before.tokens + tokens)
+        if (known := self._known.get(user)) is not None:
+            known.tokens += tokens
 
     def forget(self, user: UserKey | None) -> None:
         """Have the store asked again: something was used that was not released."""

@@ -217,6 +217,33 @@ def test_tokens_per_day(tmp_path: Path) -> None:
         )
 
 
+@pytest.mark.parametrize("keep_partial", [False, True])
+def test_who_leaves_before_the_end_has_spent_tokens(keep_partial: bool) -> None:
+    """A cancelled turn costs about its prompt and its words; stored is only what the provider counted."""
+    settings = {"model_provider": "openai", "openai_api_key": "k", "user_tokens_per_day": 300}
+    body = {"session_id": "s", "user_id": "alice", "message": "hi " * 400}
+    with ModelServer() as model, HttpServer(openai_base_url=model.base_url, **settings) as server:
+        model.script({"mode": "stall_mid", "text": "well"})
+        with server.client.stream("POST", "/chat/stream", json=body) as running:
+            events = running.iter_lines()
+            assert any('"text":"well"' in line for line in events)
+            server.client.post("/sessions/s/cancel", json={"keep_partial": keep_partial})
+            assert "event: turn.cancelled" in list(events)
+        problem(server.client.post("/chat", json=body), 429, "RATE_LIMITED")
+        assert server.client.get("/users/alice/usage").json()["completion_tokens"] == 0
+
+
+def test_a_model_that_does_not_answer_costs_nothing() -> None:
+    """A turn that fails before the model has said anything."""
+    settings = {"model_provider": "openai", "openai_api_key": "k", "user_tokens_per_day": 300}
+    body = {"session_id": "s", "user_id": "alice", "message": "hi " * 400}
+    with ModelServer() as model, HttpServer(openai_base_url=model.base_url, **settings) as server:
+        model.script({"mode": "status", "status": 400})
+        failed = server.client.post("/chat", json=body)
+        assert failed.status_code == 502
+        assert told(server.client.post("/chat", json=body))["remaining"] == "300"
+
+
 def test_an_erasure_does_not_begin_the_day_anew() -> None:
     """Who has used up the day's tokens and has themselves erased has used them up."""
     body = {"session_id": "s", "user_id": "alice", "message": "one two three four five six"}

@@ -186,6 +186,31 @@ async def test_the_store_is_asked_twice_and_answers_the_second_first() -> None:
     assert await quota.learn(ALICE) == 601
 
 
+async def test_what_no_provider_has_counted_counts_here() -> None:
+    """Beside the store's sum, whenever it is read, through an erasure, and until the day is over."""
+    quota, books = turn_quota(tokens_per_day=100)
+    books.tokens = 20
+    assert await quota.learn(ALICE) == 20
+    quota.note_uncounted(ALICE, 10)
+    quota.note_uncounted(None, 10)
+    assert await quota.learn(ALICE) == 30
+    first = books.hold()
+    quota.forget(ALICE)
+    learning = asyncio.ensure_future(quota.learn(ALICE))
+    await books.wait_asked(2)
+    quota.note_uncounted(ALICE, 5)
+    first.set()
+    assert await learning == 35
+    quota.note_erasure(ALICE, await quota.measure(ALICE))
+    assert await quota.learn(ALICE) == 35
+    books.tokens = 0
+    quota.forget(ALICE)
+    assert await quota.learn(ALICE) == 35
+    assert await quota.learn(BOB) == 0
+    books.clock.advance(DAY_S)
+    assert await quota.learn(ALICE) == 0
+
+
 async def test_without_limits_nothing_is_asked_or_counted() -> None:
     """The defaults: no turn costs a look at the store, and none is refused."""
     quota, books = turn_quota()
