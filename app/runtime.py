@@ -34,7 +34,7 @@ from app.services.ownership import Ownership
 from app.services.quota import RequestQuota, TurnQuota
 from app.services.sessions import SessionManager
 from app.services.turns import CANCEL_GRACE_S, Turns
-from app.stores.counting import open_counter
+from app.stores.counting import MemoryCounter, open_counter
 from app.stores.opening import Sharing, open_store
 from app.telemetry.logs import PoolLog
 from app.telemetry.memory import read_memory
@@ -310,7 +310,7 @@ def _make_request_quota(settings: Settings, clock: Clock) -> RequestQuota | None
         counter = open_counter(settings.counter_url, clock)
     except ValueError as error:
         raise ValueError(f"RATE_LIMIT_URL: {error}") from None
-    return RequestQuota(counter, clock, settings.user_requests_per_minute)
+    return RequestQuota(counter, MemoryCounter(clock), clock, settings.user_requests_per_minute)
 
 
 def _plan_checkpoints(settings: Settings) -> CheckpointPlan | None:

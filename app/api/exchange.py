@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from app.domain.principal import ANYONE, Principal
 from app.domain.quota import Quota
+from app.services.overload import Place
 
 SCOPE_KEY = "agentpool.exchange"
 HOPS_KEY = "agentpool.hops"
@@ -43,7 +44,7 @@ class Exchange:
     ``body`` is the parsed JSON. ``is_answered``: the response has begun. ``caller`` is who asks.
     ``headers`` are further ones for whatever the answer will be. ``code`` is that of the error that
     is answered. ``deed``: the audit log is to be told how it ended. ``quotas`` are the caller's limits
-    that the request fell under.
+    that the request fell under. ``place`` is what it takes of the gate, if it is a turn.
     """
 
     path: str = "/"
@@ -57,6 +58,7 @@ class Exchange:
     code: str | None = None
     deed: Deed | None = None
     quotas: list[Quota] = field(default_factory=list)
+    place: Place | None = None
 
     def accept_turn(self, session_id: str, turn_id: str) -> None:
         """Note that the request began, or watches, this turn."""

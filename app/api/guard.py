@@ -27,7 +27,7 @@ from app.api.options import ApiOptions
 from app.api.origins import Origins
 from app.api.quota import count_request, quota_headers
 from app.api.safety import with_safety
-from app.api.shedding import Shedding
+from app.api.shedding import Places, Shedding
 from app.api.strict_json import parse_json
 from app.domain.errors import AgentPoolError, Unauthenticated
 from app.domain.principal import NOBODY
@@ -81,6 +81,7 @@ class Guard:
         quota: RequestQuota | None = None,
     ) -> None:
         self._app = app
+        self._admitted = app if gate is None else Places(app, gate)
         self._audit = audit
         self._authenticator = authenticator
         self._quota = quota
@@ -169,7 +170,7 @@ class Guard:
     async def _pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange: Exchange = scope[SCOPE_KEY]
         try:
-            await self._app(scope, receive, send)
+            await self._admitted(scope, receive, send)
         except Exception as error:
             response = unexpected_response(error, exchange)
             if exchange.is_answered:  # too late for a problem document: let the server hang up

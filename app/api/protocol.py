@@ -27,6 +27,7 @@ from app.services.overload import Gate
 # Linux doubles it for its own bookkeeping, and may go beyond that by one packet of 64 KiB.
 SEND_BUFFER_BYTES = 64 * 1024
 WRITE_BUFFER_BYTES = 16 * 1024
+ANY_REFUSAL_BYTES = 1 << 20  # beside what was there: it repeats the path and the origin, of 80 KiB at most
 _RESET = struct.pack("ii", 1, 0)
 
 _log = logging.getLogger(__name__)
@@ -101,10 +102,15 @@ class SheddingProtocol(BoundedProtocol):
             super()._start_asgi_task(cycle, app)
             return
         refusing = cycle.run_asgi(app)
+        # A client that does not read would make it wait for room before its end; the connection is
+        # paused behind it instead.
+        self.transport.set_write_buffer_limits(high=ANY_REFUSAL_BYTES)
         try:
             refusing.send(None)
         except StopIteration:
             return
+        finally:
+            self.transport.set_write_buffer_limits(high=WRITE_BUFFER_BYTES)
         raise AssertionError("a refusal waits for nothing")
 
 

@@ -26,8 +26,7 @@ async def count_request(quota: RequestQuota, scope: Scope, exchange: Exchange) -
     caller = exchange.caller
     if caller.user_id is None or caller.is_admin or HOPS_KEY in scope:
         return
-    if (left := await quota.take(caller.user_id)) is not None:
-        exchange.quotas.append(left)
+    exchange.quotas.append(await quota.take(caller.user_id))
 
 
 def quota_headers(quotas: Sequence[Quota]) -> list[tuple[bytes, bytes]]:

@@ -80,14 +80,22 @@ class Gate:
         Raises:
             Overloaded: it is refused.
         """
+        self.check(burden)
+        if burden is Burden.TURN:
+            self.in_flight += 1
+
+    def check(self, burden: Burden) -> None:
+        """Let a request go on to where it may ``enter``.
+
+        Raises:
+            Overloaded: it is refused.
+        """
         if self.is_closed_to(burden):
             refusal = Overloaded(retry_after_s=1 + self._refusals % RETRY_S)
             self._refusals += 1
             self._has_refused = True
             self._count(refusal)
             raise refusal
-        if burden is Burden.TURN:
-            self.in_flight += 1
 
     def is_closed_to(self, burden: Burden) -> bool:
         """Whether such a request would be refused now."""
@@ -101,7 +109,7 @@ class Gate:
         return TICK_S if self.in_flight >= LEAST_OF_ALL else SLOW_TICK_S
 
     def leave(self) -> None:
-        """Note that a turn which was let in has been answered."""
+        """Note that a turn which was let in has been answered, or is none."""
         self.in_flight -= 1
 
     def note_commit(self, delay_s: float) -> None:
@@ -142,6 +150,26 @@ class Gate:
             least = START  # so few as there are do not need to be fewer
         self.limit = max(min(least, self.limit), int(BACKOFF * self.in_flight))
         self._has_refused = False
+
+
+class Place:
+    """What one turn takes of ``gate``, until it leaves.
+
+    Raises:
+        Overloaded: there is none.
+    """
+
+    __slots__ = ("_gate",)
+
+    def __init__(self, gate: Gate) -> None:
+        gate.enter(Burden.TURN)
+        self._gate: Gate | None = gate
+
+    def leave(self) -> None:
+        """Give the place back; harmless a second time."""
+        if self._gate is not None:
+            self._gate.leave()
+            self._gate = None
 
 
 class LagProbe:

@@ -1,7 +1,8 @@
 """What a user may have: requests per minute, turns at a time, tokens per day. 0 = any number.
 
 Requests are counted for the users of credentials, and where all nodes see it. Turns at a time are
-those of this process; tokens are those of the store, remembered for a while.
+those of this process; tokens are those of the store, remembered for a while, and what this process
+estimates for turns that ended before their provider had counted.
 """
 
 import asyncio
@@ -15,7 +16,7 @@ from cachetools import TTLCache
 from app.domain.errors import RateLimited, StoreUnavailable
 from app.domain.quota import Quota, Spent, UserKey
 from app.domain.stats import UserUsage
-from app.ports import Clock, RequestCounter
+from app.ports import Clock, Count, RequestCounter
 
 MINUTE_S = 60
 DAY_S = 86_400
@@ -36,31 +37,28 @@ _log = logging.getLogger(__name__)
 class RequestQuota:
     """Counts the requests of users.
 
-    A counter that does not answer stops nobody: it protects the server from a single user, and to
-    refuse everybody would be worse than what it protects from. Each request then waits ``COUNT_S`` at
-    most, and most of them not at all.
+    While the ``counter`` does not answer, the ``stand_in`` counts, in this process alone: to refuse
+    everybody would be worse than what is protected from, and to let everybody in would let a single
+    user who makes the counter late switch the limit off. Each request then waits ``COUNT_S`` at most,
+    and most of them not at all. With N processes a user may then have N times as much.
     """
 
-    def __init__(self, counter: RequestCounter, clock: Clock, per_minute: int) -> None:
+    def __init__(
+        self, counter: RequestCounter, stand_in: RequestCounter, clock: Clock, per_minute: int
+    ) -> None:
         self._counter = counter
+        self._stand_in = stand_in
         self._clock = clock
         self._limit = per_minute
         self._ask_from = self._complain_from = float("-inf")
 
-    async def take(self, user_id: str) -> Quota | None:
-        """Count a request; return what is left, ``None`` where that cannot be known now.
+    async def take(self, user_id: str) -> Quota:
+        """Count a request; return what is left.
 
         Raises:
             RateLimited: it is one too many.
         """
-        if self._clock.monotonic() < self._ask_from:
-            return None
-        try:
-            async with asyncio.timeout(COUNT_S):
-                count = await self._counter.count(user_id, self._limit, MINUTE_S)
-        except (StoreUnavailable, TimeoutError) as error:
-            self._pause(error)
-            return None
+        count = await self._count(user_id)
         quota = Quota(self._limit, count.remaining, count.reset_s, MINUTE_S, "requests")
         if not count.is_in:
             raise RateLimited("This user has made as many requests as allowed for now.", quota=quota)
@@ -69,15 +67,26 @@ class RequestQuota:
     async def close(self) -> None:
         await self._counter.close()
 
+    async def _count(self, user_id: str) -> Count:
+        if self._clock.monotonic() >= self._ask_from:
+            try:
+                async with asyncio.timeout(COUNT_S):
+                    return await self._counter.count(user_id, self._limit, MINUTE_S)
+            except (StoreUnavailable, TimeoutError) as error:
+                self._pause(error)
+        return await self._stand_in.count(user_id, self._limit, MINUTE_S)
+
     def _pause(self, error: Exception) -> None:
         now = self._clock.monotonic()
         self._ask_from = now + PAUSE_S
         if now >= self._complain_from:
             self._complain_from = now + COMPLAIN_S
-            _log.warning("requests are not limited: what counts them does not answer (%r)", error)
+            _log.warning(
+                "requests are counted by this process alone: the counter does not answer (%r)", error
+            )
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)  # each read has its own, however equal: they end in any order
 class _Known:
     """Tokens of one day, counted from the epoch in UTC."""
 
@@ -168,6 +177,22 @@ class TurnQuota:
             known = self._known.get(user)
             for spent in (*self._reading.get(user, ()), *((known,) if known is not None else ())):
                 spent.tokens += tokens
+
+    def note_uncounted(self, user: UserKey | None, tokens: int) -> None:
+        """Count what a turn took which ended without the provider saying what; so the store does not know.
+
+        Only this process does, until it ends.
+        """
+        if user is None or not self._tokens_per_day or not tokens:
+            return
+        today = self._today()
+        before = self._erased.get(user)
+        if before is None or before.day != today:
+            before = Spent(today, 0, 0)
+        # In one sum with what was erased: an erasure of both passes it on.
+        self._erased[user] = replace(before, tokens=before.tokens + tokens)
+        if (known := self._known.get(user)) is not None:
+            known.tokens += tokens
 
     def forget(self, user: UserKey | None) -> None:
         """Have the store asked again: something was used that was not released."""

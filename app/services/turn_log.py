@@ -7,8 +7,17 @@ token costs neither a lock nor a task, and a watcher that is behind costs nothin
 
 import asyncio
 from collections.abc import Callable
+from itertools import chain
 
-from app.domain.events import MessageCompleted, TerminalEvent, ToolCalled, ToolReturned, TurnEvent
+from app.domain.events import (
+    MessageCompleted,
+    ReasoningDelta,
+    TerminalEvent,
+    TextDelta,
+    ToolCalled,
+    ToolReturned,
+    TurnEvent,
+)
 
 _EVENT_BYTES = 400  # measured: an event object, its text and its encoded frame, short tokens
 
@@ -46,6 +55,13 @@ class TurnLog:
     def estimated_bytes(self) -> int:
         text = next((len(e.text) for e in reversed(self.events[-2:]) if isinstance(e, MessageCompleted)), 0)
         return _EVENT_BYTES * len(self.events) + 4 * text
+
+    @property
+    def estimated_tokens(self) -> int:
+        """About how many tokens the model's words are: one for every 4 bytes, as agents estimate."""
+        texts = (e.text for e in self.events if isinstance(e, TextDelta | ReasoningDelta))
+        calls = (e.name + str(e.arguments) for e in self.events if isinstance(e, ToolCalled))
+        return -(-sum(len(text.encode("utf-8", "replace")) for text in chain(texts, calls)) // 4)
 
     def tool_seqs(self) -> tuple[int, ...]:
         """Return the sequence numbers of the tool events."""

@@ -106,6 +106,18 @@ class Flight:
         is_dropped = self.state is FlightState.ACCEPTED and self.cancel_reason is CancelReason.DISCONNECT
         return is_dropped or self.state is FlightState.ENDED
 
+    @property
+    def is_shared(self) -> bool:
+        """Whether more than one watches it."""
+        return self._watchers > 1
+
+    @property
+    def estimated_tokens(self) -> int:
+        """About how many the turn took; 0 where its model did not answer, which is nobody's fault here."""
+        said = self.log.estimated_tokens
+        is_silent = isinstance(self.log.terminal, TurnFailed) and not said and not self.has_timed_out
+        return 0 if self._agent is None or is_silent else self._agent.estimated_tokens + said
+
     def emit(self, event: TurnEvent) -> None:
         """Log an event of the body; one that goes on after its end is not heard any more."""
         if self.state is FlightState.RUNNING:
@@ -308,6 +320,8 @@ class Turns:
         terminal = flight.log.terminal
         tokens = terminal.usage.total_tokens if isinstance(terminal, TurnFinished) else 0
         self.quota.release(flight.user, tokens)
+        if not tokens:
+            self.quota.note_uncounted(flight.user, flight.estimated_tokens)
         if flight.claim is not None:
             self.release(flight.claim)
         del self._flights[flight.turn_id]

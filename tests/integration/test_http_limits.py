@@ -86,8 +86,8 @@ def test_nodes_count_together(redis_server: RedisServer, keys: dict[str, Any]) -
         assert left == [999, 998, 997]
 
 
-def test_a_counter_that_is_silent_stops_nobody(redis_server: RedisServer, keys: dict[str, Any]) -> None:
-    """A Redis that takes and never answers: everybody gets in; once it answers, it counts as before."""
+def test_a_counter_that_is_silent_refuses_as_few(redis_server: RedisServer, keys: dict[str, Any]) -> None:
+    """A Redis that takes and never answers: this process counts, so one user's flood is limited as before."""
     with FaultProxy(redis_server.port) as proxy:
         url = f"redis://127.0.0.1:{proxy.port}/2"
         with limited(keys, user_requests_per_minute=3, rate_limit_url=url) as server:
@@ -95,8 +95,11 @@ def test_a_counter_that_is_silent_stops_nobody(redis_server: RedisServer, keys: 
             headers = bearer(keys["keys"]["alice"])
             assert told(client.get("/sessions", headers=headers))["remaining"] == "2"
             proxy.inflict(BLACK_HOLE)
-            answers = [client.get("/sessions", headers=headers) for _ in range(10)]
-            assert [(answer.status_code, told(answer)) for answer in answers] == [(200, {})] * 10
+            answers = [client.get("/sessions", headers=headers) for _ in range(5)]
+            assert [answer.status_code for answer in answers] == [200] * 3 + [429] * 2
+            assert [told(answer)["remaining"] for answer in answers] == ["2", "1", "0", "0", "0"]
+            bobby = bearer(keys["keys"]["bobby"])
+            assert told(client.get("/sessions", headers=bobby))["remaining"] == "2"
             assert client.get("/ready").status_code == 200
 
 
@@ -212,6 +215,33 @@ def test_tokens_per_day(tmp_path: Path) -> None:
             server.client.get("/users/alice/usage").json()["turns"]
             == server.client.get("/sessions/s").json()["turn_count"]
         )
+
+
+@pytest.mark.parametrize("keep_partial", [False, True])
+def test_who_leaves_before_the_end_has_spent_tokens(keep_partial: bool) -> None:
+    """A cancelled turn costs about its prompt and its words; stored is only what the provider counted."""
+    settings = {"model_provider": "openai", "openai_api_key": "k", "user_tokens_per_day": 300}
+    body = {"session_id": "s", "user_id": "alice", "message": "hi " * 400}
+    with ModelServer() as model, HttpServer(openai_base_url=model.base_url, **settings) as server:
+        model.script({"mode": "stall_mid", "text": "well"})
+        with server.client.stream("POST", "/chat/stream", json=body) as running:
+            events = running.iter_lines()
+            assert any('"text":"well"' in line for line in events)
+            server.client.post("/sessions/s/cancel", json={"keep_partial": keep_partial})
+            assert "event: turn.cancelled" in list(events)
+        problem(server.client.post("/chat", json=body), 429, "RATE_LIMITED")
+        assert server.client.get("/users/alice/usage").json()["completion_tokens"] == 0
+
+
+def test_a_model_that_does_not_answer_costs_nothing() -> None:
+    """A turn that fails before the model has said anything."""
+    settings = {"model_provider": "openai", "openai_api_key": "k", "user_tokens_per_day": 300}
+    body = {"session_id": "s", "user_id": "alice", "message": "hi " * 400}
+    with ModelServer() as model, HttpServer(openai_base_url=model.base_url, **settings) as server:
+        model.script({"mode": "status", "status": 400})
+        failed = server.client.post("/chat", json=body)
+        assert failed.status_code == 502
+        assert told(server.client.post("/chat", json=body))["remaining"] == "300"
 
 
 def test_an_erasure_does_not_begin_the_day_anew() -> None:

@@ -3,19 +3,22 @@
 import json
 import socket
 from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import httpx2
 import pytest
 
-from app.api.protocol import PushingProtocol
+from app.api.protocol import PushingProtocol, limit_send_buffer
 from app.config import Settings
 from app.main import create_app
 from app.services.overload import RETRY_S, START
 from tests.integration.test_http_server import HttpServer, problem
+from tests.modelserver import ModelServer
 
 BODY = {"session_id": "s", "message": "hi"}
 ORIGIN = "https://page.example"
+KEY = {True: {"Idempotency-Key": "k"}, False: {}}
 TURNS = ("/chat", "/chat/stream", "/sessions/s/regenerate", "/sessions/s/compact")
 PROTOCOLS = {"ours": PushingProtocol, "httptools": "httptools", "h11": "h11"}
 
@@ -95,12 +98,18 @@ def request(path: str = "/chat", body: Any = BODY, more: str = "") -> bytes:
     return f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content
 
 
-def answers(server: HttpServer, *parts: bytes, count: int) -> list[httpx2.Response]:
-    """Send ``parts`` on one connection and return so many answers."""
+def answers(server: HttpServer, *parts: bytes, count: int, is_late: bool = False) -> list[httpx2.Response]:
+    """Send ``parts`` on one connection and return so many answers, ``is_late`` when there is no more room."""
     found = []
-    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
+    with socket.socket() as connection:
+        connection.settimeout(10)
+        if is_late:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect(("127.0.0.1", server.port))
         for part in parts:
             connection.sendall(part)
+        for _ in range(3 if is_late else 0):
+            server.client.get("/health")  # what came before has been read
         reader = connection.makefile("rb")
         while len(found) < count:
             status = int(reader.readline().split()[1])
@@ -128,6 +137,16 @@ def test_a_pipeline_is_answered_in_order(choked: HttpServer) -> None:
     assert [answer.status_code for answer in found] == [503, 200, 503] * 200
 
 
+@pytest.mark.parametrize("padding", range(1, 120, 10))
+def test_who_does_not_read_is_refused_in_the_end(choked: HttpServer, padding: int) -> None:
+    """Wherever in a refusal the client's room ends, what is left of it comes when there is room again."""
+    [listener] = choked._server.servers[0].sockets
+    limit_send_buffer(listener)
+    refused = request(more=f"X-Request-ID: {padding * 'a'}\r\n")
+    found = answers(choked, refused * 600, count=600, is_late=True)
+    assert [answer.status_code for answer in found] == [503] * 600
+
+
 @pytest.mark.parametrize("more", ["Connection: close\r\n", "Expect: 100-continue\r\n"])
 def test_a_refusal_of_one_that_leaves_or_waits(choked: HttpServer, more: str) -> None:
     """Who wants the connection closed, and who waits before it sends its body, gets the refusal, too."""
@@ -136,7 +155,54 @@ def test_a_refusal_of_one_that_leaves_or_waits(choked: HttpServer, more: str) ->
     problem(refused, 503, "OVERLOADED")
 
 
+def test_what_has_not_come_takes_no_place(server: HttpServer) -> None:
+    """Turns whose bodies stay away are none yet, however many; the gate is asked again when they come."""
+    gate = server.app.state.gate  # type: ignore[attr-defined]
+    waiting = [socket.create_connection(("127.0.0.1", server.port), timeout=10) for _ in range(50)]
+    try:
+        for connection in waiting:
+            connection.sendall(request()[:-5])
+        for _ in range(3):
+            assert server.client.get("/health").status_code == 200
+        assert gate.in_flight == 0
+        gate.limit = 0
+        waiting[0].sendall(request()[-5:])
+        assert waiting[0].recv(12) == b"HTTP/1.1 503"
+    finally:
+        gate.limit = START
+        for connection in waiting:
+            connection.close()
+
+
 def test_normal_again(server: HttpServer) -> None:
     """When the gate is open, nothing is left of it."""
     assert server.client.post("/chat", json={**BODY, "session_id": "later"}).status_code == 200
     assert server.app.state.gate.in_flight == 0  # type: ignore[attr-defined]
+
+
+def test_a_turn_has_one_place_however_many_watch_it() -> None:
+    """Repeats with its key, and watchers, take none; when it has been answered its place is free."""
+    settings = {"model_provider": "openai", "openai_api_key": "k", "overload_lag_ms": 60_000}
+    with ModelServer() as model, HttpServer(openai_base_url=model.base_url, **settings) as server:
+        gate = server.app.state.gate  # type: ignore[attr-defined]
+        model.script({"mode": "text", "text": "well", "first_s": 30, "repeat": 2})
+        with ExitStack() as streams:
+
+            def begin(body: Any, places: int) -> httpx2.Response:
+                stream = server.client.stream("POST", "/chat/stream", json=body, headers=KEY[body is BODY])
+                answer = streams.enter_context(stream)
+                assert (answer.status_code, gate.in_flight) == (200, places)
+                return answer
+
+            watched = [begin(BODY, 1) for _ in range(5)]
+            other = begin({"message": "hi"}, 2)
+            for answer in (watched[0], other):
+                session = answer.headers["x-session-id"]
+                server.client.post(f"/sessions/{session}/cancel", json={"keep_partial": False})
+            for answer in (*watched, other):
+                assert "turn.cancelled" in answer.read().decode()
+        model.reset()
+        for _ in range(2):
+            assert server.client.post("/chat", json=BODY, headers=KEY[True]).status_code == 200
+        assert server.client.get("/health").status_code == 200
+        assert gate.in_flight == 0

@@ -19,6 +19,7 @@ from app.services.overload import (
     Burden,
     Gate,
     LagProbe,
+    Place,
 )
 from tests.fakes import FakeClock
 
@@ -164,6 +165,19 @@ def test_turns_go_first_then_others_and_some_never() -> None:
     assert not bench.is_refused(Burden.NONE)
     bench.windows(1)
     assert not bench.is_refused(Burden.OTHER)
+
+
+def test_a_place_is_left_once() -> None:
+    """It counts from its making to the first time it is left; where there is none, nothing counts."""
+    bench = Bench()
+    bench.turns(START - 1)
+    place = Place(bench.gate)
+    with pytest.raises(Overloaded):
+        Place(bench.gate)
+    assert bench.gate.in_flight == START
+    place.leave()
+    place.leave()
+    assert bench.gate.in_flight == START - 1
 
 
 def test_refusals_are_spread() -> None:

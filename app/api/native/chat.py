@@ -187,7 +187,12 @@ async def chat_stream(begun: BegunDep, call: CallDep) -> Response:
 
 
 def note_turn(begun: Flight | PastTurn, call: Call) -> None:
-    """See to it that the response names the turn, whatever it will be."""
+    """See to it that the response names the turn, whatever it will be.
+
+    A repeat, which began none, gives its place in the gate back.
+    """
+    if (place := call.exchange.place) is not None and (isinstance(begun, PastTurn) or begun.is_shared):
+        place.leave()
     if isinstance(begun, PastTurn):
         call.exchange.accept_turn(begun.session_id, begun.turn.turn_id)
     else:
