@@ -164,7 +164,7 @@ HOSTILE = [
     "a-", "a_", "A ", "://", "://u:", "://@", "eyJ", "-eyJ", "-eyJaaaaaa", "eyJa.", "sk-",
     "-sk-a", "ap_0", "-ap_000000_",
     "authorization: ", "password", "password=", "is ", "bearer ", "-----BEGIN ",
-    "private key-----", "\\\\", "'", " ", "=",
+    "private key-----", "\\\\", "'", " ", "=", "ghp_", "-aiza", "&key=", "://u:p/",
 ]  # fmt: skip
 
 
