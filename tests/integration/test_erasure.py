@@ -18,7 +18,7 @@ from app.services.records import DELETE_PAGE
 from app.services.sessions import NewSession, SessionView
 from app.stores.memory.store import MemoryStore
 from tests.contract.builders import make_session
-from tests.contract.test_sqlite_erasure import MARK, found_in
+from tests.contract.test_sqlite_erasure import MARK, back_up, found_in
 from tests.integration.test_http_chat import STALL, Chat, Stream, says
 from tests.integration.test_http_server import HttpServer, Json, problem
 from tests.integration.test_policies import settings_for
@@ -118,8 +118,10 @@ def test_a_receipt_is_in_the_audit_log(chat: Chat, caplog: pytest.LogCaptureFixt
     assert (line["action"], line["owner"], line["status"]) == ("DELETE /users/{user_id}", "alice", 200)
 
 
-def test_the_files_hold_no_byte_of_who_was_erased(tmp_path: Path) -> None:
-    """When the receipt is there, neither name nor words are in the database or its WAL; others' are."""
+def test_a_backup_holds_no_byte_of_who_was_erased(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """When the receipt is there, neither name nor words are in its rows or in the WAL; others' are."""
     with ModelServer() as models:
         store = {"store_url": f"sqlite:///{tmp_path}/agentpool.db"}
         with HttpServer(**{**settings_for(models), **store}) as server:
@@ -129,10 +131,11 @@ def test_the_files_hold_no_byte_of_who_was_erased(tmp_path: Path) -> None:
                 chat.say(f"my name is {user_id}", name, user_id=user_id).raise_for_status()
             assert found_in(tmp_path)
             chat.client.delete(f"/users/{MARK}").raise_for_status()
-            assert found_in(tmp_path) == {}
-            assert found_in(tmp_path, "Somebody-Else")
+            assert (tmp_path / "agentpool.db-wal").stat().st_size == 0
             chat.close()
-        assert found_in(tmp_path) == {}
+        copies = back_up(tmp_path / "agentpool.db", tmp_path_factory.mktemp("copies"))
+        assert found_in(copies) == {}
+        assert found_in(copies, "Somebody-Else")
 
 
 def test_names_that_a_user_may_have(chat: Chat) -> None:

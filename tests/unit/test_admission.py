@@ -2,13 +2,15 @@
 
 import asyncio
 
-from app.domain.errors import SessionLimit, SessionNotFound
+import pytest
+
+from app.domain.errors import SessionBusy, SessionLimit, SessionNotFound
 from app.domain.events import TurnFinished
 from app.domain.ids import SessionKey
 from app.domain.session import LifeSpan
 from app.services.admission import Admission, NewSession
 from tests.cancellation.chats import Chats, end_of
-from tests.fakes import Fault, Gate, LoopClock, Script, make_session, new_ids
+from tests.fakes import FakeClock, Fault, Gate, LoopClock, Script, make_session, new_ids
 
 ALICE = NewSession(user_id="alice")
 
@@ -116,3 +118,19 @@ async def test_when_every_session_has_a_turn_the_new_one_is_refused() -> None:
     assert await left(chats) == {"s1"}
     busy.open()
     assert isinstance(await end_of(flight), TurnFinished)
+
+
+async def test_who_is_being_erased_is_barred_for_a_while_at_most() -> None:
+    """A process that hears nothing more of an erasure believes in its end; others' sessions are made."""
+    chats, clock = await Chats.make(), FakeClock()
+    admission = Admission(chats.store, chats.factory, clock, new_ids(1000), LifeSpan())
+    admission.bar(("", "alice"), 10)
+    with pytest.raises(SessionBusy):
+        await admission.create(ALICE)
+    await admission.create(NewSession(user_id="bob"))
+    await admission.create(NewSession())
+    clock.advance(10)
+    await admission.create(ALICE)
+    admission.bar(("", "alice"), 10)
+    admission.bar(("", "alice"), 0)
+    await admission.create(ALICE)
