@@ -10,9 +10,10 @@ import httpx2
 import pytest
 
 from app.api.protocol import PushingProtocol, limit_send_buffer
+from app.api.shedding import burden_of
 from app.config import Settings
 from app.main import create_app
-from app.services.overload import RETRY_S, START
+from app.services.overload import RETRY_S, START, Burden
 from tests.integration.test_http_server import HttpServer, problem
 from tests.modelserver import ModelServer
 
@@ -90,6 +91,27 @@ def test_a_choked_loop_refuses_the_rest_too(choked: HttpServer) -> None:
         assert choked.client.get("/agent-stats").status_code == 200
     finally:
         gate._is_choked = False
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "burden"),
+    [
+        ("GET", "/health", Burden.NONE),
+        ("GET", "/api/metrics", Burden.NONE),
+        ("POST", "/agent-cleanup", Burden.NONE),
+        ("POST", "/node/cancel", Burden.NONE),
+        ("POST", "/sessions/s/cancel", Burden.NONE),
+        ("POST", "/sessions/s/compact", Burden.TURN),
+        ("GET", "/sessions/stats", Burden.OTHER),
+        ("DELETE", "/agents/a/sessions", Burden.OTHER),
+        ("PATCH", "/apps/a/state", Burden.OTHER),
+        ("DELETE", "/users/alice", Burden.OTHER),
+    ],
+)
+def test_what_is_never_refused(method: str, path: str, burden: Burden) -> None:
+    """Probes, the pool's routes, nodes and cancels; a choked loop refuses all else, admins' routes, too."""
+    root = "/api" if path.startswith("/api/") else ""
+    assert burden_of({"method": method, "path": path, "root_path": root}) is burden
 
 
 def request(path: str = "/chat", body: Any = BODY, more: str = "") -> bytes:
