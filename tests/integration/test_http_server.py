@@ -152,8 +152,8 @@ def test_unknown_paths_are_not_found(client: httpx2.Client, path: str) -> None:
         ("POST", "/api/sessions/a", "DELETE, GET, HEAD, PATCH"),
         ("OPTIONS", "/agent-stats", "GET"),
         ("POST", "/sessions/a/turns/active", "GET"),
-        ("POST", "/docs", "GET"),
-        ("PROPFIND", "/health", "GET"),
+        ("POST", "/docs", "GET, HEAD"),
+        ("PROPFIND", "/health", "GET, HEAD"),
     ],
 )
 def test_other_methods_are_told_what_is_allowed(
