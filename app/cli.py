@@ -143,7 +143,7 @@ def migrate_store(
 def rotate_keys(
     force: Annotated[bool, typer.Option(help="Although a server announces itself in the store.")] = False,
     skip_broken: Annotated[
-        bool, typer.Option(help="Succeed although some sessions cannot be read and stay as they are.")
+        bool, typer.Option(help="Succeed although something cannot be read, or the files not be scrubbed.")
     ] = False,
 ) -> None:
     """Encrypt everything in STORE_URL with the first of ENCRYPTION_KEYS. Stop the servers first.
