@@ -62,8 +62,9 @@ def stored_turns(server: ServerProcess) -> dict[str, int]:
 
 def test_five_times_what_it_carries(tmp_path: Path) -> None:
     """Every request is answered or refused as promised, health and admin get through, nothing is lost."""
-    # On a slow machine, too, the gate is to refuse, and not the pool after five seconds.
-    with ServerProcess(tmp_path, MODEL_PROVIDER="demo", AGENT_CAPACITY_WAIT_S="60") as server:
+    # On a slow machine, too, the gate is to refuse, and not the pool: after five seconds, or the thousandth.
+    settings = {"AGENT_CAPACITY_WAIT_S": "60", "AGENT_CAPACITY_QUEUE": "100000"}
+    with ServerProcess(tmp_path, MODEL_PROVIDER="demo", **settings) as server:
         before_mib = load_process.read_rss_mib(server.pid)
         crowd, watch, (peak, over, calm) = asyncio.run(overload(server))
 
