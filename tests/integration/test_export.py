@@ -223,3 +223,21 @@ async def test_a_client_that_does_not_read_and_one_that_leaves_end_the_reading()
         assert store.pages == 1
         async with runtime.sessions.export_user("", "u"):
             pass
+
+
+async def test_who_has_the_last_line_may_have_another_one() -> None:
+    """When the end of an export can be read, the export is over."""
+    after: list[Json] = []
+
+    async def receive() -> Json:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async def send(message: Json) -> None:
+        if b'"kind":"end"' in message.get("body", b""):
+            await app(http_scope("GET", "/users/u/export"), receive, collect(after))
+
+    async with Runtime(SETTINGS, store=MemoryStore(LifeSpan())) as runtime:
+        app = create_app(runtime=runtime)
+        await app(http_scope("GET", "/users/u/export"), receive, send)
+    assert after[0]["status"] == 200

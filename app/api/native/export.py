@@ -5,8 +5,8 @@ the lines of every other kind: an export without it was cut off.
 """
 
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from typing import Any
 
 from fastapi.responses import StreamingResponse
@@ -34,7 +34,7 @@ Members = dict[str, Any]
 
 
 class ExportResponse(StreamingResponse):
-    """Sends an export, which is under way as long as that takes."""
+    """Sends an export, which is under way until its last line: who has that may have another one."""
 
     def __init__(
         self, export: AbstractAsyncContextManager[AsyncIterator[Exported]], user_id: str, now_ms: int
@@ -47,13 +47,19 @@ class ExportResponse(StreamingResponse):
         self._now_ms = now_ms
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async with self._export as pieces:
-            self.body_iterator = to_lines(pieces, self._user_id, self._now_ms)
+        async with AsyncExitStack() as under_way:
+            pieces = await under_way.enter_async_context(self._export)
+            self.body_iterator = to_lines(pieces, self._user_id, self._now_ms, under_way.aclose)
             await super().__call__(scope, receive, send)
 
 
-async def to_lines(pieces: AsyncIterator[Exported], user_id: str, now_ms: int) -> AsyncIterator[bytes]:
-    """Yield the export in chunks of whole lines; closing it ends the reading."""
+async def to_lines(
+    pieces: AsyncIterator[Exported], user_id: str, now_ms: int, on_read: Callable[[], Awaitable[None]]
+) -> AsyncIterator[bytes]:
+    """Yield the export in chunks of whole lines; closing it ends the reading.
+
+    ``on_read`` is called when all has been read, before the last line.
+    """
     counts: Counter[str] = Counter()
     chunk = bytearray()
 
@@ -68,6 +74,7 @@ async def to_lines(pieces: AsyncIterator[Exported], user_id: str, now_ms: int) -
         if len(chunk) >= CHUNK_BYTES:
             yield bytes(chunk)
             chunk.clear()
+    await on_read()
     add("end", {"counts": dict(sorted(counts.items()))})
     yield bytes(chunk)
 
