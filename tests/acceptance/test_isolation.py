@@ -178,10 +178,10 @@ def seen(response: httpx2.Response, *names: str) -> tuple[int, Any, str]:
 
 
 def bare(text: str, *names: str) -> str:
-    for name in names:
-        text = text.replace(name, "$NAME")
     text = re.sub(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", "$UUID", text)
     text = re.sub(r"\d{4}-\d\d-\d\dT[\d:.]+Z", "$TIME", text)
+    for name in names:  # last: a short one may be part of an id
+        text = text.replace(name, "$NAME")
     return re.sub(r'("\w+_(?:ms|s)":)[\d.]+', r"\1$N", text)
 
 
