@@ -71,7 +71,3 @@ class KeyRing:
             )
         except InvalidTag:
             raise UnknownKey from None
-
-    def is_current(self, raw: bytes) -> bool:
-        """Whether ``raw`` was encrypted with the first key."""
-        return raw[:ID_BYTES] == self._first
