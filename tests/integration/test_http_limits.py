@@ -11,6 +11,7 @@ import pytest
 
 from tests.faultproxy import BLACK_HOLE, FaultProxy
 from tests.integration.test_http_server import HttpServer, problem
+from tests.integration.test_policies import settings_for
 from tests.modelserver import ModelServer
 from tests.people import bearer, make_keys
 from tests.redisserver import RedisServer
@@ -107,12 +108,7 @@ def test_turns_at_a_time_are_exact() -> None:
     """Of 50 at once of one user exactly three run; another user's do; each that ends makes room."""
     with (
         ModelServer() as model,
-        HttpServer(
-            model_provider="openai",
-            openai_api_key="k",
-            openai_base_url=model.base_url,
-            user_concurrent_turns=3,
-        ) as server,
+        HttpServer(**settings_for(model, user_concurrent_turns=3)) as server,
     ):
         model.script({**SLOW, "repeat": 60})
 
@@ -163,12 +159,7 @@ def test_a_refused_turn_leaves_nothing() -> None:
     """Neither a session nor a key: the same request succeeds once there is room."""
     with (
         ModelServer() as model,
-        HttpServer(
-            model_provider="openai",
-            openai_api_key="k",
-            openai_base_url=model.base_url,
-            user_concurrent_turns=1,
-        ) as server,
+        HttpServer(**settings_for(model, user_concurrent_turns=1)) as server,
     ):
         model.script(SLOW)
         client = server.client
